@@ -1,0 +1,79 @@
+// The schemas of every cnnfast op, in one place. Private until 1.0: the Python functions in cnnfast.ops are the API.
+//
+// Conventions, the same in every schema:
+//   x                 (N, C, H, W), any dtype of {float32, float64, bfloat16, float16}; channels_last is the fast path
+//   stride, dilation  [vertical, horizontal]
+//   padding           [top, bottom, left, right], or empty for 'same': output = ceil(input / stride), the odd row or
+//                     column of zeros at the bottom or right (TensorFlow's rule; for stride 1 also PyTorch's)
+//   *activation       a code of cnnfast.ops.activations: 0 identity, 1 relu, 2 relu6
+//   output_mask       bit i set: gradient i of the returned list is wanted; one that is not comes back with 0 elements
+//   backend           a code of cnnfast.ops.backends: 0 auto, 1 cpu, 2 cuda, 3 triton
+//   packed            what pack_<op> returned: uint8, opaque, a 64-byte header first (csrc/packing.h)
+// No str anywhere: the stable ABI's string conversion leaks.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(cnnfast, m) {
+  // y = activation(depthwise(pre_activation(x), weight) + bias);  weight (C * multiplier, 1, kh, kw), bias (C * multiplier)
+  m.def(
+      "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation,"
+      " int pre_activation, int activation, int backend=0) -> Tensor");
+  // gradients of x, weight, bias
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
+      " int[] dilation, int pre_activation, int activation, int output_mask, int backend=0)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def("pack_depthwise_conv2d(Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "depthwise_conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
+      " int[] padding, int[] dilation, int pre_activation, int activation, int backend=0) -> Tensor");
+
+  // y = activation(conv1x1(x, weight, stride) + bias + residual);  weight (K, C, 1, 1), bias (K), residual like y
+  m.def(
+      "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int activation,"
+      " int backend=0) -> Tensor");
+  // gradients of x, weight, bias, residual
+  m.def(
+      "pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride,"
+      " int activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("pack_pointwise_conv2d(Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "pointwise_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] stride,"
+      " int activation, int backend=0) -> Tensor");
+
+  // t = mid_activation(depthwise(pre_activation(x), dw_weight) + dw_bias)
+  // y = activation(conv1x1(t, pw_weight) + pw_bias + residual)
+  m.def(
+      "separable_conv2d(Tensor x, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias,"
+      " Tensor? residual, int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation,"
+      " int activation, int backend=0) -> Tensor");
+  // gradients of x, dw_weight, dw_bias, pw_weight, pw_bias, residual
+  m.def(
+      "separable_conv2d_backward(Tensor grad, Tensor x, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight,"
+      " Tensor? pw_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation, int pre_activation,"
+      " int mid_activation, int activation, int output_mask, int backend=0)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("pack_separable_conv2d(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias) -> Tensor");
+  m.def(
+      "separable_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size,"
+      " int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation, int activation,"
+      " int backend=0) -> Tensor");
+
+  // e = activation(conv1x1(x, expand_weight) + expand_bias);  d = activation(depthwise(e, dw_weight) + dw_bias)
+  // y = conv1x1(d, project_weight) + project_bias + residual
+  m.def(
+      "inverted_residual(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
+      " Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation,"
+      " int activation, int backend=0) -> Tensor");
+  // gradients of x, expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias, residual
+  m.def(
+      "inverted_residual_backward(Tensor grad, Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor dw_weight,"
+      " Tensor? dw_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride, int[] padding,"
+      " int[] dilation, int activation, int output_mask, int backend=0)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "pack_inverted_residual(Tensor expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
+      " Tensor project_weight, Tensor? project_bias) -> Tensor");
+  m.def(
+      "inverted_residual_packed(Tensor x, Tensor packed, Tensor? residual, int expanded_channels, int out_channels,"
+      " int[] kernel_size, int[] stride, int[] padding, int[] dilation, int activation, int backend=0) -> Tensor");
+}
