@@ -1,0 +1,54 @@
+// The layout of packed weights, shared by the CPU kernels, the bindings (sizes, for the fakes) and the tests.
+// No torch and no std containers: per-ISA objects include it.
+//
+// A packing is one uint8 tensor: PackedHeader, then sections of scalars (float, or double for float64 weights):
+//   depthwise section   bias[Cp], weight[taps][Cp]                Cp = channels rounded up to kPanel, zero-filled
+//   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
+// Ops: depthwise = depthwise; pointwise = pointwise; separable = depthwise, pointwise;
+// inverted_residual = expand (pointwise), depthwise, project (pointwise).
+// The layout is the same for every ISA, so that a packing (and an exported program that holds one) is portable.
+#pragma once
+#include <cstdint>
+
+namespace cnnfast {
+
+constexpr int64_t kPanel = 16;  // output channels side by side: one AVX-512 vector of floats, two of AVX2
+constexpr uint32_t kPackedMagic = 0x46'4e'4e'43;  // "CNNF", little endian
+constexpr uint16_t kPackedVersion = 1;
+
+enum class PackedOp : uint16_t { depthwise_conv2d = 1, pointwise_conv2d, separable_conv2d, inverted_residual };
+
+struct PackedHeader {
+  uint32_t magic;
+  uint16_t version;
+  PackedOp op;
+  int32_t itemsize;           // of one scalar: 4 float, 8 double
+  int32_t in_channels;        // of the op's input
+  int32_t mid_channels;       // of the depthwise stage's output
+  int32_t out_channels;       // of the op's output
+  int32_t kernel_h, kernel_w;
+  uint8_t reserved[32];
+};
+static_assert(sizeof(PackedHeader) == 64);
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Sections' sizes in scalars.
+constexpr int64_t depthwise_section(int64_t channels, int64_t taps) { return round_up(channels, kPanel) * (1 + taps); }
+constexpr int64_t pointwise_section(int64_t in, int64_t out) { return round_up(out, kPanel) * (1 + in); }
+
+// A packing's size in bytes.
+constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize) {
+  int64_t scalars = 0;
+  switch (op) {
+    case PackedOp::depthwise_conv2d: scalars = depthwise_section(out, taps); break;
+    case PackedOp::pointwise_conv2d: scalars = pointwise_section(in, out); break;
+    case PackedOp::separable_conv2d: scalars = depthwise_section(mid, taps) + pointwise_section(mid, out); break;
+    case PackedOp::inverted_residual:
+      scalars = pointwise_section(in, mid) + depthwise_section(mid, taps) + pointwise_section(mid, out);
+      break;
+  }
+  return static_cast<int64_t>(sizeof(PackedHeader)) + scalars * itemsize;
+}
+
+}  // namespace cnnfast
