@@ -1,0 +1,1 @@
+pytest_plugins = ["summary"]  # what was proven how, at the end of a run
