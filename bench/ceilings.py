@@ -8,13 +8,12 @@ import torch
 
 from .timing import sample
 
-_GEMM_SIZE = 2048
 _DRAM_BYTES = 1 << 29  # read + written: larger than any last-level cache
 
 
 @cache
-def gemm_rate(dtype: torch.dtype, threads: int, size: int = _GEMM_SIZE) -> float:
-    """FLOP/s of torch.mm on square matrices, the best of ten; ``threads`` must be those in use (it keys the cache)."""
+def gemm_rate(dtype: torch.dtype, threads: int, size: int) -> float:
+    """FLOP/s of torch.mm on matrices of `size` squared, the best of ten. `threads` are those in use; they key the cache."""
     a, b = torch.randn(2, size, size).to(dtype)
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)
@@ -23,14 +22,14 @@ def gemm_rate(dtype: torch.dtype, threads: int, size: int = _GEMM_SIZE) -> float
 
 @cache
 def copy_rate(nbytes: int, threads: int) -> float:
-    """Bytes/s, read + written, of copying so that ``nbytes`` are moved.
+    """Bytes/s, read + written, of copying so that `nbytes` are moved.
 
     A row's floor uses its own size: what fits a cache may be served by it, for the kernel as for the copy.
     """
     source = torch.ones(max(64, nbytes // 2), dtype=torch.uint8)
     target = torch.empty_like(source)
     target.copy_(source)
-    count = max(1, (1 << 22) // max(1, nbytes))
+    count = max(1, (1 << 22) // max(1 << 12, nbytes))
     return 2 * source.numel() / min(sample(lambda: target.copy_(source), count) for _ in range(10))
 
 

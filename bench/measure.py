@@ -27,6 +27,7 @@ class Settings:
     batch: int = 1
     rounds: int = 15
     sample_seconds: float = 0.02
+    gemm_size: int = 2048
     peers: tuple[str, ...] = tuple(PEERS)
 
 
@@ -34,7 +35,7 @@ class Settings:
 class Problem:
     """A case made ready: our call, and the plain layers that the peers run.
 
-    ``ours`` is a function that does the one-off work and returns the call, as a peer is. ``nbytes`` is what must be
+    `ours` is a function that does the one-off work and returns the call, as a peer is. `nbytes` is what must be
     moved at least: input, weights, output (and residual), once each.
     """
 
@@ -102,7 +103,7 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS) -
             calls[name] = call
     for name, seconds in interleave(calls, settings.rounds, settings.sample_seconds).items():
         result.contenders[name].seconds = seconds
-    result.gemm_rate = ceilings.gemm_rate(settings.dtype, settings.threads)
+    result.gemm_rate = ceilings.gemm_rate(settings.dtype, settings.threads, settings.gemm_size)
     result.copy_rate = ceilings.copy_rate(problem.nbytes, settings.threads)
     return result
 
@@ -119,7 +120,7 @@ ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch
 
 
 def mismatch(output: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:
-    """Why ``output`` isn't the float64 result ``expected`` computed in ``dtype``; None if it is.
+    """Why `output` isn't the float64 result `expected` computed in `dtype`; None if it is.
 
     Each element's error is held against the RMS of its own channel (of logits: of its image), so that a wrong small
     channel among larger ones is seen.
@@ -138,9 +139,9 @@ def mismatch(output: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -
 
 
 def run_cases(cases: Sequence[Case], settings: Settings, processes: int, isolate: bool) -> Iterator[Measurement]:
-    """Measure every case in each of ``processes`` processes, one after the other.
+    """Measure every case in each of `processes` processes, one after the other.
 
-    ``isolate``: a fresh process for each case as well, for cases so large that one would change the next one's memory.
+    `isolate`: a fresh process for each case as well, for cases so large that one would change the next one's memory.
     """
     for _ in range(processes):
         pool = _pool()

@@ -1,15 +1,15 @@
-"""The cases of ``cnnfast bench models``: whole networks, against the network that people have, in timm's plain layers."""
+"""The cases of `cnnfast bench models`: whole networks, against timm's of plain layers, the same weights in both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from cnnfast._peers import import_timm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
-from cnnfast._peers import import_timm
 
 from .measure import Problem, Settings
 from .timing import Call
@@ -17,7 +17,7 @@ from .timing import Call
 
 @dataclass(frozen=True)
 class ModelCase:
-    """Our ``name`` against timm's ``timm_name``, the same weights in both."""
+    """Our `name` against timm's `timm_name`, the same weights in both."""
 
     name: str
     timm_name: str
@@ -62,5 +62,5 @@ MODELS: tuple[str, ...] = tuple(case.name for case in CASES)
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[ModelCase]:
-    """The networks ``names`` (all if None); ``quick``: the first one."""
+    """The networks `names` (all if None); `quick`: the first one."""
     return [case for case in CASES if not names or case.name in names][: 1 if quick else None]

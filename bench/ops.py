@@ -1,4 +1,4 @@
-"""The cases of ``cnnfast bench ops``: each op at the real networks' shapes.
+"""The cases of `cnnfast bench ops`: each op at the real networks' shapes.
 
 Ours is the packed form, one op call. The peers run plain convolutions whose BN is folded into weight and bias already
 (the strongest form that eager PyTorch has), with explicit padding where TensorFlow's 'same' needs it, as timm does.
@@ -72,7 +72,7 @@ class PlainBlock(nn.Sequential):
 
 @dataclass(frozen=True)
 class OpCase:
-    """An op at one shape. ``size`` is the input's height and width; ``expanded`` is inverted_residual's middle."""
+    """An op at one shape. `size` is the input's height and width; `expanded` is inverted_residual's middle."""
 
     group: str
     network: str
@@ -131,7 +131,7 @@ def _layers(case: OpCase) -> list[PlainConv]:
 
 
 def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Call:
-    """Pack the weights of ``plain``; the call is one op."""
+    """Pack the weights of `plain`; the call is one op."""
     weights = [layer.conv.weight for layer in plain]
     biases = [layer.conv.bias for layer in plain]
     before, after = case.padding
@@ -242,5 +242,5 @@ _QUICK |= {"24-144-24 @56 k3 (tf_efficientnet_lite0)", "112-672-112 @14 k5 (tf_e
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[OpCase]:
-    """The cases of the ops ``names`` (all if None); ``quick``: one or two of each op."""
+    """The cases of the ops `names` (all if None); `quick`: one or two of each op."""
     return [case for case in CASES if (not names or case.group in names) and (not quick or case.name in _QUICK)]

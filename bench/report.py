@@ -35,8 +35,8 @@ class Timing:
 
 @dataclass
 class Row:
-    """A case over all processes. A contender is in ``timings`` or, if its output was wrong or it could not run, in
-    ``problems``; ``ratios`` are how many times faster cnnfast is than that peer."""
+    """A case over all processes. A contender is in `timings` or, if its output was wrong or it could not run, in
+    `problems`; `ratios` are how many times faster cnnfast is than that peer."""
 
     group: str
     name: str

@@ -15,7 +15,7 @@ Samples = Sequence[Sequence[float]]  # a list of rounds for each process
 
 
 def sample(call: Call, count: int) -> float:
-    """Seconds of one call, averaged over ``count`` in a row."""
+    """Seconds of one call, averaged over `count` in a row."""
     start = time.perf_counter()
     for _ in range(count):
         call()
@@ -23,7 +23,7 @@ def sample(call: Call, count: int) -> float:
 
 
 def calls_per_sample(call: Call, seconds: float) -> int:
-    """How many calls in a row take about ``seconds``."""
+    """How many calls in a row take about `seconds`."""
     call()
     return max(1, round(seconds / max(sample(call, 2), 1e-7)))
 
@@ -31,7 +31,7 @@ def calls_per_sample(call: Call, seconds: float) -> int:
 def interleave(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds a call, a number a round, of every contender.
 
-    Each round times all of them for about ``seconds`` each (A B C, B C A, ...), so that a busy machine slows all alike
+    Each round times all of them for about `seconds` each (A B C, B C A, ...), so that a busy machine slows all alike
     and none always runs behind the same other one.
     """
     counts = {name: calls_per_sample(call, seconds) for name, call in calls.items()}
@@ -90,7 +90,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def peak_growth(call: Call) -> tuple[object, int | None]:
-    """What ``call`` returns, and by how many bytes the process's memory grew above what it was, at its highest.
+    """What `call` returns, and by how many bytes the process's memory grew above what it was, at its highest.
 
     Linux only (None elsewhere, and where the kernel won't reset the peak). Memory that the allocator kept from earlier
     calls is given back first, so that it isn't reused unseen.

@@ -1,4 +1,4 @@
-"""``python -m cnnfast`` is the command ``cnnfast``."""
+"""`python -m cnnfast` is the command `cnnfast`."""
 
 import sys
 

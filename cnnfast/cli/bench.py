@@ -1,11 +1,13 @@
-"""``cnnfast bench``: cnnfast against eager PyTorch and torch.compile, on this machine."""
+"""`cnnfast bench`: cnnfast against eager PyTorch and torch.compile, on this machine."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from cnnfast.cli.errors import UsageError, require
+from rich.console import Console
+
+from cnnfast.cli.errors import UsageError
 from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
 
 
@@ -31,9 +33,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> int:
     """1 if an output was wrong or a contender could not run."""
-    require("rich", "demo")
-    from rich.console import Console
-
     from cnnfast.bench import ceilings, peers, report
     from cnnfast.bench.measure import Settings, run_cases
 
@@ -42,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if unknown := set(names) - set(peers.PEERS):
         raise UsageError(f"--peers: no peer {', '.join(sorted(unknown))}; there are {', '.join(peers.PEERS)}")
     threads = set_threads(args.threads)
-    settings = Settings(
-        threads, DTYPES[args.dtype], args.batch, args.rounds or (5 if args.quick else 15), peers=names
-    )
+    settings = Settings(threads, DTYPES[args.dtype], args.batch, args.rounds or (5 if args.quick else 15), peers=names)
 
     measurements = []
     progress = Console(stderr=True, highlight=False)

@@ -1,4 +1,4 @@
-"""``cnnfast classify``: photos to ImageNet labels, with a network of cnnfast's fused kernels."""
+"""`cnnfast classify`: photos to ImageNet labels, with a network of cnnfast's fused kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import cnnfast
 from cnnfast.cli.errors import UsageError, require
 from cnnfast.cli.images import find_images
 from cnnfast.cli.options import DTYPES, add_threads, parse_device, positive_int, set_threads
-from cnnfast.ops.backends import BACKENDS, use_backend
+from cnnfast.nn import set_backend
+from cnnfast.ops.backends import BACKENDS
 from cnnfast.preprocess import Preprocessing, preprocessing_for
 from cnnfast.pretrained import find_weights, imagenet_labels
 
@@ -55,13 +56,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    parser.add_argument("--backend", choices=list(BACKENDS), default="auto", help="of every fused op (default: auto)")
+    parser.add_argument(
+        "--backend", choices=["auto", *BACKENDS], default="auto", help="of every fused op (default: auto)"
+    )
     add_threads(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    require("rich", "demo")
     require("PIL", "demo")
     from rich.console import Console
 
@@ -72,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
     threads = set_threads(args.threads)
     model, preprocessing, weights = load_model(args.model, args.weights)
     model = model.to(device=device, dtype=DTYPES[args.dtype], memory_format=torch.channels_last).eval()
+    set_backend(model, args.backend)
 
     errors = Console(stderr=True, highlight=False)
     for path, reason in failures:
         report_failure(errors, path, reason)
-    with use_backend(args.backend):
-        results, unreadable = classify(model, preprocessing, images, args.topk, errors)
+    results, unreadable = classify(model, preprocessing, images, args.topk, errors)
     failures += unreadable
 
     if args.json:
@@ -128,9 +130,7 @@ def classify(
     return results, failures
 
 
-def classify_one(
-    model: torch.nn.Module, preprocessing: Preprocessing, path: Path, topk: int, to_model: dict
-) -> Result:
+def classify_one(model: torch.nn.Module, preprocessing: Preprocessing, path: Path, topk: int, to_model: dict) -> Result:
     start = time.perf_counter()
     x = preprocessing.load(path).to(**to_model)
     read = time.perf_counter()

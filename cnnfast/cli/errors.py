@@ -8,7 +8,7 @@ class UsageError(Exception):
 
 
 def require(module: str, extra: str) -> None:
-    """Import ``module``, or say which extra of cnnfast brings it."""
+    """Import `module`, or say which extra of cnnfast brings it."""
     try:
         __import__(module)
     except ImportError:

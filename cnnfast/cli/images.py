@@ -9,7 +9,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 
 def find_images(paths: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """The images under ``paths``, in order and once each, and (path, reason) of what led to none.
+    """The images under `paths`, in order and once each, and (path, reason) of what led to none.
 
     A directory is walked for files with an image's suffix; a file is taken whatever it is called.
     """

@@ -1,4 +1,4 @@
-"""``cnnfast info``: what was built, what this machine has, which backend each op takes."""
+"""`cnnfast info`: what was built, what this machine has, which backend each op takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cnnfast info | classify | bench``."""
+"""`cnnfast info | classify | bench`."""
 
 from __future__ import annotations
 
