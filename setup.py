@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from build_backend.command import BuildExtensions
 
-# The folders kernels/ and bench/ are installed as cnnfast.kernels and cnnfast.bench: a bare `kernels` is another project.
+# Installed as cnnfast.kernels and cnnfast.bench: a bare `kernels` is another project.
 ELSEWHERE = {"cnnfast.kernels": "kernels", "cnnfast.bench": "bench"}
 
 packages = find_packages(include=["cnnfast", "cnnfast.*"])
@@ -20,6 +20,6 @@ setup(
     license="Apache-2.0",
     packages=packages,
     package_dir={"": ".", **ELSEWHERE},
-    ext_modules=[Extension("cnnfast._C", sources=[])],  # makes the wheel a platform wheel; BuildExtensions does the rest
+    ext_modules=[Extension("cnnfast._C", sources=[])],  # a wheel for this platform; BuildExtensions does the rest
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -80,13 +80,23 @@ def check_x(x: Tensor) -> torch.Size:
     return shape
 
 
-def check_depthwise_weight(name: str, weight: Tensor, x: Tensor, channels: int, like: str = "x") -> torch.Size:
-    """weight: (channels * multiplier, 1, kh, kw)."""
+def check_depthwise_weight(
+    name: str, weight: Tensor, x: Tensor, channels: int, like: str = "x", multiplier: int | None = None
+) -> torch.Size:
+    """weight: (channels * multiplier, 1, kh, kw); any multiplier unless one is given."""
     _check_like(name, weight, x, like)
     shape = weight.shape
-    if len(shape) != 4 or shape[1] != 1 or shape[0] < 1 or shape[2] < 1 or shape[3] < 1 or shape[0] % channels:
+    if (
+        len(shape) != 4
+        or shape[1] != 1
+        or shape[0] < 1
+        or shape[2] < 1
+        or shape[3] < 1
+        or (shape[0] % channels if multiplier is None else shape[0] != channels * multiplier)
+    ):
+        wanted = f"a multiple of {channels}" if multiplier is None else f"{channels * multiplier}"
         raise ValueError(
-            f"{name} must have shape (channels, 1, kh, kw) with channels a multiple of the {channels} that come in,"
+            f"{name} must have shape (out, 1, kh, kw), out {wanted}, for the {channels} channels that come in,"
             f" got {tuple(shape)}"
         )
     return shape
