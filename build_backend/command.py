@@ -72,7 +72,11 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         ninja.rules(CUDA_RULES.format(nvcc=cuda.nvcc))
         host = [f"-ccbin {compiler.command[0]}", "-Xcompiler -fPIC,-fvisibility=hidden,-Wall", CXX_STANDARD, "-O3"]
         flags = [*host, "-DUSE_CUDA", f"-I{CSRC}", *torch_flags, "--threads 1", *cuda.gencode_flags]
-        objects = [ninja.build("nvcc", object_of(source), [source], flags) for source in sources("cuda/**/*.cu")]
+        objects = [
+            ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, "-DUSE_CUDA", *torch_flags])
+            for source in sources("cuda/*.cpp")
+        ]
+        objects += [ninja.build("nvcc", object_of(source), [source], flags) for source in sources("cuda/**/*.cu")]
         needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
         ninja.build("nvcc_link", "libcnnfast_cuda.so", objects, ["-cudart static", *needed])
         libraries.append("libcnnfast_cuda.so")
