@@ -1,0 +1,148 @@
+"""The `build_ext` command: generates the ninja file, runs it, puts the libraries and _build.json into the package."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools.command.build_ext import build_ext
+
+from build_backend.cuda import Cuda, find_cuda
+from build_backend.ninja_file import CUDA_RULES, RULES, NinjaFile
+from build_backend.toolchain import (
+    CXX_STANDARD,
+    ROOT,
+    BuildError,
+    Compiler,
+    Isa,
+    Torch,
+    find_compiler,
+    find_ninja,
+    require_torch,
+    usable_isas,
+)
+
+CSRC = ROOT / "csrc"
+STABLE_ABI = ("-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000")
+CXX_FLAGS = (CXX_STANDARD, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}")
+LINK_FLAGS = ("-Wl,-z,defs", "-Wl,--as-needed")  # an undefined symbol is found here, not at the first call
+EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def sources(pattern: str) -> list[Path]:
+    return sorted(CSRC.glob(pattern))
+
+
+def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -> tuple[NinjaFile, list[str]]:
+    """The ninja file and the names of the libraries that it makes."""
+    import pybind11
+
+    ninja = NinjaFile()
+    ninja.rules(RULES.format(cxx=" ".join(compiler.command)))
+    have = [f"-D{isa.macro}" for isa in isas]
+
+    python_includes = [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"]
+    bindings = ninja.build("cxx", "bindings.o", sources("bindings.cpp"), [*CXX_FLAGS, *have, *python_includes])
+    ninja.build("link", EXTENSION, [bindings], ["-Wl,--as-needed"])  # Python's symbols come from the interpreter
+
+    torch_flags = [*STABLE_ABI, f"-isystem {torch.root / 'include'}"]
+    objects = [
+        ninja.build("cxx", f"{source.relative_to(CSRC).with_suffix('')}.o", [source], [*CXX_FLAGS, *have, *torch_flags])
+        for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
+    ]
+    objects += [
+        ninja.build("cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
+        for isa in isas
+        for source in sources("cpu/kernels/isa.cpp")
+    ]
+    # libstdc++ first: torch's libraries export some of its symbols, and another torch may not.
+    torch_libraries = ["-lstdc++", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    ninja.build("link", "libcnnfast_ops.so", objects, [*LINK_FLAGS, *torch_libraries])
+    libraries = [EXTENSION, "libcnnfast_ops.so"]
+
+    if cuda is not None:
+        ninja.rules(CUDA_RULES.format(nvcc=cuda.nvcc))
+        host = [f"-ccbin {compiler.command[0]}", "-Xcompiler -fPIC,-fvisibility=hidden,-Wall", CXX_STANDARD, "-O3"]
+        flags = [*host, "-DUSE_CUDA", f"-I{CSRC}", *torch_flags, "--threads 1", *cuda.gencode_flags]
+        objects = [ninja.build("nvcc", f"cuda/{source.stem}.o", [source], flags) for source in sources("cuda/*.cu")]
+        needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        ninja.build("nvcc_link", "libcnnfast_cuda.so", objects, ["-cudart static", *needed])
+        libraries.append("libcnnfast_cuda.so")
+    return ninja, libraries
+
+
+def jobs(gigabytes_each: float) -> int:
+    """As many as cores and free memory allow; $MAX_JOBS overrides."""
+    if os.environ.get("MAX_JOBS"):
+        return max(1, int(os.environ["MAX_JOBS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (ValueError, OSError):
+        return cores
+    return max(1, min(cores, int(free / gigabytes_each)))
+
+
+def build(destination: Path) -> list[Path]:
+    """Builds everything that this machine can into `destination` (the package's folder); returns the files."""
+    compiler, torch = find_compiler(), require_torch()
+    isas, notes = usable_isas(compiler)
+    cuda, reason = find_cuda(torch, sources("cuda/*.cu"))
+    if cuda is None:
+        notes.append(f"CUDA kernels left out: {reason}")
+    ninja, libraries = plan(compiler, isas, torch, cuda)
+
+    folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    ninja.write(folder / "build.ninja")
+    command = [find_ninja(), "-C", str(folder), "-j", str(jobs(4 if cuda else 2)), *libraries]
+    status = subprocess.run(command, env={**os.environ, "NINJA_STATUS": "[%f/%t] %es "}).returncode
+    if status:
+        raise BuildError(f"the build failed (ninja's exit status {status}); the compiler's message is above.")
+
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in libraries:
+        staged = destination / f"{name}.new"  # renamed into place: a process that has the old file mapped keeps it
+        shutil.copy2(folder / name, staged)
+        staged.replace(destination / name)
+    if cuda is None:
+        (destination / "libcnnfast_cuda.so").unlink(missing_ok=True)  # from an earlier build: no longer these sources
+    facts = {
+        "compiler": compiler.version,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch_headers": torch.version,
+        "isas": [isa.name for isa in isas],
+        "nvcc": cuda.version if cuda else None,
+        "cuda_arches": list(cuda.arches) if cuda else [],
+        "notes": notes,
+    }
+    (destination / "_build.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for note in notes:
+        print(f"cnnfast: {note}", file=sys.stderr)
+    return [destination / name for name in [*libraries, "_build.json"]]
+
+
+class BuildExtensions(build_ext):
+    def run(self) -> None:
+        build(self._destination())
+
+    def _destination(self) -> Path:
+        return ROOT / "cnnfast" if self.inplace else Path(self.build_lib) / "cnnfast"
+
+    def get_outputs(self) -> list[str]:
+        folder = Path(self.build_lib) / "cnnfast"
+        built = [EXTENSION, "libcnnfast_ops.so", "libcnnfast_cuda.so", "_build.json"]
+        return [str(folder / name) for name in built if (self._destination() / name).exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.inplace:
+            return {}
+        return {output: str(self._destination() / Path(output).name) for output in self.get_outputs()}
+
+    def get_source_files(self) -> list[str]:
+        return [str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*")) if path.is_file()]

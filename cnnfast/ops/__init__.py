@@ -1,0 +1,23 @@
+"""The public ops: plain (differentiable) and packed (inference) forms; docs/backends: cnnfast.ops.backends."""
+
+from cnnfast.ops.backends import can_run
+from cnnfast.ops.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_packed, pack_depthwise_conv2d
+from cnnfast.ops.inverted_residual import inverted_residual, inverted_residual_packed, pack_inverted_residual
+from cnnfast.ops.pointwise_conv2d import pack_pointwise_conv2d, pointwise_conv2d, pointwise_conv2d_packed
+from cnnfast.ops.separable_conv2d import pack_separable_conv2d, separable_conv2d, separable_conv2d_packed
+
+__all__ = [
+    "can_run",
+    "depthwise_conv2d",
+    "depthwise_conv2d_packed",
+    "inverted_residual",
+    "inverted_residual_packed",
+    "pack_depthwise_conv2d",
+    "pack_inverted_residual",
+    "pack_pointwise_conv2d",
+    "pack_separable_conv2d",
+    "pointwise_conv2d",
+    "pointwise_conv2d_packed",
+    "separable_conv2d",
+    "separable_conv2d_packed",
+]

@@ -1,0 +1,135 @@
+"""What the four ops register alike: fakes' tensors, gradients by the `_backward` op, autocast."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnfast import _library
+from cnnfast.ops import backends
+
+assert _library  # the schemas are loaded
+library = torch.library.Library("cnnfast", "IMPL")
+PACKED_OPS = {"depthwise_conv2d": 1, "pointwise_conv2d": 2, "separable_conv2d": 3, "inverted_residual": 4}
+
+
+def fake(op: str) -> Callable:
+    """Decorator: registers the function as the fake (meta) kernel of cnnfast::<op>."""
+    return torch.library.register_fake(f"cnnfast::{op}", lib=library)
+
+
+def empty_image(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What every kernel allocates: channels_last where x's channels are side by side and it isn't plain NCHW too."""
+    nhwc = not x.is_contiguous() and x.stride(1) == 1 and x.shape[1] > 1
+    memory_format = torch.channels_last if nhwc else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def empty_gradients(x: Tensor, inputs: tuple[Tensor | None, ...], output_mask: int) -> tuple[Tensor, ...]:
+    """A `_backward` op's outputs: images laid out as x, parameters contiguous, 0 elements for those not wanted."""
+    gradients = []
+    for i, tensor in enumerate(inputs):
+        if tensor is None or not output_mask >> i & 1:
+            gradients.append(x.new_empty((0,)))
+        elif tensor is x:
+            gradients.append(empty_image(x, x.shape))
+        else:
+            gradients.append(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+    return tuple(gradients)
+
+
+def empty_packed(op: str, weight: Tensor, in_channels: int, mid_channels: int, out_channels: int, taps: int) -> Tensor:
+    """What pack_<op> returns; the layout's sizes are csrc/packing.h's."""
+    itemsize = 8 if weight.dtype is torch.float64 else 4
+    size = _library._C.packed_bytes(
+        PACKED_OPS[op], int(in_channels), int(mid_channels), int(out_channels), int(taps), itemsize
+    )
+    return torch.empty((size,), dtype=torch.uint8, device=weight.device)
+
+
+def register_gradients(op: str, activation_after_residual: bool = False) -> None:
+    """Gradients of cnnfast::<op> by cnnfast::<op>_backward, which recomputes what it needs from the inputs.
+
+    A residual that is added last (no activation after it) is not kept: its gradient is the output's.
+    """
+    overload = getattr(torch.ops.cnnfast, op).default
+    backward_op = getattr(torch.ops.cnnfast, f"{op}_backward").default
+    arguments = overload._schema.arguments
+    tensors = sum("Tensor" in str(argument.type) for argument in arguments)
+    residual = next((i for i, argument in enumerate(arguments) if argument.name == "residual"), None)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        saved, options = list(inputs[:tensors]), inputs[tensors:-1]
+        ctx.linear = residual is not None and not (activation_after_residual and options[-1])
+        if ctx.linear:
+            saved[residual] = None
+        ctx.save_for_backward(*saved)
+        ctx.options, ctx.backend = options, inputs[-1]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        wanted = list(ctx.needs_input_grad[:tensors])
+        passed_on = ctx.linear and wanted[residual]
+        if passed_on:
+            wanted[residual] = False
+        grads: list[Tensor | None] = [None] * tensors
+        if any(wanted):
+            mask = sum(1 << i for i, want in enumerate(wanted) if want)
+            computed = backward_op(grad, *ctx.saved_tensors, *ctx.options, mask, ctx.backend)
+            grads = [gradient if want else None for gradient, want in zip(computed, wanted, strict=True)]
+        if passed_on:
+            grads[residual] = grad
+        return (*grads, *[None] * (len(ctx.options) + 1))
+
+    def backward_twice(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f'{op} can be differentiated once; backend="reference" can be differentiated again')
+
+    torch.library.register_autograd(f"cnnfast::{op}", backward, setup_context=setup_context, lib=library)
+    torch.library.register_autograd(f"cnnfast::{op}_backward", backward_twice, lib=library)
+
+
+def register_cuda(op: str) -> None:
+    """cnnfast::<op> and its `_backward` on CUDA: C++ or Triton, which take the same arguments less `backend`."""
+    for name in (op, f"{op}_backward"):
+        library.impl(name, _cuda_kernel(op, name), "CUDA")
+
+
+def _cuda_kernel(op: str, name: str) -> Callable:
+    backend_position = len(getattr(torch.ops.cnnfast, name).default._schema.arguments) - 1
+
+    def kernel(*args: Any) -> Any:
+        backend = args[backend_position] if len(args) > backend_position else 0  # defaults are dropped on the way
+        args = args[:backend_position]
+        if backends.choose(op, backends.NAMES[backend], "cuda") == "cuda":
+            return getattr(torch.ops.cnnfast_cuda, name)(*args)
+        return getattr(importlib.import_module(f"cnnfast.kernels.{op}"), name)(*args)
+
+    return kernel
+
+
+def register_autocast(op: str) -> None:
+    """Casts what autocast casts for torch's convs, to the dtype that the region asks for; biases become float32."""
+    overload = getattr(torch.ops.cnnfast, op).default
+    is_bias = [argument.name.endswith("bias") for argument in overload._schema.arguments]
+
+    def register(device_type: str, key: str) -> None:
+        keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args: Any) -> Tensor:
+            dtype = torch.get_autocast_dtype(device_type)
+            with torch._C._ExcludeDispatchKeyGuard(keyset):
+                return overload(*(_cast(a, torch.float32 if b else dtype) for a, b in zip(args, is_bias, strict=False)))
+
+        library.impl(op, kernel, key)
+
+    register("cpu", "AutocastCPU")
+    register("cuda", "AutocastCUDA")
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float64:
+        return value.to(dtype)
+    return value

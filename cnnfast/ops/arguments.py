@@ -1,0 +1,190 @@
+"""Normalising and checking what users pass: one sentence that names the argument, what came and what is wanted.
+
+Everything here runs on every call and is traced by torch.compile: plain comparisons, no deeper than one helper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Ints = int | Sequence[int]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HEADER_BYTES = 64  # of a packing; csrc/packing.h
+
+
+def pair(name: str, value: Ints) -> Sequence[int]:
+    """[vertical, horizontal], each at least 1."""
+    if isinstance(value, int):
+        value = (value, value)
+    elif not _is_ints(value):
+        raise TypeError(f"{name} must be an int or two (vertical, horizontal), got {value!r}")
+    if len(value) != 2 or value[0] < 1 or value[1] < 1:
+        raise ValueError(f"{name} must be a positive int or two (vertical, horizontal), got {value!r}")
+    return value
+
+
+def edges(padding: Ints | str) -> Sequence[int]:
+    """[top, bottom, left, right], or nothing for 'same'."""
+    if isinstance(padding, int):
+        padding = (padding, padding, padding, padding)
+    elif isinstance(padding, str):
+        if padding != "same":
+            raise ValueError(f"padding must be 'same' or ints, got {padding!r}")
+        return ()
+    elif not _is_ints(padding):
+        raise TypeError(
+            f"padding must be an int, (vertical, horizontal), (top, bottom, left, right) or 'same', got {padding!r}"
+        )
+    elif len(padding) == 2:
+        padding = (padding[0], padding[0], padding[1], padding[1])
+    if len(padding) != 4 or min(padding) < 0:
+        raise ValueError(f"padding must be one, two or four ints, none negative, got {padding!r}")
+    return padding
+
+
+def _is_ints(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value)
+
+
+def output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    """(height, width) of the output for an input of `size`; raises where the kernel doesn't fit."""
+    if not padding:  # 'same'
+        return (size[0] + stride[0] - 1) // stride[0], (size[1] + stride[1] - 1) // stride[1]
+    spare_h = size[0] + padding[0] + padding[1] - dilation[0] * (kernel[0] - 1) - 1
+    spare_w = size[1] + padding[2] + padding[3] - dilation[1] * (kernel[1] - 1) - 1
+    if spare_h < 0 or spare_w < 0:
+        raise ValueError(
+            f"x must be at least as large as the kernel once padded, got {size[0]} x {size[1]} with padding"
+            f" {list(padding)} for a kernel of {kernel[0]} x {kernel[1]} with dilation {list(dilation)}"
+        )
+    return spare_h // stride[0] + 1, spare_w // stride[1] + 1
+
+
+def check_x(x: Tensor) -> torch.Size:
+    """x: (N, C, H, W), any N, of a float dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    shape = x.shape
+    if len(shape) != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {tuple(shape)}")
+    if shape[1] < 1 or shape[2] < 1 or shape[3] < 1:
+        raise ValueError(f"x must have at least one channel, row and column, got shape {tuple(shape)}")
+    return shape
+
+
+def check_depthwise_weight(
+    name: str, weight: Tensor, x: Tensor, channels: int, like: str = "x", multiplier: int | None = None
+) -> torch.Size:
+    """weight: (channels * multiplier, 1, kh, kw); any multiplier unless one is given."""
+    _check_like(name, weight, x, like)
+    shape = weight.shape
+    if (
+        len(shape) != 4
+        or shape[1] != 1
+        or shape[0] < 1
+        or shape[2] < 1
+        or shape[3] < 1
+        or (shape[0] % channels if multiplier is None else shape[0] != channels * multiplier)
+    ):
+        wanted = f"a multiple of {channels}" if multiplier is None else f"{channels * multiplier}"
+        raise ValueError(
+            f"{name} must have shape (out, 1, kh, kw), out {wanted}, for the {channels} channels that come in,"
+            f" got {tuple(shape)}"
+        )
+    return shape
+
+
+def check_pointwise_weight(name: str, weight: Tensor, x: Tensor, channels: int, like: str = "x") -> torch.Size:
+    """weight: (out_channels, channels, 1, 1)."""
+    _check_like(name, weight, x, like)
+    shape = weight.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1] != channels or shape[2] != 1 or shape[3] != 1:
+        raise ValueError(
+            f"{name} must have shape (out_channels, {channels}, 1, 1) for the {channels} channels that come in,"
+            f" got {tuple(shape)}"
+        )
+    return shape
+
+
+def check_bias(name: str, bias: Tensor | None, x: Tensor, channels: int, like: str = "x") -> None:
+    """bias: (channels), of x's dtype or float32 beside a low-precision x."""
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or bias.dtype is not torch.float32 or x.dtype is torch.float64:
+        _check_like(name, bias, x, like)
+    elif bias.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like {like}, got {bias.device}")
+    if bias.dim() != 1 or bias.shape[0] != channels:
+        raise ValueError(f"{name} must have shape ({channels},), got {tuple(bias.shape)}")
+
+
+def check_residual(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> None:
+    """residual: like the output."""
+    if residual is None:
+        return
+    _check_like("residual", residual, x)
+    if residual.dim() != 4 or tuple(residual.shape) != tuple(shape):
+        raise ValueError(f"residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}")
+
+
+def check_weight(name: str, weight: Tensor, dims: int = 4) -> None:
+    """A weight that is about to be packed, before there is an x to compare it with."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {weight.dtype}")
+    if weight.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(weight.shape)}")
+
+
+def check_packed(packed: Tensor, x: Tensor, op: str) -> None:
+    """packed: what pack_<op> returned; the C++ side reads its header."""
+    if not isinstance(packed, Tensor):
+        raise TypeError(f"packed must be the tensor that pack_{op} returned, got {type(packed).__name__}")
+    if packed.dtype is not torch.uint8 or packed.dim() != 1 or packed.shape[0] < HEADER_BYTES:
+        raise ValueError(
+            f"packed must be the uint8 tensor that pack_{op} returned, got {packed.dtype} of shape"
+            f" {tuple(packed.shape)}"
+        )
+    if packed.device != x.device:
+        raise ValueError(f"packed must be on {x.device} like x, got {packed.device}")
+
+
+def check_inference(op: str, instead: str, **tensors: Tensor | None) -> None:
+    """Packed forms have no gradient: refuse to drop one silently."""
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(
+                    f"{name} requires grad and {op} is for inference only: call it under torch.no_grad(), or {instead}"
+                )
+
+
+def positive(name: str, value: int) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def _check_like(name: str, tensor: Tensor, x: Tensor, like: str = "x") -> None:
+    """tensor: on x's device and of x's dtype; autocast brings mixed dtypes together itself (but leaves float64)."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} like {like}, got {tensor.device}")
+    if tensor.dtype is not x.dtype and not (
+        torch.is_autocast_enabled(x.device.type)
+        and tensor.dtype in DTYPES
+        and torch.float64 not in (tensor.dtype, x.dtype)
+    ):
+        raise TypeError(f"{name} must have dtype {x.dtype} like {like}, got {tensor.dtype}")

@@ -1,0 +1,106 @@
+"""Which backend runs an op where: the one table, the reasons against each, the choice.
+
+`auto` takes the first of `PREFERENCE` that can run; where none can, and where a backend named by the user can't, the
+call raises with every reason. There is no silent fallback: `backend="reference"` (plain torch) has to be asked for.
+CNNFAST_LOG=1 prints each choice once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+from cnnfast import _library
+
+CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
+NAMES = tuple(CODES)
+REFERENCE = -1  # never reaches a schema
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+# By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
+PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # where each backend's tensors live
+
+_LOG = os.environ.get("CNNFAST_LOG", "0") not in ("", "0")
+
+
+def can_run(op: str, backend: str = "auto", x: Tensor | torch.device | str | None = None) -> list[str]:
+    """Why `backend` can't run `op` (a name such as "depthwise_conv2d" or "depthwise_conv2d_packed"): empty if it can.
+
+    `x` is the tensor or device meant; without it, the question is about this machine.
+    """
+    if x is None:
+        device_type = DEVICE.get(backend) or ("cuda" if torch.cuda.is_available() else "cpu")
+        reasons = _reasons(op, backend, device_type)
+        if device_type == "cuda" and not torch.cuda.is_available():
+            reasons.append("torch sees no CUDA device")
+        return reasons
+    return _reasons(op, backend, x.device.type if isinstance(x, Tensor) else torch.device(x).type)
+
+
+@functools.cache  # an exception is not kept; a choice is logged once
+def choose(op: str, backend: str, device_type: str) -> str:
+    """The backend that `backend` means for tensors on `device_type`; raises with every reason if there is none."""
+    reasons = _reasons(op, backend, device_type)
+    if reasons:
+        raise ValueError(
+            f"backend must be one that can run {op} on {device_type}, got {backend!r}: {'; '.join(reasons)}"
+            + ("" if op.endswith("_packed") else '; backend="reference" (plain torch) can run there')
+        )
+    chosen = backend
+    if backend == "auto" and device_type != "meta":
+        chosen = next(name for name in PREFERENCE[device_type] if not _reasons(op, name, device_type))
+    if _LOG:
+        print(f"cnnfast: {op} on {device_type}: backend {backend} -> {chosen}", file=sys.stderr)
+    return chosen
+
+
+def code(op: str, backend: str, device_type: str) -> int:
+    """What to pass as the schema's `backend`, once it is known that it can run; or REFERENCE."""
+    return REFERENCE if choose(op, backend, device_type) == "reference" else CODES[backend]
+
+
+# torch.compile calls it while tracing and keeps the result; what torch.compiler.assume_constant_result sets, without
+# the second that importing torch._dynamo takes.
+code._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _reasons(op: str, backend: str, device_type: str) -> list[str]:
+    if backend not in CODES and backend != "reference":
+        raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    packed = op.endswith("_packed")
+    if backend == "reference":
+        return ["reference takes plain weights, not packed ones"] if packed else []
+    if device_type == "meta":
+        return []
+    if backend == "auto":
+        if device_type not in PREFERENCE:
+            return [f"no backend takes tensors on {device_type}"]
+        per_backend = {name: _reasons(op, name, device_type) for name in PREFERENCE[device_type]}
+        if not all(per_backend.values()):
+            return []
+        return [f"{name}: {', '.join(reasons)}" for name, reasons in per_backend.items()]
+
+    reasons = []
+    if device_type != DEVICE[backend]:
+        reasons.append(f"{backend} takes tensors on {DEVICE[backend]}, not {device_type}")
+    if backend == "cpu":
+        return reasons
+    if packed:
+        reasons.append(f"{backend} takes plain weights, not packed ones")
+    elif backend == "cuda":
+        if _library.cuda_missing is not None:
+            reasons.append(_library.cuda_missing)
+        elif not hasattr(torch.ops.cnnfast_cuda, op):
+            reasons.append(f"{op} has no CUDA C++ kernel yet")
+    elif importlib.util.find_spec("cnnfast.kernels") is None or (
+        importlib.util.find_spec(f"cnnfast.kernels.{op}") is None
+    ):
+        reasons.append(f"{op} has no Triton kernel yet")
+    elif importlib.util.find_spec("triton") is None:
+        reasons.append("triton is not installed")
+    return reasons

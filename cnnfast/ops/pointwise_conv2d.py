@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cnnfast import reference
+from cnnfast.ops import activations, backends
+from cnnfast.ops._registration import (
+    empty_gradients,
+    empty_image,
+    empty_packed,
+    fake,
+    register_autocast,
+    register_cuda,
+    register_gradients,
+)
+from cnnfast.ops.arguments import (
+    Ints,
+    check_bias,
+    check_inference,
+    check_packed,
+    check_pointwise_weight,
+    check_residual,
+    check_weight,
+    check_x,
+    output_size,
+    pair,
+    positive,
+)
+
+_op = torch.ops.cnnfast.pointwise_conv2d.default
+_packed_op = torch.ops.cnnfast.pointwise_conv2d_packed.default
+_pack_op = torch.ops.cnnfast.pack_pointwise_conv2d.default
+
+_ONE, _NONE = (1, 1), (0, 0, 0, 0)  # a 1x1 kernel's size, dilation and padding, for output_size
+
+
+def pointwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """1x1 convolution with bias, residual and activation applied before the result is written.
+
+    activation(conv1x1(x, weight) + bias + residual); differentiable once. No intermediate is rounded to x's dtype:
+    bfloat16 and float16 are storage, the arithmetic is float32 (float64 for float64).
+
+    Args:
+        x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
+            memory format follows it.
+        weight: (out_channels, C, 1, 1), of x's dtype.
+        bias: (out_channels), of x's dtype, or float32 beside a bfloat16 or float16 x.
+        stride: int or (vertical, horizontal).
+        residual: of the output's shape and x's dtype; added before the activation.
+        activation: None, "identity", "relu" or "relu6".
+        backend: "auto", "cpu", "cuda", "triton" or "reference" (plain torch).
+
+    Returns:
+        (N, out_channels, ceil(H / stride), ceil(W / stride)), of x's dtype.
+
+    Raises:
+        TypeError: a dtype that doesn't fit, or something that isn't a tensor or an int where one is wanted.
+        ValueError: a shape, number, name or device that doesn't fit, or a backend that can't run here.
+
+    Network in Network, https://arxiv.org/abs/1312.4400; Xception, https://arxiv.org/abs/1610.02357.
+    """
+    shape = check_x(x)
+    weight_shape = check_pointwise_weight("weight", weight, x, shape[1])
+    check_bias("bias", bias, x, weight_shape[0])
+    strides = pair("stride", stride)
+    if residual is not None:
+        check_residual(residual, x, (shape[0], weight_shape[0], *output_size(shape[2:], _ONE, strides, _NONE, _ONE)))
+    post = activations.code("activation", activation)
+    code = backends.code("pointwise_conv2d", backend, x.device.type)
+    if code == backends.REFERENCE:
+        return reference.pointwise_conv2d(x, weight, bias, stride, residual=residual, activation=activation)
+    return _op(x, weight, bias, residual, strides, post, code)
+
+
+def pack_pointwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The weights laid out for the kernel, as one opaque uint8 tensor for pointwise_conv2d_packed.
+
+    weight (out_channels, C, 1, 1) and bias (out_channels) as pointwise_conv2d takes them; on CPU. Inference only:
+    under grad mode, weights that require grad are refused (ValueError).
+    """
+    check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias)
+    check_weight("weight", weight)
+    check_pointwise_weight("weight", weight, weight, weight.shape[1])
+    check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    backends.code("pointwise_conv2d_packed", "auto", weight.device.type)
+    return _pack_op(weight, bias)
+
+
+def pointwise_conv2d_packed(
+    x: Tensor,
+    packed: Tensor,
+    residual: Tensor | None = None,
+    *,
+    out_channels: int,
+    stride: Ints = 1,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """pointwise_conv2d with weights packed by pack_pointwise_conv2d: the fast form, inference only.
+
+    `out_channels` is that of the packed weight (a packing made for others raises); the rest as for pointwise_conv2d.
+    x is float64 exactly where the weight was. Under grad mode, an x or residual that requires grad is refused
+    (ValueError).
+    """
+    check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, residual=residual)
+    shape = check_x(x)
+    check_packed(packed, x, "pointwise_conv2d")
+    positive("out_channels", out_channels)
+    strides = pair("stride", stride)
+    if residual is not None:
+        check_residual(residual, x, (shape[0], out_channels, *output_size(shape[2:], _ONE, strides, _NONE, _ONE)))
+    post = activations.code("activation", activation)
+    code = backends.code("pointwise_conv2d_packed", backend, x.device.type)
+    return _packed_op(x, packed, residual, out_channels, strides, post, code)
+
+
+@fake("pointwise_conv2d")
+def _(x, weight, bias, residual, stride, activation, backend=0):
+    return empty_image(x, (x.shape[0], weight.shape[0], *output_size(x.shape[2:], _ONE, stride, _NONE, _ONE)))
+
+
+@fake("pointwise_conv2d_backward")
+def _(grad, x, weight, bias, residual, stride, activation, output_mask, backend=0):
+    return empty_gradients(x, (x, weight, bias, residual), output_mask)
+
+
+@fake("pack_pointwise_conv2d")
+def _(weight, bias):
+    out_channels, channels = weight.shape[0], weight.shape[1]
+    return empty_packed("pointwise_conv2d", weight, channels, channels, out_channels, 1)
+
+
+@fake("pointwise_conv2d_packed")
+def _(x, packed, residual, out_channels, stride, activation, backend=0):
+    return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape[2:], _ONE, stride, _NONE, _ONE)))
+
+
+register_gradients("pointwise_conv2d", activation_after_residual=True)
+register_cuda("pointwise_conv2d")
+register_autocast("pointwise_conv2d")
+register_autocast("pointwise_conv2d_packed")

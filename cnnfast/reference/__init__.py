@@ -1,0 +1,11 @@
+"""The oracle: each op in a few lines of plain torch, with the signature of the public function less `backend`.
+
+Differentiable, runs on any device and in any dtype that torch's own layers take; what every kernel is compared with.
+"""
+
+from cnnfast.reference.depthwise_conv2d import depthwise_conv2d
+from cnnfast.reference.inverted_residual import inverted_residual
+from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
+from cnnfast.reference.separable_conv2d import separable_conv2d
+
+__all__ = ["depthwise_conv2d", "inverted_residual", "pointwise_conv2d", "separable_conv2d"]

@@ -1,0 +1,31 @@
+// cnnfast._C: what was built and what this CPU can do. No torch in it: it also loads where torch does not.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/cpu_features.h"
+#include "packing.h"
+
+namespace py = pybind11;
+
+namespace {
+
+int64_t packed_bytes(int op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize) {
+  if (op < static_cast<int>(cnnfast::PackedOp::depthwise_conv2d) ||
+      op > static_cast<int>(cnnfast::PackedOp::inverted_residual)) {
+    throw py::value_error("op is " + std::to_string(op) + "; expected a code of csrc/packing.h's PackedOp");
+  }
+  return cnnfast::packed_bytes(static_cast<cnnfast::PackedOp>(op), in, mid, out, taps, itemsize);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "What was built and what this CPU can do.";
+  m.attr("compiler") = __VERSION__;
+  m.attr("isas_built") = cnnfast::names_of_isas([](cnnfast::Isa isa) { return cnnfast::isa_built(isa); });
+  m.attr("cpu_features") = cnnfast::names_of_isas(cnnfast::cpu_has);
+  m.attr("isa") = cnnfast::isa_name(cnnfast::choose_isa());
+  m.def("packed_bytes", &packed_bytes, py::arg("op"), py::arg("in_channels"), py::arg("mid_channels"),
+        py::arg("out_channels"), py::arg("taps"), py::arg("itemsize"),
+        "Size of a packing in bytes; taps is kernel height times width, itemsize 8 for float64 weights, else 4.");
+}

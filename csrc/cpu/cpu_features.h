@@ -1,0 +1,84 @@
+// Which instruction sets this CPU and its operating system have, which of them were built, and the one in use.
+// No torch: libcnnfast_ops (which dispatches by it) and the bindings (which report it) share this file.
+// Built ones are named by macros that the build defines: CNNFAST_HAVE_AVX512 and so on.
+#pragma once
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace cnnfast {
+
+enum class Isa { generic, avx512 };  // from the least to the most preferred
+constexpr Isa kIsas[] = {Isa::generic, Isa::avx512};
+
+constexpr const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::generic: return "generic";
+    case Isa::avx512: return "avx512";
+  }
+  return "unknown";
+}
+
+constexpr bool isa_built(Isa isa) {
+  switch (isa) {
+    case Isa::generic: return true;
+    case Isa::avx512:
+#ifdef CNNFAST_HAVE_AVX512
+      return true;
+#else
+      return false;
+#endif
+  }
+  return false;
+}
+
+// __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the registers.
+inline bool cpu_has(Isa isa) {
+  switch (isa) {
+    case Isa::generic: return true;
+    case Isa::avx512:
+#if defined(__x86_64__)
+      __builtin_cpu_init();
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+      return false;
+#endif
+  }
+  return false;
+}
+
+inline std::vector<std::string> names_of_isas(bool (*which)(Isa)) {
+  std::vector<std::string> names;
+  for (Isa isa : kIsas) {
+    if (which(isa)) names.emplace_back(isa_name(isa));
+  }
+  return names;
+}
+
+// The best one that was built and that the CPU has, or the one that $CNNFAST_ISA names.
+// Throws std::runtime_error, one sentence, where that one can't run here. Ask once, at load, and keep the answer.
+inline Isa choose_isa() {
+  const char* wish = std::getenv("CNNFAST_ISA");
+  const bool wished = wish != nullptr && *wish != '\0';
+  Isa best = Isa::generic;
+  for (Isa isa : kIsas) {
+    const bool runs = isa_built(isa) && cpu_has(isa);
+    if (wished && std::string(wish) == isa_name(isa)) {
+      if (runs) return isa;
+      throw std::runtime_error(std::string("CNNFAST_ISA=") + wish +
+                               (isa_built(isa) ? " can't run: this CPU lacks it" : " can't run: it was not built"));
+    }
+    if (runs) best = isa;
+  }
+  if (wished) {
+    std::string names;
+    for (Isa isa : kIsas) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+    throw std::runtime_error(std::string("CNNFAST_ISA is '") + wish + "'; it can be one of: " + names);
+  }
+  return best;
+}
+
+}  // namespace cnnfast

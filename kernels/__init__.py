@@ -1,0 +1,5 @@
+"""Triton kernels, one op a file: kernels first, launchers below them. Nothing of cnnfast is imported here.
+
+Prefixes: p_ pointers, b_ blocks of values, o_ offsets, m_ masks, i_ program ids; x, weight, y, ... are base pointers.
+Launchers take the arguments of the op's schema (csrc/ops.cpp) in its order, less `backend`.
+"""
