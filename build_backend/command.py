@@ -59,7 +59,8 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         for isa in isas
         for source in sources("cpu/kernels/isa.cpp")
     ]
-    torch_libraries = [f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    # libstdc++ first: torch's libraries export some of its symbols, and another torch may not.
+    torch_libraries = ["-lstdc++", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
     ninja.build("link", "libcnnfast_ops.so", objects, [*LINK_FLAGS, *torch_libraries])
     libraries = [EXTENSION, "libcnnfast_ops.so"]
 
@@ -68,7 +69,7 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         host = [f"-ccbin {compiler.command[0]}", "-Xcompiler -fPIC,-fvisibility=hidden,-Wall", CXX_STANDARD, "-O3"]
         flags = [*host, "-DUSE_CUDA", f"-I{CSRC}", *torch_flags, "--threads 1", *cuda.gencode_flags]
         objects = [ninja.build("nvcc", f"cuda/{source.stem}.o", [source], flags) for source in sources("cuda/*.cu")]
-        needed = ["-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
         ninja.build("nvcc_link", "libcnnfast_cuda.so", objects, ["-cudart static", *needed])
         libraries.append("libcnnfast_cuda.so")
     return ninja, libraries

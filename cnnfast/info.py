@@ -16,7 +16,7 @@ OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_res
 
 
 def build_facts() -> dict:
-    """What the build wrote down (cnnfast/_build.json): compiler, torch's headers, ISAs, CUDA arches, what was dropped."""
+    """What the build wrote into cnnfast/_build.json: compiler, torch's headers, ISAs, CUDA arches, what was dropped."""
     return json.loads((Path(__file__).parent / "_build.json").read_text())
 
 
@@ -60,9 +60,8 @@ def render() -> str:
 
     facts = collect()
     build, machine = facts["build"], facts["machine"]
-    built_for_gpu = (
-        f"nvcc {build['nvcc']} for sm_{', sm_'.join(build['cuda_arches'])}" if build["nvcc"] else "not built"
-    )
+    arches = ", ".join(f"sm_{arch}" for arch in build["cuda_arches"])
+    built_for_gpu = f"nvcc {build['nvcc']} for {arches}" if build["nvcc"] else "not built"
     rows = {
         "cnnfast": facts["cnnfast"],
         "built with": f"{build['compiler']}, torch {build['torch_headers']}'s headers, for Python {build['python']}",
