@@ -28,7 +28,7 @@ PAIRS = all_pairs(
         "multiplier": (1, 2, 3),
         "bias": (True, False),
         "residual": (True, False),
-        "size": ((15, 16), (13, 31)),
+        "size": ((19, 20), (20, 31)),
     }
 )
 
