@@ -18,12 +18,16 @@ from cnnfast.ops import (
     separable_conv2d,
     separable_conv2d_packed,
 )
+from cnnfast.preprocess import preprocessing_for
+from cnnfast.pretrained import find_weights, imagenet_labels
 
 __all__ = [
     "__version__",
     "can_run",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",
+    "find_weights",
+    "imagenet_labels",
     "inverted_residual",
     "inverted_residual_packed",
     "ops",
@@ -33,6 +37,7 @@ __all__ = [
     "pack_separable_conv2d",
     "pointwise_conv2d",
     "pointwise_conv2d_packed",
+    "preprocessing_for",
     "reference",
     "separable_conv2d",
     "separable_conv2d_packed",
