@@ -21,6 +21,8 @@ from cnnfast.ops import (
     separable_conv2d,
     separable_conv2d_packed,
 )
+from cnnfast.preprocess import preprocessing_for
+from cnnfast.pretrained import find_weights, imagenet_labels
 
 __all__ = [
     "XceptionFused",
@@ -29,6 +31,8 @@ __all__ = [
     "create_model",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",
+    "find_weights",
+    "imagenet_labels",
     "inverted_residual",
     "inverted_residual_packed",
     "list_models",
@@ -42,6 +46,7 @@ __all__ = [
     "pack_separable_conv2d",
     "pointwise_conv2d",
     "pointwise_conv2d_packed",
+    "preprocessing_for",
     "reference",
     "repack",
     "separable_conv2d",
