@@ -9,10 +9,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from build_backend.command import BuildExtensions
 
-# The folders kernels/ and bench/ are installed as cnnfast.kernels and cnnfast.bench: a bare `kernels` is another project.
+# Installed as cnnfast.kernels and cnnfast.bench: a bare `kernels` is another project.
 ELSEWHERE = {"cnnfast.kernels": "kernels", "cnnfast.bench": "bench"}
 
-packages = find_packages(include=["cnnfast", "cnnfast.*"])
+packages = [*find_packages(include=["cnnfast", "cnnfast.*"]), "cnnfast.data"]
 for name, folder in ELSEWHERE.items():
     packages += [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
 
@@ -20,6 +20,6 @@ setup(
     license="Apache-2.0",
     packages=packages,
     package_dir={"": ".", **ELSEWHERE},
-    ext_modules=[Extension("cnnfast._C", sources=[])],  # makes the wheel a platform wheel; BuildExtensions does the rest
+    ext_modules=[Extension("cnnfast._C", sources=[])],  # a wheel for this platform; BuildExtensions does the rest
     cmdclass={"build_ext": BuildExtensions},
 )

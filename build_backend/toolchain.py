@@ -42,7 +42,7 @@ def output_of(*command: str | Path, stdin: str | None = None) -> tuple[int, str]
 
 @dataclass(frozen=True)
 class Isa:
-    """An instruction set that csrc/cpu/kernels/isa.cpp is compiled for. `machines`: where it exists; None: everywhere."""
+    """An instruction set that csrc/cpu/kernels/isa.cpp is compiled for; `machines` that have it, None: all."""
 
     name: str
     flags: tuple[str, ...] = ()
@@ -94,7 +94,8 @@ def find_compiler() -> Compiler:
     problem = compiler.accepts(CXX_STANDARD, source="#include <concepts>\n#include <barrier>\nint main() {}\n")
     if problem:
         raise BuildError(
-            f"{command[0]} ({version}) does not compile C++20 ({problem}); install g++ 11 or newer, or point CXX at one."
+            f"{command[0]} ({version}) does not compile C++20 ({problem});"
+            " install g++ 11 or newer, or point CXX at one."
         )
     return compiler
 

@@ -1,4 +1,4 @@
-"""Loads what was built, at import, so that a missing or unfit file is one clear error there and not at the first call."""
+"""Loads what was built, at import: a missing or unfit file is one clear error there, and not at the first call."""
 
 import sysconfig
 from pathlib import Path

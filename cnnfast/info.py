@@ -1,53 +1,87 @@
-"""What was built, what this machine has, and which backend each op would take here: the facts behind `cnnfast info`."""
+"""What was built, what this machine has, and which backend each op takes here: the facts behind `cnnfast info`."""
 
+import io
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import torch
 
-from cnnfast import _C, _library, ops
+from cnnfast import _library
 from cnnfast._version import __version__
+from cnnfast.ops import backends
 
 OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")
-BACKENDS = ("cpu", "cuda", "triton")
 
 
 def build_facts() -> dict:
-    """What the build wrote down (cnnfast/_build.json): compiler, torch headers, ISAs, CUDA arches, what was dropped."""
+    """What the build wrote into cnnfast/_build.json: compiler, torch's headers, ISAs, CUDA arches, what was dropped."""
     return json.loads((Path(__file__).parent / "_build.json").read_text())
 
 
 def machine_facts() -> dict:
     """This process: Python, torch, threads, the ISAs that the CPU has and the one in use, the GPUs."""
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
-        "cpu_isas": list(_C.cpu_features),
-        "isa_in_use": _C.isa,
+        "isas_of_cpu": list(_library._C.cpu_features),
+        "isa_in_use": _library._C.isa,
         "cuda_library": _library.cuda_missing or "loaded",
-        "gpus": devices,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 
 
 def op_facts() -> dict:
-    """Per op and device: the backend that "auto" takes, and for each other one every reason why it can't run here."""
+    """Per op: the backend that "auto" takes on each device there is, and for each other one every reason against it."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     facts: dict = {}
     for op in OPS:
-        facts[op] = {}
-        for device in devices:
-            reasons = {backend: ops.can_run(op, backend, torch.device(device)) for backend in BACKENDS}
-            facts[op][device] = {
-                "takes": ops.auto_backend(op, torch.device(device)),
-                "why_not": {backend: why for backend, why in reasons.items() if why},
-            }
+        takes = {
+            device: None if backends.can_run(op, "auto", device) else backends.choose(op, "auto", device)
+            for device in devices
+        }
+        reasons = {name: backends.can_run(op, name) for name in backends.BACKENDS}
+        facts[op] = {"takes": takes, "why_not": {name: why for name, why in reasons.items() if why}}
     return facts
 
 
 def collect() -> dict:
-    """Everything that `cnnfast info --json` prints."""
+    """Everything, as `cnnfast info --json` prints it."""
     return {"cnnfast": __version__, "build": build_facts(), "machine": machine_facts(), "ops": op_facts()}
+
+
+def render() -> str:
+    """Everything, as text for a person; as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = collect()
+    build, machine = facts["build"], facts["machine"]
+    arches = ", ".join(f"sm_{arch}" for arch in build["cuda_arches"])
+    built_for_gpu = f"nvcc {build['nvcc']} for {arches}" if build["nvcc"] else "not built"
+    rows = {
+        "cnnfast": facts["cnnfast"],
+        "built with": f"{build['compiler']}, torch {build['torch_headers']}'s headers, for Python {build['python']}",
+        "runs with": f"torch {machine['torch']}, Python {machine['python']}, {machine['threads']} threads",
+        "CPU kernels": f"built: {', '.join(build['isas'])}; this CPU has: {', '.join(machine['isas_of_cpu'])};"
+        f" in use: {machine['isa_in_use']}",
+        "CUDA kernels": f"{built_for_gpu}; {machine['cuda_library']}",
+        "GPUs": ", ".join(machine["gpus"]) or "none that torch sees",
+        **{f"left out {number}": note for number, note in enumerate(build["notes"], 1)},
+    }
+    summary = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        summary.add_row(name, value)
+
+    choices = Table("op", "takes", "why not the others")
+    for op, fact in facts["ops"].items():
+        takes = "\n".join(f"{backend or 'none'} on {device}" for device, backend in fact["takes"].items())
+        choices.add_row(op, takes, "\n".join(f"{name}: {', '.join(why)}" for name, why in fact["why_not"].items()))
+
+    text = io.StringIO()
+    console = Console(file=text, width=max(80, shutil.get_terminal_size().columns))
+    console.print(summary, choices, sep="\n", markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnfast import _library
+from cnnfast.ops import backends
 
 assert _library  # the schemas are loaded
 library = torch.library.Library("cnnfast", "IMPL")
@@ -87,6 +89,25 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
 
     torch.library.register_autograd(f"cnnfast::{op}", backward, setup_context=setup_context, lib=library)
     torch.library.register_autograd(f"cnnfast::{op}_backward", backward_twice, lib=library)
+
+
+def register_cuda(op: str) -> None:
+    """cnnfast::<op> and its `_backward` on CUDA: C++ or Triton, which take the same arguments less `backend`."""
+    for name in (op, f"{op}_backward"):
+        library.impl(name, _cuda_kernel(op, name), "CUDA")
+
+
+def _cuda_kernel(op: str, name: str) -> Callable:
+    backend_position = len(getattr(torch.ops.cnnfast, name).default._schema.arguments) - 1
+
+    def kernel(*args: Any) -> Any:
+        backend = args[backend_position] if len(args) > backend_position else 0  # defaults are dropped on the way
+        args = args[:backend_position]
+        if backends.choose(op, backends.NAMES[backend], "cuda") == "cuda":
+            return getattr(torch.ops.cnnfast_cuda, name)(*args)
+        return getattr(importlib.import_module(f"cnnfast.kernels.{op}"), name)(*args)
+
+    return kernel
 
 
 def register_autocast(op: str) -> None:

@@ -7,6 +7,7 @@ CNNFAST_LOG=1 prints each choice once.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor
 from cnnfast import _library
 
 CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
+NAMES = tuple(CODES)
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 # By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
@@ -24,7 +26,6 @@ PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # where each backend's tensors live
 
 _LOG = os.environ.get("CNNFAST_LOG", "0") not in ("", "0")
-_chosen: dict[tuple[str, str, str], int] = {}
 
 
 def can_run(op: str, backend: str = "auto", x: Tensor | torch.device | str | None = None) -> list[str]:
@@ -41,6 +42,7 @@ def can_run(op: str, backend: str = "auto", x: Tensor | torch.device | str | Non
     return _reasons(op, backend, x.device.type if isinstance(x, Tensor) else torch.device(x).type)
 
 
+@functools.cache  # an exception is not kept; a choice is logged once
 def choose(op: str, backend: str, device_type: str) -> str:
     """The backend that `backend` means for tensors on `device_type`; raises with every reason if there is none."""
     reasons = _reasons(op, backend, device_type)
@@ -49,23 +51,17 @@ def choose(op: str, backend: str, device_type: str) -> str:
             f"backend must be one that can run {op} on {device_type}, got {backend!r}: {'; '.join(reasons)}"
             + ("" if op.endswith("_packed") else '; backend="reference" (plain torch) can run there')
         )
-    if backend != "auto":
-        return backend
-    if device_type == "meta":
-        return "auto"
-    return next(name for name in PREFERENCE[device_type] if not _reasons(op, name, device_type))
+    chosen = backend
+    if backend == "auto" and device_type != "meta":
+        chosen = next(name for name in PREFERENCE[device_type] if not _reasons(op, name, device_type))
+    if _LOG:
+        print(f"cnnfast: {op} on {device_type}: backend {backend} -> {chosen}", file=sys.stderr)
+    return chosen
 
 
 def code(op: str, backend: str, device_type: str) -> int:
-    """What to pass as the schema's `backend`: 0 for auto once it is known that something can run, or REFERENCE."""
-    chosen = _chosen.get((op, backend, device_type))
-    if chosen is None:
-        name = choose(op, backend, device_type)
-        chosen = REFERENCE if name == "reference" else CODES[backend]
-        _chosen[op, backend, device_type] = chosen
-        if _LOG:
-            print(f"cnnfast: {op} on {device_type}: backend {backend} -> {name}", file=sys.stderr)
-    return chosen
+    """What to pass as the schema's `backend`, once it is known that it can run; or REFERENCE."""
+    return REFERENCE if choose(op, backend, device_type) == "reference" else CODES[backend]
 
 
 # torch.compile calls it while tracing and keeps the result; what torch.compiler.assume_constant_result sets, without
@@ -101,7 +97,9 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
             reasons.append(_library.cuda_missing)
         elif not hasattr(torch.ops.cnnfast_cuda, op):
             reasons.append(f"{op} has no CUDA C++ kernel yet")
-    elif importlib.util.find_spec(f"cnnfast.kernels.{op}") is None:
+    elif importlib.util.find_spec("cnnfast.kernels") is None or (
+        importlib.util.find_spec(f"cnnfast.kernels.{op}") is None
+    ):
         reasons.append(f"{op} has no Triton kernel yet")
     elif importlib.util.find_spec("triton") is None:
         reasons.append("triton is not installed")

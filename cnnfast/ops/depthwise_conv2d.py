@@ -11,6 +11,7 @@ from cnnfast.ops._registration import (
     empty_packed,
     fake,
     register_autocast,
+    register_cuda,
     register_gradients,
 )
 from cnnfast.ops.arguments import (
@@ -157,6 +158,7 @@ def _(x, packed, out_channels, kernel_size, stride, padding, dilation, pre_activ
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 
-register_gradients("depthwise_conv2d", activation_after_residual=False)
+register_gradients("depthwise_conv2d")
+register_cuda("depthwise_conv2d")
 register_autocast("depthwise_conv2d")
 register_autocast("depthwise_conv2d_packed")

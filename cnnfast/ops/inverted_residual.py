@@ -11,6 +11,7 @@ from cnnfast.ops._registration import (
     empty_packed,
     fake,
     register_autocast,
+    register_cuda,
     register_gradients,
 )
 from cnnfast.ops.arguments import (
@@ -248,5 +249,6 @@ def _(
 
 
 register_gradients("inverted_residual")
+register_cuda("inverted_residual")
 register_autocast("inverted_residual")
 register_autocast("inverted_residual_packed")

@@ -11,6 +11,7 @@ from cnnfast.ops._registration import (
     empty_packed,
     fake,
     register_autocast,
+    register_cuda,
     register_gradients,
 )
 from cnnfast.ops.arguments import (
@@ -145,5 +146,6 @@ def _(x, packed, residual, out_channels, stride, activation, backend=0):
 
 
 register_gradients("pointwise_conv2d", activation_after_residual=True)
+register_cuda("pointwise_conv2d")
 register_autocast("pointwise_conv2d")
 register_autocast("pointwise_conv2d_packed")

@@ -11,6 +11,7 @@ from cnnfast.ops._registration import (
     empty_packed,
     fake,
     register_autocast,
+    register_cuda,
     register_gradients,
 )
 from cnnfast.ops.arguments import (
@@ -224,5 +225,6 @@ def _(
 
 
 register_gradients("separable_conv2d", activation_after_residual=True)
+register_cuda("separable_conv2d")
 register_autocast("separable_conv2d")
 register_autocast("separable_conv2d_packed")

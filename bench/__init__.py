@@ -1,0 +1,9 @@
+"""What `cnnfast bench` runs: cnnfast timed against what a user would otherwise pick, outputs compared first.
+
+timing    interleaved samples, quantiles, bootstrap intervals, peak memory
+ceilings  what this machine can do at all: GEMM rate, copy bandwidth
+peers     the same layers run by eager PyTorch and by torch.compile
+measure   one case in one process; many cases in fresh processes
+ops       the cases of `cnnfast bench ops`;  models: those of `cnnfast bench models`
+report    samples -> rows, tables, JSON
+"""

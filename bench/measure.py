@@ -1,0 +1,162 @@
+"""One case in one process, and many cases in fresh processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from . import ceilings
+from .peers import PEERS, Peer
+from .timing import Call, interleave, peak_growth
+
+OURS = "cnnfast"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every case of a run."""
+
+    threads: int
+    dtype: torch.dtype = torch.float32
+    batch: int = 1
+    rounds: int = 15
+    sample_seconds: float = 0.02
+    gemm_size: int = 2048
+    peers: tuple[str, ...] = tuple(PEERS)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case made ready: our call, and the plain layers that the peers run.
+
+    `ours` is a function that does the one-off work and returns the call, as a peer is. `nbytes` is what must be
+    moved at least: input, weights, output (and residual), once each.
+    """
+
+    ours: Callable[[], Call]
+    plain: torch.nn.Module
+    x: torch.Tensor
+    flops: int
+    nbytes: int
+
+
+class Case(Protocol):
+    """A line of a benchmark; picklable, for it travels to another process."""
+
+    group: str
+    name: str
+
+    def build(self, settings: Settings) -> Problem: ...
+
+
+@dataclass
+class Contender:
+    """What one way to run a case gave: either a problem in a sentence, or seconds a call for each round."""
+
+    problem: str | None = None
+    seconds: list[float] = field(default_factory=list)
+    peak_growth: int | None = None
+
+
+@dataclass
+class Measurement:
+    """A case in one process."""
+
+    group: str
+    name: str
+    flops: int = 0
+    nbytes: int = 0
+    gemm_rate: float = 0.0
+    copy_rate: float = 0.0
+    contenders: dict[str, Contender] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS) -> Measurement:
+    """Check every contender's output against the plain layers in float64, then time those that are right."""
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    problem = case.build(settings)
+    plain, x = problem.plain, problem.x
+    expected = _in_float64(plain, x)
+    prepare = {OURS: problem.ours}
+    prepare |= {name: lambda peer=peers[name]: peer(plain, x) for name in settings.peers}
+
+    result = Measurement(case.group, case.name, problem.flops, problem.nbytes)
+    calls: dict[str, Call] = {}
+    for name in prepare:
+        result.contenders[name] = contender = Contender()
+        try:
+            call = prepare[name]()
+            output, contender.peak_growth = peak_growth(call)
+        except Exception as error:  # a peer that can't run is a line of the report, never the end of the run
+            contender.problem = f"cannot run: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            continue
+        contender.problem = mismatch(output, expected, settings.dtype)
+        if contender.problem is None:
+            calls[name] = call
+    for name, seconds in interleave(calls, settings.rounds, settings.sample_seconds).items():
+        result.contenders[name].seconds = seconds
+    result.gemm_rate = ceilings.gemm_rate(settings.dtype, settings.threads, settings.gemm_size)
+    result.copy_rate = ceilings.copy_rate(problem.nbytes, settings.threads)
+    return result
+
+
+def _in_float64(plain: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    dtype = x.dtype
+    expected = plain.double()(x.double())
+    plain.to(dtype)  # exact: every value came from dtype
+    return expected
+
+
+# To catch wrong results, not to judge rounding: the tests do that, far more narrowly.
+ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def mismatch(output: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """Why `output` isn't the float64 result `expected` computed in `dtype`; None if it is.
+
+    Each element's error is held against the RMS of its own channel (of logits: of its image), so that a wrong small
+    channel among larger ones is seen.
+    """
+    if output.shape != expected.shape:
+        return f"wrong output: shape {tuple(output.shape)} instead of {tuple(expected.shape)}"
+    if output.dtype != dtype:
+        return f"wrong output: {output.dtype} instead of {dtype}"
+    squares = expected.square()
+    channels = squares.mean((0, 2, 3) if expected.dim() == 4 else (1,), keepdim=True).sqrt()
+    scale = expected.abs() + channels + 0.05 * squares.mean().sqrt()  # the last: a ReLU may leave almost nothing
+    worst = ((output.double() - expected).abs() / scale.clamp_min(1e-30)).max().item()
+    if not worst <= ALLOWED[dtype]:  # also where it is NaN
+        return f"wrong output: off by {worst:.1e} of its channel's size, allowed {ALLOWED[dtype]:.0e}"
+    return None
+
+
+def run_cases(cases: Sequence[Case], settings: Settings, processes: int, isolate: bool) -> Iterator[Measurement]:
+    """Measure every case in each of `processes` processes, one after the other.
+
+    `isolate`: a fresh process for each case as well, for cases so large that one would change the next one's memory.
+    """
+    for _ in range(processes):
+        pool = _pool()
+        for case in cases:
+            try:
+                yield pool.submit(measure, case, settings).result()
+                fresh = isolate
+            except BrokenProcessPool:
+                yield Measurement(case.group, case.name, contenders={OURS: Contender(problem="the process died")})
+                fresh = True
+            if fresh:
+                pool.shutdown()
+                pool = _pool()
+        pool.shutdown()
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))

@@ -1,0 +1,246 @@
+"""The cases of `cnnfast bench ops`: each op at the real networks' shapes.
+
+Ours is the packed form, one op call. The peers run plain convolutions whose BN is folded into weight and bias already
+(the strongest form that eager PyTorch has), with explicit padding where TensorFlow's 'same' needs it, as timm does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cnnfast import ops
+
+from .measure import Problem, Settings
+from .timing import Call
+
+ACTIVATIONS = {None: lambda t: t, "relu": F.relu, "relu6": F.relu6}
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after, so that the output has ceil(size / stride) elements: the odd one comes after."""
+    total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
+    return total // 2, total - total // 2
+
+
+class PlainConv(nn.Module):
+    """(activation ->) pad -> conv + bias (-> activation), each an op of its own."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        padding: tuple[int, int] = (0, 0),
+        pre_activation: str | None = None,
+        activation: str | None = None,
+    ):
+        super().__init__()
+        symmetric = padding[0] == padding[1]
+        self.pad = None if symmetric else (*padding, *padding)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding[0] if symmetric else 0, groups=groups
+        ).requires_grad_(False)
+        fan_in = in_channels // groups * kernel**2
+        nn.init.normal_(self.conv.weight, std=fan_in**-0.5)
+        nn.init.normal_(self.conv.bias)
+        self.pre_activation, self.activation = ACTIVATIONS[pre_activation], ACTIVATIONS[activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pre_activation(x)
+        x = x if self.pad is None else F.pad(x, self.pad)
+        return self.activation(self.conv(x))
+
+
+class PlainBlock(nn.Sequential):
+    """Convolutions in a row, with a shortcut around them or not."""
+
+    def __init__(self, *layers: PlainConv, residual: bool = False):
+        super().__init__(*layers)
+        self.residual = residual
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + x if self.residual else y
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """An op at one shape. `size` is the input's height and width; `expanded` is inverted_residual's middle."""
+
+    group: str
+    network: str
+    in_channels: int
+    out_channels: int
+    size: int
+    kernel: int = 1
+    stride: int = 1
+    expanded: int = 0
+    tf_same: bool = False
+    pre_activation: str | None = None
+    mid_activation: str | None = None
+    activation: str | None = None
+
+    @property
+    def residual(self) -> bool:
+        return self.group == "inverted_residual" and self.stride == 1 and self.in_channels == self.out_channels
+
+    @property
+    def name(self) -> str:
+        channels = [self.in_channels, *([self.expanded] if self.expanded else []), self.out_channels]
+        kernel = f" k{self.kernel}" if self.kernel > 1 else ""
+        stride = f" s{self.stride}" if self.stride > 1 else ""
+        return f"{'-'.join(map(str, channels))} @{self.size}{kernel}{stride} ({self.network})"
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        symmetric = (self.kernel // 2, self.kernel // 2)
+        return same_padding(self.size, self.kernel, self.stride) if self.tf_same else symmetric
+
+    def build(self, settings: Settings) -> Problem:
+        plain = PlainBlock(*_layers(self), residual=self.residual).to(settings.dtype).eval()
+        plain = plain.to(memory_format=torch.channels_last)
+        x = torch.randn(settings.batch, self.in_channels, self.size, self.size).to(settings.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        flops, elements = _count(plain, x)
+        return Problem(lambda: _ours(self, plain, x), plain, x, flops, elements * x.element_size())
+
+
+def _layers(case: OpCase) -> list[PlainConv]:
+    c, k = case.in_channels, case.out_channels
+    depthwise = {"kernel": case.kernel, "stride": case.stride, "padding": case.padding}
+    if case.group == "depthwise_conv2d":
+        return [PlainConv(c, c, groups=c, **depthwise, activation=case.activation)]
+    if case.group == "pointwise_conv2d":
+        return [PlainConv(c, k, stride=case.stride, activation=case.activation)]
+    if case.group == "separable_conv2d":
+        activations = {"pre_activation": case.pre_activation, "activation": case.mid_activation}
+        return [PlainConv(c, c, groups=c, **depthwise, **activations), PlainConv(c, k, activation=case.activation)]
+    e = case.expanded
+    return [
+        PlainConv(c, e, activation="relu6"),
+        PlainConv(e, e, groups=e, **depthwise, activation="relu6"),
+        PlainConv(e, k),
+    ]
+
+
+def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Call:
+    """Pack the weights of `plain`; the call is one op."""
+    weights = [layer.conv.weight for layer in plain]
+    biases = [layer.conv.bias for layer in plain]
+    before, after = case.padding
+    spatial = {"stride": case.stride, "padding": (before, after, before, after)}
+    shape = {"out_channels": case.out_channels}
+    if case.group != "pointwise_conv2d":
+        shape["kernel_size"] = case.kernel
+    if case.group == "depthwise_conv2d":
+        packed = ops.pack_depthwise_conv2d(*weights, *biases)
+        return lambda: ops.depthwise_conv2d_packed(x, packed, **shape, **spatial, activation=case.activation)
+    if case.group == "pointwise_conv2d":
+        packed = ops.pack_pointwise_conv2d(*weights, *biases)
+        return lambda: ops.pointwise_conv2d_packed(x, packed, **shape, stride=case.stride, activation=case.activation)
+    if case.group == "separable_conv2d":
+        packed = ops.pack_separable_conv2d(*weights, *biases)
+        activations = {
+            "pre_activation": case.pre_activation,
+            "mid_activation": case.mid_activation,
+            "activation": case.activation,
+        }
+        return lambda: ops.separable_conv2d_packed(x, packed, **shape, **spatial, **activations)
+    packed = ops.pack_inverted_residual(*weights, *biases)
+    residual = x if case.residual else None
+    shape["expanded_channels"] = case.expanded
+    return lambda: ops.inverted_residual_packed(x, packed, residual=residual, **shape, **spatial)
+
+
+def _count(plain: PlainBlock, x: torch.Tensor) -> tuple[int, int]:
+    """FLOPs (two a multiply-add) and the elements of input, weights, output and residual, once each."""
+    macs, weights, y = 0, 0, x
+    for layer in plain:
+        y = layer(y)
+        macs += y.numel() * layer.conv.weight[0].numel()
+        weights += layer.conv.weight.numel() + layer.conv.bias.numel()
+    return 2 * macs, x.numel() + weights + y.numel()  # the residual is x itself
+
+
+def _separable(network: str, channels: tuple[int, int], size: int, **kw) -> OpCase:
+    return OpCase("separable_conv2d", network, *channels, size, kernel=3, **kw)
+
+
+def _mbconv(network: str, channels: tuple[int, int], size: int, kernel: int, stride: int, tf_same: bool) -> OpCase:
+    expanded = 6 * channels[0]
+    return OpCase("inverted_residual", network, *channels, size, kernel, stride, expanded, tf_same, activation="relu6")
+
+
+def _depthwise(network: str, channels: int, size: int, kernel: int, stride: int = 1, **kw) -> OpCase:
+    return OpCase("depthwise_conv2d", network, channels, channels, size, kernel, stride, **kw)
+
+
+def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int = 1, **kw) -> OpCase:
+    return OpCase("pointwise_conv2d", network, *channels, size, stride=stride, **kw)
+
+
+_LITE0, _V2, _XCEPTION = "lite0", "mobilenetv2", "xception"
+
+CASES: tuple[OpCase, ...] = (
+    _depthwise(_XCEPTION, 128, 147, 3),
+    _depthwise(_XCEPTION, 728, 19, 3),
+    _depthwise(_LITE0, 96, 112, 3, 2, tf_same=True, activation="relu6"),
+    _depthwise(_LITE0, 144, 56, 5, 2, tf_same=True, activation="relu6"),
+    _depthwise(_LITE0, 672, 14, 5, activation="relu6"),
+    _depthwise(_LITE0, 1152, 7, 5, activation="relu6"),
+    _pointwise(_XCEPTION, (64, 128), 147, stride=2),
+    _pointwise(_XCEPTION, (728, 1024), 19, stride=2),
+    _pointwise(_V2, (32, 192), 28, activation="relu6"),
+    _pointwise(_V2, (576, 96), 14),
+    _pointwise(_LITE0, (320, 1280), 7, activation="relu6"),
+    # every distinct unit of Xception at 299 (those of 728 @19 make up 25 of its 34)
+    _separable(_XCEPTION, (64, 128), 147),
+    _separable(_XCEPTION, (128, 128), 147, pre_activation="relu"),
+    _separable(_XCEPTION, (128, 256), 74, pre_activation="relu"),
+    _separable(_XCEPTION, (256, 256), 74, pre_activation="relu"),
+    _separable(_XCEPTION, (256, 728), 37, pre_activation="relu"),
+    _separable(_XCEPTION, (728, 728), 37, pre_activation="relu"),
+    _separable(_XCEPTION, (728, 728), 19, pre_activation="relu"),
+    _separable(_XCEPTION, (728, 1024), 19, pre_activation="relu"),
+    _separable(_XCEPTION, (1024, 1536), 10, activation="relu"),
+    _separable(_XCEPTION, (1536, 2048), 10, activation="relu"),
+    _separable(_LITE0, (32, 16), 112, mid_activation="relu6"),
+    # every distinct block of EfficientNet-Lite0 at 224
+    _mbconv(_LITE0, (16, 24), 112, 3, 2, True),
+    _mbconv(_LITE0, (24, 24), 56, 3, 1, True),
+    _mbconv(_LITE0, (24, 40), 56, 5, 2, True),
+    _mbconv(_LITE0, (40, 40), 28, 5, 1, True),
+    _mbconv(_LITE0, (40, 80), 28, 3, 2, True),
+    _mbconv(_LITE0, (80, 80), 14, 3, 1, True),
+    _mbconv(_LITE0, (80, 112), 14, 5, 1, True),
+    _mbconv(_LITE0, (112, 112), 14, 5, 1, True),
+    _mbconv(_LITE0, (112, 192), 14, 5, 2, True),
+    _mbconv(_LITE0, (192, 192), 7, 5, 1, True),
+    _mbconv(_LITE0, (192, 320), 7, 3, 1, True),
+    # every block of MobileNetV2 at 224 that Lite0 doesn't have (24-144-24 @56 is the same in both)
+    _mbconv(_V2, (16, 24), 112, 3, 2, False),
+    _mbconv(_V2, (24, 32), 56, 3, 2, False),
+    _mbconv(_V2, (32, 32), 28, 3, 1, False),
+    _mbconv(_V2, (32, 64), 28, 3, 2, False),
+    _mbconv(_V2, (64, 64), 14, 3, 1, False),
+    _mbconv(_V2, (64, 96), 14, 3, 1, False),
+    _mbconv(_V2, (96, 96), 14, 3, 1, False),
+    _mbconv(_V2, (96, 160), 14, 3, 2, False),
+    _mbconv(_V2, (160, 160), 7, 3, 1, False),
+    _mbconv(_V2, (160, 320), 7, 3, 1, False),
+)
+OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
+_QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
+_QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)"}
+
+
+def select(names: list[str] | None = None, quick: bool = False) -> list[OpCase]:
+    """The cases of the ops `names` (all if None); `quick`: one or two of each op."""
+    return [case for case in CASES if (not names or case.group in names) and (not quick or case.name in _QUICK)]

@@ -1,0 +1,7 @@
+"""`python -m cnnfast` is the command `cnnfast`."""
+
+import sys
+
+from cnnfast.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,34 @@
+"""Importing timm and torchvision, with which tests and benchmarks compare, also where torchvision's wheel is a CUDA
+build and torch isn't: its operators don't load there, and it fails on two of their schemas."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+_declared: list[torch.library.Library] = []  # a schema lives as long as its Library
+
+
+def import_torchvision() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error) or _declared:
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]  # half-imported
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(
+        "qnms(Tensor dets, Tensor scores, float iou_threshold, float dets_scale, int dets_zero_point) -> Tensor"
+    )
+    _declared.append(library)
+    return importlib.import_module("torchvision")
+
+
+def import_timm() -> ModuleType:
+    import_torchvision()
+    return importlib.import_module("timm")

@@ -1,0 +1,1 @@
+"""The command `cnnfast`: a subcommand a file, each with `add_parser` and `run`."""

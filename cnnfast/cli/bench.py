@@ -1,0 +1,73 @@
+"""`cnnfast bench`: cnnfast against eager PyTorch and torch.compile, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from cnnfast.cli.errors import UsageError
+from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    summary = "time cnnfast against eager PyTorch and torch.compile, after comparing the outputs"
+    parser = subparsers.add_parser("bench", help=summary, description=summary)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models")
+    ops = kinds.add_parser("ops", help="each op at the real networks' shapes")
+    ops.add_argument("--op", action="append", dest="names", metavar="NAME", help="only this op (repeatable)")
+    models = kinds.add_parser("models", help="whole networks, each in a fresh process")
+    models.add_argument("--model", action="append", dest="names", metavar="NAME", help="only this one (repeatable)")
+    for kind in (ops, models):
+        kind.add_argument("--quick", action="store_true", help="few cases and rounds, under a minute")
+        kind.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+        kind.add_argument("--batch", type=positive_int, default=1, metavar="N", help="(default: 1)")
+        kind.add_argument("--peers", metavar="A,B", help="only these peers: eager,eager_channels_last,inductor")
+        kind.add_argument("--rounds", type=positive_int, metavar="N", help="of interleaved samples (default: 15)")
+        kind.add_argument("--processes", type=positive_int, default=1, metavar="N", help="repeat in N (default: 1)")
+        kind.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in bench/results/)")
+        add_threads(kind)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """1 if an output was wrong or a contender could not run."""
+    from cnnfast.bench import ceilings, peers, report
+    from cnnfast.bench.measure import Settings, run_cases
+
+    cases = _cases(args)
+    names = tuple(args.peers.split(",")) if args.peers else tuple(peers.PEERS)
+    if unknown := set(names) - set(peers.PEERS):
+        raise UsageError(f"--peers: no peer {', '.join(sorted(unknown))}; there are {', '.join(peers.PEERS)}")
+    threads = set_threads(args.threads)
+    settings = Settings(threads, DTYPES[args.dtype], args.batch, args.rounds or (5 if args.quick else 15), peers=names)
+
+    measurements = []
+    progress = Console(stderr=True, highlight=False)
+    with progress.status("starting") as status:
+        dram_rate = ceilings.dram_rate(threads)
+        for measurement in run_cases(cases, settings, args.processes, isolate=args.kind == "models"):
+            measurements.append(measurement)
+            total = len(cases) * args.processes
+            status.update(f"{len(measurements)}/{total} {measurement.group} {measurement.name}")
+    rows = report.make_rows(measurements)
+    report.print_report(rows, settings, Console())
+    if path := args.json or (None if args.quick else report.default_path(args.kind)):
+        report.write_json(report.to_json(rows, measurements, settings, dram_rate), path)
+        progress.print(f"written: {path}", soft_wrap=True)
+    return 1 if any(row.problems for row in rows) else 0
+
+
+def _cases(args: argparse.Namespace):
+    if args.kind == "ops":
+        from cnnfast.bench import ops as suite
+
+        known = suite.OPS
+    else:
+        from cnnfast.bench import models as suite
+
+        known = suite.MODELS
+    if unknown := set(args.names or ()) - set(known):
+        raise UsageError(f"no {args.kind[:-1]} {', '.join(sorted(unknown))} to bench; there are {', '.join(known)}")
+    return suite.select(args.names, args.quick)

@@ -1,0 +1,36 @@
+"""`cnnfast info | classify | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cnnfast.cli import bench, classify, info
+from cnnfast.cli.errors import UsageError
+
+SUBCOMMANDS = {"classify": classify, "info": info, "bench": bench}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cnnfast", description="Fused kernels for convolutional networks in PyTorch.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(SUBCOMMANDS))
+    for name, module in SUBCOMMANDS.items():
+        module.add_parser(subparsers).set_defaults(run=module.run, prog=f"cnnfast {name}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all done, 1 some inputs failed, 2 nothing could be done."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UsageError as error:
+        print(f"{args.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

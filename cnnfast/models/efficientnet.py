@@ -1,0 +1,150 @@
+"""EfficientNet, https://arxiv.org/abs/1905.11946: MBConv stages scaled in width, depth and resolution together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from cnnfast.models.network import Network
+from cnnfast.models.registry import register_model
+from cnnfast.nn import Conv2dSame, InvertedResidual, PointwiseConv2d, SeparableConv2d
+from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
+from cnnfast.nn.layers import activation_module
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width; the first has the stride, the others 1."""
+
+    blocks: int
+    kernel_size: int
+    stride: int
+    expand_ratio: int  # 1: no expansion, a depthwise separable block
+    channels: int
+
+
+LITE0 = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+
+
+class EfficientNet(Network):
+    """(N, in_chans, H, W) -> (N, num_classes). State-dict keys are timm's: `conv_stem`, `bn1`, `blocks.S.B.conv_pw`,
+    ..., `conv_head`, `bn2`, `classifier`.
+
+    Trained layer by layer; in eval mode with grad disabled each block is one fused call. The fastest input is
+    channels_last; the networks make it so after the first layer in any case.
+
+    Args:
+        stages: the blocks.
+        num_classes: outputs; 0 for none (forward returns pooled features).
+        in_chans: channels of x.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth, growing linearly from 0 at the first block to nearly this at the last.
+        global_pool: "avg", "max", "avgmax", "catavgmax" or "".
+        eps, momentum: of batch normalisation.
+        activation: "relu6" or "relu".
+    """
+
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "avg",
+        *,
+        stem_size: int = 32,
+        num_features: int = 1280,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        activation: str = "relu6",
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
+        norm = dict(eps=eps, momentum=momentum, **factory)
+        self.in_chans = in_chans
+        self.conv_stem = Conv2dSame(in_chans, stem_size, 3, 2, bias=False, **factory)
+        self.bn1 = nn.BatchNorm2d(stem_size, **norm)
+        self.act1 = activation_module(activation)
+        self.blocks = nn.Sequential()
+        channels, index, total = stem_size, 0, sum(stage.blocks for stage in stages)
+        for stage in stages:
+            blocks = nn.Sequential()
+            for i in range(stage.blocks):
+                options: dict[str, Any] = dict(
+                    kernel_size=stage.kernel_size,
+                    stride=stage.stride if i == 0 else 1,
+                    drop_path=drop_path_rate * index / total,
+                    **norm,
+                )
+                if stage.expand_ratio == 1:
+                    block = SeparableConv2d(channels, stage.channels, mid_activation=activation, **options)
+                else:
+                    options.update(expand_ratio=stage.expand_ratio, activation=activation)
+                    block = InvertedResidual(channels, stage.channels, **options)
+                blocks.append(block)
+                channels = stage.channels
+                index += 1
+            self.blocks.append(blocks)
+        self.conv_head = PointwiseConv2d(channels, num_features, bias=False, **factory)
+        self.bn2 = nn.BatchNorm2d(num_features, **norm)
+        self.act2 = activation_module(activation)
+        self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """As TensorFlow's implementation: normal by fan-out, uniform for the classifier."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+            elif isinstance(module, nn.Linear):
+                bound = 1 / math.sqrt(module.out_features)
+                nn.init.uniform_(module.weight, -bound, bound)
+                nn.init.zeros_(module.bias)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
+        self._check_input(x, self.conv_stem)
+        stem, tail = self.fused() or self.layers()
+        return tail(self.blocks(stem(x)))
+
+    def layers(self) -> Any:
+        return (
+            lambda x: self.act1(self.bn1(self.conv_stem(x))),
+            lambda x: self.act2(self.bn2(self.conv_head(x))),
+        )
+
+    def fuse(self) -> Any:
+        stem = fuse_conv2d(self.conv_stem, self.bn1, activation=activation_name(self.act1), channels_last=True)
+        activation = activation_name(self.act2)
+        return stem, fuse_pointwise_conv2d(self.conv_head, self.bn2, activation=activation, backend=self.backend)
+
+    def folded_modules(self) -> list[nn.Module]:
+        return [self, self.conv_stem, self.bn1, self.act1, self.conv_head, self.bn2, self.act2]
+
+
+@register_model("tf_efficientnet_lite0")
+def tf_efficientnet_lite0(**options: Any) -> EfficientNet:
+    """EfficientNet-Lite0 (2020): B0 without squeeze-excite, ReLU6 for SiLU, fixed stem and head.
+
+    4,652,008 parameters, 0.39 GMACs at 224 x 224; input (x - 127) / 128, RGB. TensorFlow's 'same' padding and BN eps
+    1e-3, as the published weights want. EfficientNet, https://arxiv.org/abs/1905.11946.
+    """
+    return EfficientNet(LITE0, eps=1e-3, **options)

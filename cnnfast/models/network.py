@@ -1,0 +1,69 @@
+"""What the networks share: the check of their input, pooling and classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnfast.nn import FusedModule, GlobalPool
+
+
+class Network(FusedModule):
+    """A classifier: forward_features, then forward_head. The first and last layers are folded by the network itself,
+    because their parameters' names, which are timm's, lie on it; the blocks between fold themselves.
+
+    A subclass calls `_make_head` and defines `classifier_name`, `forward_features`, `layers` and `fuse`, the latter two
+    of which return the functions (stem, tail) that forward_features puts around the blocks.
+    """
+
+    classifier_name: str
+    min_size = 1  # least height and width of x
+
+    def _make_head(self, num_features: int, num_classes: int, drop_rate: float, global_pool: str, factory: Any) -> None:
+        self.num_features = num_features
+        self.drop_rate = drop_rate
+        self._make_classifier(num_classes, global_pool, factory)
+
+    def _make_classifier(self, num_classes: int, global_pool: str, factory: Any) -> None:
+        self.num_classes = num_classes
+        self.global_pool = GlobalPool(global_pool)
+        features = self.num_features * self.global_pool.feat_mult()
+        fc = nn.Linear(features, num_classes, **factory) if num_classes > 0 else nn.Identity()
+        setattr(self, self.classifier_name, fc)
+
+    def get_classifier(self) -> nn.Module:
+        return getattr(self, self.classifier_name)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier by a fresh one of `num_classes`, or by none (0); `global_pool` None keeps the
+        pooling."""
+        parameter = next(self.parameters())
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self._make_classifier(num_classes, pool_type, dict(device=parameter.device, dtype=parameter.dtype))
+        self.get_classifier().train(self.training)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def _check_input(self, x: Tensor, first: nn.Conv2d) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        if x.dim() != 4 or x.shape[1] != first.in_channels:
+            raise ValueError(f"x must have shape (N, {first.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.shape[2] < self.min_size or x.shape[3] < self.min_size:
+            raise ValueError(f"x must be at least {self.min_size} x {self.min_size}, got shape {tuple(x.shape)}")
+        if x.dtype != first.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the parameters' dtype {first.weight.dtype}, got {x.dtype}")

@@ -1,0 +1,24 @@
+"""Modules made of cnnfast's ops: layer by layer in training, one fused call in eval mode with grad disabled."""
+
+from cnnfast.nn.conv2d import ConvBN
+from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
+from cnnfast.nn.fused import FusedModule, repack, set_backend
+from cnnfast.nn.inverted_residual import InvertedResidual
+from cnnfast.nn.layers import Conv2dSame, DropPath, GlobalPool, PointwiseConv2d
+from cnnfast.nn.pointwise_conv2d import PointwiseConvBN
+from cnnfast.nn.separable_conv2d import SeparableConv2d
+
+__all__ = [
+    "Conv2dSame",
+    "ConvBN",
+    "DepthwiseConv2d",
+    "DropPath",
+    "FusedModule",
+    "GlobalPool",
+    "InvertedResidual",
+    "PointwiseConv2d",
+    "PointwiseConvBN",
+    "SeparableConv2d",
+    "repack",
+    "set_backend",
+]

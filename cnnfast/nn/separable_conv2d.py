@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
+from cnnfast.nn.fused import FusedModule
+from cnnfast.nn.fusion import activation_name, fuse_separable_conv2d
+from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
+from cnnfast.ops.arguments import Ints
+
+
+class SeparableConv2d(FusedModule):
+    """Depthwise separable block: depthwise, BN, activation, pointwise, BN (, activation) (, + x).
+
+    (N, in_channels, H, W) -> (N, out_channels, H', W'). Keys `conv_dw`, `bn1`, `conv_pw`, `bn2`, as in timm's
+    DepthwiseSeparableConv. For inference one call of cnnfast.separable_conv2d, its intermediate never in memory.
+
+    Args:
+        kernel_size, stride, padding, dilation: of the depthwise convolution; padding as DepthwiseConv2d's.
+        mid_activation: between the two, None, "relu" or "relu6".
+        activation: after the second BN.
+        skip: adds x where the shapes allow (stride 1, in_channels == out_channels).
+        drop_path: probability, in training, of leaving out an image's block where x is added.
+        eps, momentum: of the batch normalisations.
+
+    MobileNets, https://arxiv.org/abs/1704.04861.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: Ints | str = "same",
+        dilation: int = 1,
+        *,
+        mid_activation: str | None = "relu6",
+        activation: str | None = None,
+        skip: bool = True,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        factory = dict(device=device, dtype=dtype)
+        self.skip = skip and stride == 1 and in_channels == out_channels
+        self.conv_dw = DepthwiseConv2d(in_channels, kernel_size, stride, padding, dilation, bias=False, **factory)
+        self.bn1 = nn.BatchNorm2d(in_channels, eps, momentum, **factory)
+        self.act1 = activation_module(mid_activation)
+        self.conv_pw = PointwiseConv2d(in_channels, out_channels, bias=False, **factory)
+        self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
+        self.act2 = activation_module(activation)
+        self.drop_path = DropPath(drop_path)
+
+    def layers(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv_dw(x)))
+        y = self.act2(self.bn2(self.conv_pw(y)))
+        return self.drop_path(y) + x if self.skip else y
+
+    def fuse(self) -> Any:
+        activations = dict(mid_activation=activation_name(self.act1), activation=activation_name(self.act2))
+        call = fuse_separable_conv2d(
+            self.conv_dw, self.bn1, self.conv_pw, self.bn2, **activations, backend=self.backend
+        )
+        if not self.skip:
+            return call
+        if activations["activation"] is None:
+            return lambda x: call(x, residual=x)
+        return lambda x: call(x) + x  # the op adds its residual before the activation

@@ -1,0 +1,189 @@
+"""The benchmark itself: ratios and intervals, a wrong contender gets no speed, the report's fields.
+
+Fails if a planted wrong or raising contender is timed, if a mismatch is judged by the tensor's maximum, if a ratio is
+upside down, or if a field of the JSON is missing. Nothing here asserts on a time that was measured.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from cnnfast.bench import ceilings, measure, peers, report, timing
+
+
+@dataclass(frozen=True)
+class TinyCase:
+    group: str = "tiny"
+    name: str = "4 @5"
+
+    def build(self, settings):
+        plain = nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False).to(settings.dtype)
+        x = torch.randn(settings.batch, 4, 5, 5).to(settings.dtype)
+        return measure.Problem(lambda: lambda: plain(x), plain, x, flops=7200, nbytes=1376)
+
+
+def wrong(module, x):
+    return lambda: module(x) * torch.tensor([1.0, 1.0, 1.0, 1.01]).view(1, 4, 1, 1)
+
+
+def absent(module, x):
+    raise ModuleNotFoundError("no such runtime\nand a long story")
+
+
+def quick_settings(*names, **kw):
+    return measure.Settings(threads=1, rounds=3, sample_seconds=1e-4, gemm_size=256, peers=names, **kw)
+
+
+@pytest.fixture(autouse=True)
+def cheap_ceilings(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(measure.ceilings, "gemm_rate", lambda dtype, threads, size: 1e11)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_wrong_and_missing_peers_get_no_speed():
+    settings = quick_settings("eager", "wrong", "absent")
+    found = measure.measure(TinyCase(), settings, {"eager": peers.eager, "wrong": wrong, "absent": absent})
+    row = report.make_row([found])
+    assert row.problems["wrong"].startswith("wrong output: off by")
+    assert row.problems["absent"] == "cannot run: ModuleNotFoundError: no such runtime"
+    assert set(row.timings) == {"cnnfast", "eager"} and set(row.ratios) == {"eager"}
+    assert len(found.contenders["eager"].seconds) == 3 and found.contenders["wrong"].seconds == []
+
+
+def test_wrong_cnnfast_gets_no_speed_and_no_ratio():
+    class Wrong(TinyCase):
+        def build(self, settings):
+            problem = super().build(settings)
+            return measure.Problem(lambda: wrong(problem.plain, problem.x), problem.plain, problem.x, 1, 1)
+
+    row = report.make_row([measure.measure(Wrong(), quick_settings("eager"))])
+    assert "cnnfast" in row.problems and row.ratios == {} and row.ratio is None
+    assert report.geometric_means([row]) == {}
+
+
+def test_a_problem_in_one_process_is_a_problem():
+    good = measure.measure(TinyCase(), quick_settings("eager"))
+    bad = measure.measure(TinyCase(), quick_settings("eager"))
+    bad.contenders["eager"] = measure.Contender(problem="wrong output")
+    row = report.make_row([good, bad])
+    assert row.problems == {"eager": "wrong output"} and len(row.timings["cnnfast"].samples_ms) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_mismatch(dtype):
+    expected = torch.randn(2, 6, 9, 9, dtype=torch.float64) * torch.logspace(0, -1, 6).view(1, 6, 1, 1)
+    output = expected.to(dtype)
+    assert measure.mismatch(output, expected, dtype) is None
+    assert "complex64 instead of" in measure.mismatch(output.cfloat(), expected, dtype)
+    assert "shape" in measure.mismatch(output[:1], expected, dtype)
+    for value in (0.0, math.nan):
+        spoilt = output.clone()
+        spoilt[:, 5] = value  # the smallest channel, a tenth of the largest
+        assert "off by" in measure.mismatch(spoilt, expected, dtype)
+
+
+@pytest.mark.parametrize("name", ["eager", "eager_channels_last"])
+def test_peers_compute_the_module(name):
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU6()).requires_grad_(False)
+    x = torch.randn(2, 3, 11, 11)
+    y = peers.PEERS[name](module, x)()
+    torch.testing.assert_close(y, module(x))
+    assert y.is_contiguous(memory_format=torch.channels_last) == (name == "eager_channels_last")
+
+
+def test_speedup_is_peer_over_ours_with_its_interval():
+    ours = [[1.0, 1.1, 0.9, 1.0, 5.0]] * 3  # one bad round in five doesn't matter
+    peer = [[2.0, 2.2, 1.8, 2.0, 10.0]] * 3
+    ratio = timing.speedup(ours, peer)
+    assert ratio.low == pytest.approx(2.0) == ratio.high and ratio.value == pytest.approx(2.0)
+    noisy = timing.speedup([[1.0] * 5] * 2, [[1.0, 2.0, 3.0, 4.0, 5.0]] * 2)
+    assert noisy.low < noisy.value == 3.0 < noisy.high
+
+
+def test_between_processes_counts():
+    """Two processes that agree within and differ between: the interval spans both."""
+    ratio = timing.speedup([[1.0] * 50, [1.0] * 50], [[1.0] * 50, [2.0] * 50])
+    assert ratio.low == 1.0 and ratio.high == 2.0
+
+
+def test_quantiles():
+    assert timing.quantiles([[float(i) for i in range(11)]]) == timing.Quantiles(2.0, 5.0, 8.0)
+    assert timing.quantiles([[3.0]]) == timing.Quantiles(3.0, 3.0, 3.0)
+
+
+def test_interleave_rotates():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    samples = timing.interleave(calls, rounds=3, seconds=0.0)
+    assert {name: len(s) for name, s in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    assert "".join(order[-9:]) == "abcbcacab"
+
+
+@pytest.mark.skipif(timing.peak_growth(lambda: None)[1] is None, reason="/proc/self/clear_refs can't be written here")
+def test_peak_growth_sees_what_a_call_allocates():
+    result, growth = timing.peak_growth(lambda: torch.ones(8 << 20).sum().item())  # 32 MB, freed again
+    assert result == 8 << 20 and 30e6 < growth < 60e6
+    assert timing.peak_growth(lambda: torch.ones(8).sum())[1] < 4e6
+
+
+def fake_row(name, ours, channels_last, inductor):
+    rounds = {"cnnfast": ours, "eager_channels_last": channels_last, "inductor": inductor}
+    contenders = {key: measure.Contender(seconds=[value] * 4, peak_growth=1000) for key, value in rounds.items()}
+    return report.make_row([measure.Measurement("op", name, 2_000_000, 1000, 1e9, 1e9, contenders)])
+
+
+def test_report_says_where_it_loses(capsys):
+    from rich.console import Console
+
+    rows = [fake_row("won", 4e-3, 16e-3, 12e-3), fake_row("lost", 4e-3, 3e-3, 9e-3)]
+    assert rows[0].best_peer == "inductor" and rows[1].best_peer == "eager_channels_last"
+    assert rows[0].timings["cnnfast"].percent_of_ceiling == pytest.approx(50)
+    assert rows[0].timings["cnnfast"].gflop_per_s == pytest.approx(0.5)
+    assert report.geometric_means(rows)["op"] == pytest.approx(1.5)
+    assert [row.name for row in report.losses(rows)] == ["lost"]
+    report.print_report(rows, quick_settings("eager_channels_last", "inductor"), Console(width=200))
+    text = capsys.readouterr().out
+    assert "op: 1.50x the better of eager_channels_last and inductor" in text
+    assert "op lost: 0.75x (0.75-0.75) eager_channels_last" in text
+
+
+def test_json_has_what_it_promises(tmp_path):
+    settings = quick_settings("eager", "eager_channels_last")
+    found = [measure.measure(TinyCase(), settings) for _ in range(2)]
+    report.write_json(report.to_json(report.make_rows(found), found, settings, 1e10), tmp_path / "a" / "b.json")
+    written = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert set(written) == {"environment", "settings", "ceilings", "geometric_means", "rows", "losses"}
+    assert set(written["environment"]) == {"versions", "cpu", "cpu_mhz", "isa", "commit", "date"}
+    assert written["settings"]["dtype"] == "float32" and written["settings"]["threads"] == 1
+    assert written["ceilings"] == {"gemm_gflop_per_s": 100.0, "dram_copy_gb_per_s": 10.0}
+    (row,) = written["rows"]
+    assert row["best_peer"] == "eager_channels_last" and row["flops"] == 7200 and row["floor_ms"] > 0
+    assert set(row["ratios"]["eager"]) == {"value", "low", "high"}
+    ours = row["timings"]["cnnfast"]
+    assert set(ours["ms"]) == {"p20", "p50", "p80"} and [len(rounds) for rounds in ours["samples_ms"]] == [3, 3]
+    assert {"gflop_per_s", "gb_per_s", "percent_of_ceiling", "peak_growth_bytes"} < set(ours)
+
+
+def test_ceilings_are_rates():
+    assert 1e6 < ceilings.copy_rate(1 << 20, 1) < 1e13  # bytes/s, not bytes or seconds
+
+
+def test_fresh_processes():
+    """Cases travel to another process and back; one that dies is a row that says so, and the next one runs."""
+    settings = quick_settings("eager")
+    died, lived = measure.run_cases([DyingCase(), TinyCase()], settings, processes=1, isolate=False)
+    assert died.contenders["cnnfast"].problem == "the process died"
+    assert lived.contenders["cnnfast"].problem is None and len(lived.contenders["eager"].seconds) == 3
+
+
+class DyingCase(TinyCase):
+    def build(self, settings):
+        import os
+
+        os._exit(9)

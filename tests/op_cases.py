@@ -1,0 +1,166 @@
+"""One description of a call for the four ops, so that every test runs over all of them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numerics import LAYOUTS, assert_close_by_policy, draw
+from torch import Tensor
+
+import cnnfast.ops
+import cnnfast.reference
+
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ROUNDED = {"depthwise_conv2d": 0, "pointwise_conv2d": 0, "separable_conv2d": 1, "inverted_residual": 2}  # docstrings
+
+
+@dataclass
+class Case:
+    """Tensors and options of one call, by argument name."""
+
+    op: str
+    tensors: dict[str, Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Tensor:
+        return self.tensors["x"]
+
+    @property
+    def reference(self) -> Callable[..., Tensor]:
+        return getattr(cnnfast.reference, self.op)
+
+    @property
+    def terms(self) -> int:
+        """Of the longest sum in the forward pass."""
+        weights = [tensor for name, tensor in self.tensors.items() if name.endswith("weight")]
+        return max(weight[0].numel() for weight in weights)
+
+    def run(self, **changes: Any) -> Tensor:
+        return getattr(cnnfast.ops, self.op)(**{**self.tensors, **self.options, **changes})
+
+    def pack(self) -> Tensor:
+        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.parameters)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.tensors.items() if name not in ("x", "residual")}
+
+    @property
+    def packed_options(self) -> dict[str, Any]:
+        """What <op>_packed takes besides x and packed."""
+        tensors, options = self.tensors, dict(self.options)
+        depthwise = tensors.get("dw_weight", tensors["weight"] if self.op == "depthwise_conv2d" else None)
+        last = {"inverted_residual": "project_weight", "separable_conv2d": "pw_weight"}.get(self.op, "weight")
+        options["out_channels"] = tensors[last].shape[0]
+        if depthwise is not None:
+            options["kernel_size"] = tuple(depthwise.shape[2:])
+        if self.op == "inverted_residual":
+            options["expanded_channels"] = tensors["dw_weight"].shape[0]
+        if "residual" in tensors:
+            options["residual"] = tensors["residual"]
+        return options
+
+    def run_packed(self, packed: Tensor | None = None, **changes: Any) -> Tensor:
+        packed = self.pack() if packed is None else packed
+        return getattr(cnnfast.ops, f"{self.op}_packed")(
+            **{"x": self.x, "packed": packed, **self.packed_options, **changes}
+        )
+
+    def to(self, change: Callable[[Tensor], Tensor]) -> Case:
+        return Case(self.op, {name: change(tensor) for name, tensor in self.tensors.items()}, dict(self.options))
+
+    def check(self, ours: Tensor, rounded: int | None = None) -> None:
+        rounded = ROUNDED[self.op] if rounded is None else rounded
+        assert_close_by_policy(ours, self.reference, terms=self.terms, rounded=rounded, **self.tensors, **self.options)
+
+
+def make(
+    op: str,
+    generator: torch.Generator,
+    *,
+    n: int = 2,
+    c: int = 8,
+    size: Sequence[int] = (9, 8),
+    out: int = 12,
+    k: Sequence[int] = (3, 3),
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = "same",
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = "relu",
+    multiplier: int = 1,
+    bias: bool = True,
+    residual: bool = True,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "channels_last",
+    decades: float = 0.0,
+    away_from_kinks: bool = False,
+) -> Case:
+    """A case with drawn tensors; what an op hasn't (residual of depthwise, kernel of pointwise) is left out.
+
+    Weights are drawn so that pre-activations have a standard deviation of about 2: relu6 saturates now and then.
+    """
+
+    def parameter(*shape: int) -> Tensor:
+        fan_in = torch.Size(shape[1:]).numel()
+        return draw(generator, shape, dtype, decades=decades, channel_dim=0, scale=2 / fan_in**0.5)
+
+    def parameters(prefix: str, *shape: int) -> dict[str, Tensor]:
+        tensors = {f"{prefix}weight": parameter(*shape)}
+        if bias:
+            tensors[f"{prefix}bias"] = draw(generator, shape[:1], dtype)
+        return tensors
+
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    tensors = {"x": draw(generator, (n, c, *size), dtype, decades=decades, away_from_kinks=away_from_kinks)}
+    if op == "depthwise_conv2d":
+        tensors |= parameters("", c * multiplier, 1, *k)
+        options = {**geometry, "pre_activation": activation, "activation": activation}
+    elif op == "pointwise_conv2d":
+        tensors |= parameters("", out, c, 1, 1)
+        options = {"stride": stride, "activation": activation}
+    elif op == "separable_conv2d":
+        tensors |= parameters("dw_", c * multiplier, 1, *k) | parameters("pw_", out, c * multiplier, 1, 1)
+        options = {**geometry, "pre_activation": activation, "mid_activation": activation, "activation": activation}
+    else:
+        expanded = c * multiplier + 3  # any number, not only multiples of c
+        tensors |= parameters("expand_", expanded, c, 1, 1) | parameters("dw_", expanded, 1, *k)
+        tensors |= parameters("project_", out, expanded, 1, 1)
+        options = {**geometry, "activation": activation}
+    tensors = {name: LAYOUTS[layout](t) if t.dim() == 4 and name == "x" else t for name, t in tensors.items()}
+    case = Case(op, tensors, options)
+    if residual and op != "depthwise_conv2d":
+        shape = case.reference(**tensors, **options).shape
+        case.tensors["residual"] = LAYOUTS[layout](draw(generator, shape, dtype, decades=decades))
+    return case
+
+
+def all_pairs(factors: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Few combinations in which every two values of every two factors meet; the same each time (greedy)."""
+    items = {name: [(name, i) for i in range(len(values))] for name, values in factors.items()}
+    missing = {
+        frozenset(pair) for a, b in itertools.combinations(factors, 2) for pair in itertools.product(items[a], items[b])
+    }
+
+    def new_pairs(item: tuple[str, int], row: dict[str, int]) -> int:
+        return sum(frozenset((item, other)) in missing for other in row.items())
+
+    rows = []
+    while missing:
+        row = dict(min(missing, key=sorted))
+        for name in factors:
+            if name not in row:
+                row |= [max(items[name], key=functools.partial(new_pairs, row=dict(row)))]
+        missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        rows.append({name: factors[name][row[name]] for name in factors})
+    return rows
+
+
+def identifier(row: dict[str, Any]) -> str:
+    return "-".join(f"{value}".replace("torch.", "").replace(" ", "") for value in row.values())
