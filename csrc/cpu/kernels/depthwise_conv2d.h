@@ -97,11 +97,13 @@ CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t 
     if (ow + o < t.out_width) store(y + o * t.y_pixel, activate(acc[o]), count);
 }
 
+// A row at a time through all channels: the kernel_h rows of x that it reads stay in L2 for the next row.
 template <class S, class T, class Y, int K, int Stride, bool Pre>
 void depthwise_strips(const DepthwiseTile& t) {
-  for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
-    const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, t.channels - channel) : Vec<S>::zero();
-    for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+  for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+    for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+      const int64_t count = t.channels - channel;
+      const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
       for (int64_t ow = 0; ow < t.out_width;) {
         if (t.out_width - ow > 4) {
           depthwise_strip<S, T, Y, K, Stride, 7, Pre>(t, oh, ow, channel, bias);
@@ -111,7 +113,7 @@ void depthwise_strips(const DepthwiseTile& t) {
           ow += 4;
         }
       }
-  }
+    }
 }
 
 template <class S, class T, class Y>
