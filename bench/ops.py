@@ -186,7 +186,7 @@ def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int =
     return OpCase("pointwise_conv2d", network, *channels, size, stride=stride, **kw)
 
 
-_LITE0, _V2, _XCEPTION = "tf_efficientnet_lite0", "mobilenetv2", "xception"
+_LITE0, _V2, _XCEPTION = "lite0", "mobilenetv2", "xception"
 
 CASES: tuple[OpCase, ...] = (
     _depthwise(_XCEPTION, 128, 147, 3),
@@ -237,8 +237,8 @@ CASES: tuple[OpCase, ...] = (
     _mbconv(_V2, (160, 320), 7, 3, 1, False),
 )
 OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
-_QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (tf_efficientnet_lite0)"}
-_QUICK |= {"24-144-24 @56 k3 (tf_efficientnet_lite0)", "112-672-112 @14 k5 (tf_efficientnet_lite0)"}
+_QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
+_QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)"}
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[OpCase]:

@@ -29,12 +29,19 @@ from build_backend.toolchain import (
 CSRC = ROOT / "csrc"
 STABLE_ABI = ("-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 CXX_FLAGS = (CXX_STANDARD, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}")
+# g++'s own AVX-512 headers set off these two, megabytes of it (GCC bug 105593); clang++ does not know the second. The
+# third: vectors are passed between static functions only, where the ABI that g++ warns of is its own.
+KERNEL_FLAGS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi", "-Wno-unknown-warning-option")
 LINK_FLAGS = ("-Wl,-z,defs", "-Wl,--as-needed")  # an undefined symbol is found here, not at the first call
 EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def sources(pattern: str) -> list[Path]:
     return sorted(CSRC.glob(pattern))
+
+
+def object_of(source: Path) -> str:
+    return str(source.relative_to(CSRC).with_suffix(".o"))
 
 
 def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -> tuple[NinjaFile, list[str]]:
@@ -51,11 +58,13 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
 
     torch_flags = [*STABLE_ABI, f"-isystem {torch.root / 'include'}"]
     objects = [
-        ninja.build("cxx", f"{source.relative_to(CSRC).with_suffix('')}.o", [source], [*CXX_FLAGS, *have, *torch_flags])
+        ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *have, *torch_flags])
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
     ]
     objects += [
-        ninja.build("cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
+        ninja.build(
+            "cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, *KERNEL_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags]
+        )
         for isa in isas
         for source in sources("cpu/kernels/isa.cpp")
     ]
@@ -68,7 +77,11 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         ninja.rules(CUDA_RULES.format(nvcc=cuda.nvcc))
         host = [f"-ccbin {compiler.command[0]}", "-Xcompiler -fPIC,-fvisibility=hidden,-Wall", CXX_STANDARD, "-O3"]
         flags = [*host, "-DUSE_CUDA", f"-I{CSRC}", *torch_flags, "--threads 1", *cuda.gencode_flags]
-        objects = [ninja.build("nvcc", f"cuda/{source.stem}.o", [source], flags) for source in sources("cuda/*.cu")]
+        objects = [
+            ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, "-DUSE_CUDA", *torch_flags])
+            for source in sources("cuda/*.cpp")
+        ]
+        objects += [ninja.build("nvcc", object_of(source), [source], flags) for source in sources("cuda/**/*.cu")]
         needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
         ninja.build("nvcc_link", "libcnnfast_cuda.so", objects, ["-cudart static", *needed])
         libraries.append("libcnnfast_cuda.so")
@@ -91,7 +104,7 @@ def build(destination: Path) -> list[Path]:
     """Builds everything that this machine can into `destination` (the package's folder); returns the files."""
     compiler, torch = find_compiler(), require_torch()
     isas, notes = usable_isas(compiler)
-    cuda, reason = find_cuda(torch, sources("cuda/*.cu"))
+    cuda, reason = find_cuda(torch, sources("cuda/**/*.cu"))
     if cuda is None:
         notes.append(f"CUDA kernels left out: {reason}")
     ninja, libraries = plan(compiler, isas, torch, cuda)
