@@ -13,7 +13,7 @@ _DRAM_BYTES = 1 << 29  # read + written: larger than any last-level cache
 
 @cache
 def gemm_rate(dtype: torch.dtype, threads: int, size: int) -> float:
-    """FLOP/s of torch.mm on matrices of `size` squared, the best of ten. `threads` are those in use; they key the cache."""
+    """FLOP/s of torch.mm on `size` x `size` matrices, the best of ten. `threads`: those in use (a key of the cache)."""
     a, b = torch.randn(2, size, size).to(dtype)
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)

@@ -31,14 +31,14 @@ struct PackedHeader {
 };
 static_assert(sizeof(PackedHeader) == 64);
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Sections' sizes in scalars.
-constexpr int64_t depthwise_section(int64_t channels, int64_t taps) { return round_up(channels, kPanel) * (1 + taps); }
-constexpr int64_t pointwise_section(int64_t in, int64_t out) { return round_up(out, kPanel) * (1 + in); }
+static constexpr int64_t depthwise_section(int64_t channels, int64_t taps) { return round_up(channels, kPanel) * (1 + taps); }
+static constexpr int64_t pointwise_section(int64_t in, int64_t out) { return round_up(out, kPanel) * (1 + in); }
 
 // A packing's size in bytes.
-constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize) {
+static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize) {
   int64_t scalars = 0;
   switch (op) {
     case PackedOp::depthwise_conv2d: scalars = depthwise_section(out, taps); break;

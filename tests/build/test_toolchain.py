@@ -4,15 +4,11 @@ Fails when such a machine would get a traceback, a wrong choice, or a sentence t
 """
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from build_backend import backend, command, cuda, toolchain  # noqa: E402
+from build_backend import backend, command, cuda, toolchain
 
 CPU_TORCH = toolchain.Torch(Path("/nowhere/torch"), "2.13.0+cpu", None)
 CUDA_TORCH = toolchain.Torch(Path("/nowhere/torch"), "2.14.1", "13.0")

@@ -1,0 +1,255 @@
+// Depthwise convolution, forward and both gradients, channels_last.
+//
+// Layout   x, y: pixels of contiguous channels; weight: taps of contiguous channels (packing.h).
+// Tile     forward: kPanel channels x a strip of 7 (or 4) outputs along the row in registers; each column of x is
+//          loaded once a kernel row, passes the pre-activation once, and serves up to kernel_w outputs. 3x3 and 5x5 at
+//          stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything else runs one output at a time.
+// Bytes    x is read kernel_h times from L1/L2 and once from memory, y written once.
+// Sums     bias first, then the taps row by row: the same bits whatever the strip.
+// Padding  taps outside the image are skipped, not multiplied by zero: an infinite weight stays out of the border.
+#pragma once
+#include "vec.h"
+
+namespace cnnfast::CNNFAST_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr bool kUnrolled = true;
+#else
+constexpr bool kUnrolled = false;  // a strip wants the registers of AVX-512; without them it only swells the code
+#endif
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// `count` output channels from `channel` on, of a pixel with channels / multiplier input channels.
+template <class S, class T>
+CNNFAST_INLINE Vec<S> load_channels(const T* pixel, int64_t channel, int64_t count, int64_t multiplier) {
+  if (multiplier == 1) return load<S>(pixel + channel, count);
+  S lanes[kPanel] = {};
+  for (int64_t i = 0; i < smaller(count, kPanel); ++i) lanes[i] = widen(pixel[(channel + i) / multiplier]);
+  return load<S>(lanes);
+}
+
+// One output pixel, any window.
+template <class S, class T>
+CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, Vec<S> acc) {
+  const Window& win = t.window;
+  const Clamp<S> pre(t.pre_activation);
+  const int64_t count = t.channels - channel;
+  const T* x = static_cast<const T*>(t.x);
+  const S* weight = static_cast<const S*>(t.weight) + channel;
+  for (int64_t i = 0; i < win.kernel_h; ++i) {
+    const int64_t ih = oh * win.stride_h - win.pad_top + i * win.dilation_h;
+    if (ih < 0 || ih >= t.height) continue;
+    for (int64_t j = 0; j < win.kernel_w; ++j) {
+      const int64_t iw = ow * win.stride_w - win.pad_left + j * win.dilation_w;
+      if (iw < 0 || iw >= t.width) continue;
+      const T* pixel = x + (ih - t.x_first_row) * t.x_row + iw * t.x_pixel;
+      const Vec<S> w = load<S>(weight + (i * win.kernel_w + j) * t.weight_tap, count);
+      acc = fma(pre(load_channels<S>(pixel, channel, count, t.multiplier)), w, acc);
+    }
+  }
+  return acc;
+}
+
+// A strip of `Strip` outputs of row oh from column ow on; those past out_width are computed from nothing and not stored.
+template <class S, class T, class Y, int K, int Stride, int Strip, bool Pre>
+CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, Vec<S> bias) {
+  constexpr int kColumns = (Strip - 1) * Stride + K;
+  const int64_t count = t.channels - channel;
+  const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
+  const Clamp<S> pre(t.pre_activation);
+  Vec<S> acc[Strip];
+  for (int o = 0; o < Strip; ++o) acc[o] = bias;
+  const int64_t i0 = larger(0, -ih0), i1 = smaller(K, t.height - ih0);
+  const bool inside = iw0 >= 0 && iw0 + kColumns <= t.width;
+  for (int64_t i = i0; i < i1; ++i) {
+    const T* row = static_cast<const T*>(t.x) + (ih0 + i - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
+    const S* weight = static_cast<const S*>(t.weight) + i * K * t.weight_tap + channel;
+    Vec<S> w[K];
+    for (int j = 0; j < K; ++j) w[j] = load<S>(weight + j * t.weight_tap, count);
+    const auto columns = [&]<bool Edge>() {
+#pragma GCC unroll 24
+      for (int c = 0; c < kColumns; ++c) {
+        if (Edge && (iw0 + c < 0 || iw0 + c >= t.width)) continue;
+        Vec<S> x = load<S>(row + c * t.x_pixel, count);
+        if (Pre) x = pre(x);
+#pragma GCC unroll 8
+        for (int o = 0; o < Strip; ++o) {
+          const int j = c - o * Stride;
+          if (j >= 0 && j < K) acc[o] = fma(x, w[j], acc[o]);
+        }
+      }
+    };
+    if (inside)
+      columns.template operator()<false>();
+    else
+      columns.template operator()<true>();
+  }
+  const Clamp<S> activate(t.activation);
+  Y* y = static_cast<Y*>(t.y) + (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+  for (int o = 0; o < Strip && ow + o < t.out_width; ++o) store(y + o * t.y_pixel, activate(acc[o]), count);
+}
+
+template <class S, class T, class Y, int K, int Stride, bool Pre>
+void depthwise_strips(const DepthwiseTile& t) {
+  for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+    const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, t.channels - channel) : Vec<S>::zero();
+    for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+      for (int64_t ow = 0; ow < t.out_width;) {
+        if (t.out_width - ow > 4) {
+          depthwise_strip<S, T, Y, K, Stride, 7, Pre>(t, oh, ow, channel, bias);
+          ow += 7;
+        } else {
+          depthwise_strip<S, T, Y, K, Stride, 4, Pre>(t, oh, ow, channel, bias);
+          ow += 4;
+        }
+      }
+  }
+}
+
+template <class S, class T, class Y>
+void depthwise_any(const DepthwiseTile& t) {
+  const Clamp<S> activate(t.activation);
+  for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+    for (int64_t ow = 0; ow < t.out_width; ++ow)
+      for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+        const int64_t count = t.channels - channel;
+        const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
+        Y* y = static_cast<Y*>(t.y) + (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+        store(y, activate(depthwise_pixel<S, T>(t, oh, ow, channel, bias)), count);
+      }
+}
+
+// x in T, y in Y.
+template <class T, class Y>
+void depthwise(const DepthwiseTile& t) {
+  using S = typename Compute<T>::type;
+  const Window& w = t.window;
+  const bool square = w.kernel_h == w.kernel_w && w.stride_h == w.stride_w && w.dilation_h == 1 && w.dilation_w == 1;
+  const bool pre = t.pre_activation.code != 0;
+  if constexpr (kUnrolled) {
+  if (square && t.multiplier == 1 && w.stride_h <= 2) {
+    const bool two = w.stride_h == 2;
+    if (w.kernel_h == 3) {
+      if (pre) return two ? depthwise_strips<S, T, Y, 3, 2, true>(t) : depthwise_strips<S, T, Y, 3, 1, true>(t);
+      return two ? depthwise_strips<S, T, Y, 3, 2, false>(t) : depthwise_strips<S, T, Y, 3, 1, false>(t);
+    }
+    if (w.kernel_h == 5) {
+      if (pre) return two ? depthwise_strips<S, T, Y, 5, 2, true>(t) : depthwise_strips<S, T, Y, 5, 1, true>(t);
+      return two ? depthwise_strips<S, T, Y, 5, 2, false>(t) : depthwise_strips<S, T, Y, 5, 1, false>(t);
+    }
+  }
+  }
+  depthwise_any<S, T, Y>(t);
+}
+
+// 1 where the activation passes the gradient on, else 0: as PyTorch's relu and hardtanh, a NaN passes.
+template <class S>
+CNNFAST_INLINE bool passes(S z, const Activation& a) {
+  return a.code == 0 || !(z <= static_cast<S>(a.lo) || z >= static_cast<S>(a.hi));
+}
+
+template <class S>
+void activation_grad(const ActivationGradTile& t) {
+  S* grad = static_cast<S*>(t.grad);
+  const S* z = static_cast<const S*>(t.z);
+  for (int64_t i = 0; i < t.count; ++i)
+    if (!passes(z[i], t.activation)) grad[i] = 0;
+}
+
+// Calls f(output index, tap) for each output along one axis that reads input position `in`.
+template <class F>
+CNNFAST_INLINE void outputs_of(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation, int64_t out, F f) {
+  for (int64_t tap = 0; tap < kernel; ++tap) {
+    const int64_t shifted = in + pad - tap * dilation;
+    if (shifted >= 0 && shifted % stride == 0 && shifted / stride < out) f(shifted / stride, tap);
+  }
+}
+
+template <class S>
+void depthwise_grad_input(const DepthwiseGradInputTile& t) {
+  const Window& win = t.window;
+  const S* grad = static_cast<const S*>(t.grad);
+  const S* weight = static_cast<const S*>(t.weight);
+  const int64_t m = t.multiplier, out_channels = t.channels * m;
+  for (int64_t ih = t.row_begin; ih < t.row_end; ++ih)
+    for (int64_t iw = 0; iw < t.width; ++iw) {
+      const S* x = t.x ? static_cast<const S*>(t.x) + (ih * t.width + iw) * t.channels : nullptr;
+      S* dx = static_cast<S*>(t.dx) + ((ih - t.row_begin) * t.width + iw) * t.channels;
+      for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+        const int64_t count = smaller(kPanel, t.channels - channel);
+        alignas(64) S sum[kPanel] = {};
+        Vec<S> acc = Vec<S>::zero();
+        outputs_of(ih, win.pad_top, win.kernel_h, win.stride_h, win.dilation_h, t.out_height, [&](int64_t oh, int64_t i) {
+          outputs_of(iw, win.pad_left, win.kernel_w, win.stride_w, win.dilation_w, t.out_width, [&](int64_t ow, int64_t j) {
+            const S* g = grad + (oh * t.out_width + ow) * out_channels;
+            const S* w = weight + (i * win.kernel_w + j) * t.weight_tap;
+            if (m == 1) {
+              acc = fma(load<S>(g + channel, count), load<S>(w + channel, count), acc);
+            } else {
+              for (int64_t c = 0; c < count * m; ++c) sum[c / m] += g[channel * m + c] * w[channel * m + c];
+            }
+          });
+        });
+        if (m == 1) store(sum, acc);
+        for (int64_t c = 0; c < count; ++c)
+          dx[channel + c] = x && !passes(x[channel + c], t.pre_activation) ? S{0} : sum[c];
+      }
+    }
+}
+
+template <class S>
+void depthwise_grad_weight(const DepthwiseGradWeightTile& t) {
+  const Window& win = t.window;
+  const Clamp<S> pre(t.pre_activation);
+  const int64_t in_channels = t.channels, out_channels = t.channels * t.multiplier;
+  const int64_t taps = win.kernel_h * win.kernel_w, count = t.channel_count;
+  const auto grad_at = [&](int64_t n, int64_t oh, int64_t ow) {
+    const S* g = static_cast<const S*>(t.grad) + ((n * t.out_height + oh) * t.out_width + ow) * out_channels;
+    return load<S>(g + t.channel_begin, count);
+  };
+  alignas(64) S lanes[kPanel];
+  // A row of outputs at a time is summed on its own, then added: shorter chains, smaller rounding errors.
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t i = tap / win.kernel_w, j = tap % win.kernel_w;
+    Vec<S> total = Vec<S>::zero();
+    for (int64_t n = 0; n < t.images; ++n)
+      for (int64_t oh = 0; oh < t.out_height; ++oh) {
+        const int64_t ih = oh * win.stride_h - win.pad_top + i * win.dilation_h;
+        if (ih < 0 || ih >= t.height) continue;
+        Vec<S> row = Vec<S>::zero();
+        for (int64_t ow = 0; ow < t.out_width; ++ow) {
+          const int64_t iw = ow * win.stride_w - win.pad_left + j * win.dilation_w;
+          if (iw < 0 || iw >= t.width) continue;
+          const S* pixel = static_cast<const S*>(t.x) + ((n * t.height + ih) * t.width + iw) * in_channels;
+          row = fma(pre(load_channels<S>(pixel, t.channel_begin, count, t.multiplier)), grad_at(n, oh, ow), row);
+        }
+        total = add(total, row);
+      }
+    store(lanes, total);
+    for (int64_t c = 0; c < count; ++c) static_cast<S*>(t.dweight)[(t.channel_begin + c) * taps + tap] = lanes[c];
+  }
+  if (!t.dbias) return;
+  Vec<S> total = Vec<S>::zero();
+  for (int64_t n = 0; n < t.images; ++n)
+    for (int64_t oh = 0; oh < t.out_height; ++oh) {
+      Vec<S> row = Vec<S>::zero();
+      for (int64_t ow = 0; ow < t.out_width; ++ow) row = add(row, grad_at(n, oh, ow));
+      total = add(total, row);
+    }
+  store(lanes, total);
+  for (int64_t c = 0; c < count; ++c) static_cast<S*>(t.dbias)[t.channel_begin + c] = lanes[c];
+}
+
+template <class T>
+void widen_all(const void* from, void* to, int64_t count) {
+  using S = typename Compute<T>::type;
+  const T* x = static_cast<const T*>(from);
+  S* y = static_cast<S*>(to);
+  for (int64_t i = 0; i < count; i += kPanel) store(y + i, load<S>(x + i, count - i), count - i);
+}
+
+}  // namespace
+}  // namespace cnnfast::CNNFAST_ISA

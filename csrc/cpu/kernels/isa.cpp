@@ -1,0 +1,33 @@
+// Compiled once per ISA with -DCNNFAST_ISA=<name> and that ISA's flags; see kernels.h.
+#include "depthwise_conv2d.h"
+#include "pointwise_conv2d.h"
+
+#define CNNFAST_STRING_(x) #x
+#define CNNFAST_STRING(x) CNNFAST_STRING_(x)
+
+namespace cnnfast::CNNFAST_ISA {
+
+const KernelTable table = {
+    .isa = CNNFAST_STRING(CNNFAST_ISA),
+#if defined(__AVX512F__)
+    // float64 has no AVX-512 form: it is there to check the algorithms, not to be fast.
+    .depthwise = {depthwise<float, float>, nullptr, depthwise<bf16, bf16>, depthwise<f16, f16>},
+    .depthwise_to_compute = {depthwise<float, float>, nullptr, depthwise<bf16, float>, depthwise<f16, float>},
+    .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
+    .gemm = {gemm<float>, nullptr},
+    .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
+    .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
+    .activation_grad = {activation_grad<float>, nullptr},
+#else
+    .depthwise = {depthwise<float, float>, depthwise<double, double>, depthwise<bf16, bf16>, depthwise<f16, f16>},
+    .depthwise_to_compute = {depthwise<float, float>, depthwise<double, double>, depthwise<bf16, float>,
+                             depthwise<f16, float>},
+    .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
+    .gemm = {gemm<float>, gemm<double>},
+    .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
+    .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},
+    .activation_grad = {activation_grad<float>, activation_grad<double>},
+#endif
+};
+
+}  // namespace cnnfast::CNNFAST_ISA

@@ -1,0 +1,110 @@
+// What the ISA-neutral code (checks, tiling, threads) asks of the kernels: plain structs, one table of functions per ISA.
+// No torch, no std containers: kernels/isa.cpp compiles this once per ISA, and nothing in it may become a weak symbol.
+//
+// "Compute type" S is float for float32, bfloat16 and float16 storage, double for float64. Strides are in elements.
+#pragma once
+#include <cstdint>
+
+#include "../../packing.h"
+
+namespace cnnfast {
+
+enum class Storage : int { f32, f64, bf16, f16 };
+constexpr int kStorages = 4;
+
+// lo <= y <= hi; a NaN stays NaN. Codes as in cnnfast/ops/activations.py.
+struct Activation {
+  int64_t code;
+  double lo, hi;
+};
+
+// The window of a convolution; padding below and right is implied by the output's size.
+struct Window {
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+};
+
+// Rows [row_begin, row_end) of one image's depthwise convolution, channels_last.
+// x is the first element of input row x_first_row: a tile holds a band of rows, an image all of them.
+struct DepthwiseTile {
+  const void* x;
+  int64_t x_first_row, x_row, x_pixel, height, width;  // strides of x; size of the whole input
+  const void* weight;                                  // S [taps], weight_tap apart
+  int64_t weight_tap;
+  const void* bias;  // S [channels] or null
+  void* y;           // output row row_begin
+  int64_t y_row, y_pixel, row_begin, row_end, out_width;
+  int64_t channels, multiplier;  // of the output; input channel = output channel / multiplier
+  Window window;
+  Activation pre_activation, activation;
+};
+
+// Gradient of the input: rows [row_begin, row_end) of x, channels [0, channels) of the input.
+struct DepthwiseGradInputTile {
+  const void* grad;  // S, the whole image: (out_height, out_width, channels * multiplier)
+  int64_t out_height, out_width;
+  const void* x;  // S, the whole image; read where pre_activation is not the identity
+  const void* weight;
+  int64_t weight_tap;
+  void* dx;  // S, row row_begin
+  int64_t row_begin, row_end, width, channels, multiplier;
+  Window window;
+  Activation pre_activation;
+};
+
+// Gradients of weight and bias for up to kPanel output channels from channel_begin on, over all images.
+struct DepthwiseGradWeightTile {
+  const void* grad;  // S (images, out_height, out_width, channels * multiplier)
+  const void* x;     // S (images, height, width, channels)
+  void* dweight;     // S, PyTorch's layout: (channels * multiplier, taps)
+  void* dbias;       // S (channels * multiplier), or null
+  int64_t images, height, width, out_height, out_width, channels, multiplier, channel_begin, channel_count;
+  Window window;
+  Activation pre_activation;
+};
+
+// y[rows][cols] = activation(a[rows][depth] * b[depth][cols] + bias + residual)
+struct GemmTile {
+  const void* a;  // S
+  int64_t a_row, a_depth;
+  const void* b;  // S: panels of kPanel columns, b_panel apart; packed: b_depth = kPanel, zero-padded to whole panels
+  int64_t b_panel, b_depth;
+  const void* bias;      // S [cols] (packed: rounded up to kPanel), or null
+  const void* residual;  // y_storage, or null
+  int64_t residual_row;
+  void* y;
+  int64_t y_row;
+  Storage y_storage;
+  int64_t rows, depth, cols;
+  bool packed;  // a_depth == 1, b and bias padded: the fast path
+  Activation activation;
+};
+
+// grad[i] *= activation'(z[i]), both S.
+struct ActivationGradTile {
+  void* grad;
+  const void* z;
+  int64_t count;
+  Activation activation;
+};
+
+struct KernelTable {
+  const char* isa;
+  // [storage of x]; a null entry means that this ISA has none and the generic table serves
+  void (*depthwise[kStorages])(const DepthwiseTile&);             // y in x's storage
+  void (*depthwise_to_compute[kStorages])(const DepthwiseTile&);  // y in S
+  void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
+  // [0] float, [1] double
+  void (*gemm[2])(const GemmTile&);
+  void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
+  void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
+  void (*activation_grad[2])(const ActivationGradTile&);
+};
+
+namespace generic {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+
+}  // namespace cnnfast

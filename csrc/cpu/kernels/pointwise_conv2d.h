@@ -1,0 +1,111 @@
+// GEMM micro-kernel: the inside of pointwise_conv2d, of both halves of inverted_residual and of every pointwise gradient.
+//
+// Layout   a: rows of pixels, channels contiguous (any strides on the slow path); b: panels of kPanel output channels,
+//          depth-major (packing.h); y: rows of pixels.
+// Tile     kRows pixels x up to kPanels panels in registers: on AVX-512 7 x 4 accumulators of 32, one panel's vector
+//          each and a broadcast; 7 divides the rows of 7, 14, 28, 56 and 112 pixels that these networks have.
+// Loops    panels outside, pixels inside: the group of panels (depth * 4 * 64 bytes) stays in L1/L2 while the tile's
+//          pixels stream past it.
+// Sums     each output is one chain of fused multiply-adds over the depth, bias first, residual last: the same bits
+//          whatever the tile, the thread or the neighbours in the batch.
+// Rate     at best 2 FMA of 16 lanes a cycle; a step of the depth loads 4 vectors and 7 broadcasts for 28 FMA.
+#pragma once
+#include "vec.h"
+
+namespace cnnfast::CNNFAST_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kRows = 7, kPanels = 4;
+#else
+constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON registers: 8 accumulators
+#endif
+
+template <class S>
+CNNFAST_INLINE Vec<S> load_storage(const void* p, int64_t index, int64_t count, Storage storage) {
+  if constexpr (sizeof(S) == sizeof(double)) {
+    return load<S>(static_cast<const S*>(p) + index, count);
+  } else {
+    if (storage == Storage::bf16) return load<S>(static_cast<const bf16*>(p) + index, count);
+    if (storage == Storage::f16) return load<S>(static_cast<const f16*>(p) + index, count);
+    return load<S>(static_cast<const float*>(p) + index, count);
+  }
+}
+
+template <class S>
+CNNFAST_INLINE void store_storage(void* p, int64_t index, Vec<S> x, int64_t count, Storage storage) {
+  if constexpr (sizeof(S) == sizeof(double)) {
+    store(static_cast<S*>(p) + index, x, count);
+  } else {
+    if (storage == Storage::bf16) return store(static_cast<bf16*>(p) + index, x, count);
+    if (storage == Storage::f16) return store(static_cast<f16*>(p) + index, x, count);
+    store(static_cast<float*>(p) + index, x, count);
+  }
+}
+
+// Rows [row, row + R), panels [panel, panel + P).
+template <class S, int R, int P, bool Packed>
+__attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {
+  const int64_t a_depth = Packed ? 1 : t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
+  const int64_t first = panel * kPanel;
+  // Only the last panel of an unpacked b ends before its last lane.
+  const auto lanes = [&](int p) { return Packed ? kPanel : t.cols - first - p * kPanel; };
+  const S* a = static_cast<const S*>(t.a) + row * t.a_row;
+  const S* b = static_cast<const S*>(t.b) + panel * t.b_panel;
+
+  Vec<S> acc[R][P];
+  for (int p = 0; p < P; ++p) {
+    const Vec<S> start =
+        t.bias ? load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p)) : Vec<S>::zero();
+    for (int r = 0; r < R; ++r) acc[r][p] = start;
+  }
+  for (int64_t k = 0; k < t.depth; ++k) {
+    Vec<S> w[P];
+    for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel + k * b_depth, lanes(p));
+    for (int r = 0; r < R; ++r) {
+      const Vec<S> x = Vec<S>::set(a[r * t.a_row + k * a_depth]);
+      for (int p = 0; p < P; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
+    }
+  }
+  const Clamp<S> activate(t.activation);
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) {
+      const int64_t column = first + p * kPanel, count = t.cols - column;
+      Vec<S> y = acc[r][p];
+      if (t.residual) y = add(y, load_storage<S>(t.residual, (row + r) * t.residual_row + column, count, t.y_storage));
+      store_storage(t.y, (row + r) * t.y_row + column, activate(y), count, t.y_storage);
+    }
+}
+
+template <class S, int R, int P, bool Packed>
+void gemm_rows(const GemmTile& t, int64_t row, int64_t panel) {
+  for (; t.rows - row >= R; row += R) gemm_block<S, R, P, Packed>(t, row, panel);
+  if constexpr (R > 1)
+    if (row < t.rows) gemm_rows<S, R - 1, P, Packed>(t, row, panel);
+}
+
+template <class S, int P, bool Packed>
+void gemm_panels(const GemmTile& t, int64_t panel) {
+  const int64_t left = (t.cols + kPanel - 1) / kPanel - panel;
+  if (left <= 0) return;
+  if constexpr (P > 1) {
+    // 5 panels are 3 + 2, not 4 + 1: a lone panel has too few accumulators to hide the latency of the FMA.
+    if (left < P || left == P + 1) {
+      gemm_panels<S, P - 1, Packed>(t, panel);
+      return;
+    }
+  }
+  gemm_rows<S, kRows, P, Packed>(t, 0, panel);
+  gemm_panels<S, P, Packed>(t, panel + P);
+}
+
+template <class S>
+void gemm(const GemmTile& t) {
+  if (t.packed)
+    gemm_panels<S, kPanels, true>(t, 0);
+  else
+    gemm_panels<S, kPanels, false>(t, 0);
+}
+
+}  // namespace
+}  // namespace cnnfast::CNNFAST_ISA

@@ -1,0 +1,94 @@
+"""Images of every mode and orientation become the same input; the crop is the centre.
+
+Fails if EXIF orientation, a mode's conversion, the crop, the order of channels or the normalisation is wrong.
+"""
+
+import pytest
+import torch
+from PIL import Image
+
+from cnnfast.preprocess import Preprocessing, preprocessing_for
+from cnnfast.pretrained import imagenet_labels
+
+PLAIN = Preprocessing(32, 1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # (1, 3, 32, 32) of the pixels themselves
+
+
+@pytest.fixture
+def image():
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randint(0, 256, (4 * 3 * 3,), generator=generator, dtype=torch.uint8)
+    return Image.frombytes("RGB", (4, 3), bytes(small.tolist())).resize((48, 36), Image.Resampling.BICUBIC)
+
+
+def test_values_and_layout():
+    image = Image.new("RGB", (50, 40), (127, 255, 63))
+    x = preprocessing_for("tf_efficientnet_lite0")(image)
+    assert x.shape == (1, 3, 224, 224) and x.dtype == torch.float32
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(x[0, :, 100, 100], torch.tensor([0.0, 1.0, -0.5]))
+
+
+@pytest.mark.parametrize(("name", "size", "side"), [("tf_efficientnet_lite0", 224, 224), ("xception", 299, 230)])
+def test_the_crop_is_the_centre(name, size, side):
+    """Of a 256 x 356 image, white in the middle only: everything inside the square of `side` is seen, nothing else."""
+    preprocessing = preprocessing_for(name)
+    image = Image.new("L", (356, 256), 0)
+    left, top = (356 - side) // 2, (256 - side) // 2
+    image.paste(255, (left, top, left + side, top + side))
+    x = preprocessing(image)
+    assert x.shape[-1] == size and x.min() == x.max()
+    image.paste(0, (left, top, left + 1, top + 1))
+    assert (preprocessing(image)[..., :3, :3] < x.max()).any()
+
+
+def test_orientation(image, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright, stored lying on its side
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "plain.png")
+    assert torch.equal(PLAIN.load(tmp_path / "turned.png"), PLAIN.load(tmp_path / "plain.png"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "P", "L", "LA", "1", "I;16"])
+def test_modes(image, mode, tmp_path):
+    """Each as its own RGB; grey ones as grey."""
+    if mode == "I;16":
+        grey = image.convert("L")
+        wide = Image.frombytes("I;16", grey.size, b"".join(bytes((v, v)) for v in grey.tobytes()))  # v * 257
+        converted, expected = wide, grey
+    else:
+        converted = image.quantize(256) if mode == "P" else image.convert(mode)
+        expected = {"RGBA": image, "CMYK": image, "P": converted.convert("RGB")}.get(mode, converted.convert("L"))
+    suffix = "tif" if mode in ("CMYK", "I;16") else "png"
+    converted.save(tmp_path / f"image.{suffix}")
+    x = PLAIN.load(tmp_path / f"image.{suffix}")
+    assert x.shape == (1, 3, 32, 32)
+    assert (x - PLAIN(expected)).abs().max() <= 2
+    if mode in ("L", "LA", "1", "I;16"):
+        assert torch.equal(x[:, 0], x[:, 2])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3, 2)])
+def test_tiny_images(size):
+    assert torch.equal(PLAIN(Image.new("RGB", size, (9, 9, 9))), torch.full((1, 3, 32, 32), 9.0))
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match=r"model_name must be one .*, got 'lenet'"):
+        preprocessing_for("lenet")
+
+
+def test_labels():
+    """1000 different names; the indices of a few are known from elsewhere."""
+    labels = imagenet_labels()
+    assert len(labels) == len(set(labels)) == 1000
+    known = {
+        0: "tench",
+        207: "golden retriever",
+        282: "tiger cat",
+        285: "Egyptian cat",
+        657: "missile",
+        967: "espresso",
+    }
+    assert {index: labels[index] for index in known} == known
+    assert labels[134] == "crane (bird)" and labels[517] == "crane (machine)" and labels[999] == "toilet tissue"
