@@ -1,0 +1,156 @@
+#include "common.h"
+
+#include <cstdlib>
+#include <limits>
+#include <memory>
+
+#include "cpu_features.h"
+
+namespace cnnfast::cpu {
+
+const KernelTable& kernels(Storage storage) {
+  static const KernelTable& chosen = []() -> const KernelTable& {
+    switch (choose_isa()) {
+#ifdef CNNFAST_HAVE_AVX512
+      case Isa::avx512: return avx512::table;
+#endif
+      default: return generic::table;
+    }
+  }();
+  return storage == Storage::f64 ? generic::table : chosen;
+}
+
+Storage storage_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Storage::f32;
+    case ScalarType::Double: return Storage::f64;
+    case ScalarType::BFloat16: return Storage::bf16;
+    case ScalarType::Half: return Storage::f16;
+    default: STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+  }
+  return Storage::f32;
+}
+
+Activation activation(int64_t code) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  switch (code) {
+    case 0: return {0, -inf, inf};
+    case 1: return {1, 0, inf};
+    case 2: return {2, 0, 6};
+    default: STD_TORCH_CHECK(false, "activation code ", code, " is unknown");
+  }
+  return {};
+}
+
+void check_backend(int64_t backend) {
+  STD_TORCH_CHECK(backend == 0 || backend == 1, "backend code ", backend, " can't run on CPU tensors");
+}
+
+namespace {
+
+// Padding before (top or left) for an output of ceil(size / stride), and that output.
+std::pair<int64_t, int64_t> same_padding(int64_t size, int64_t kernel, int64_t stride, int64_t dilation) {
+  const int64_t out = ceil_div(size, stride);
+  const int64_t total = std::max<int64_t>(0, (out - 1) * stride + (kernel - 1) * dilation + 1 - size);
+  return {total / 2, out};
+}
+
+}  // namespace
+
+Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
+             const Ints& dilation) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
+  STD_TORCH_CHECK(stride.size() == 2 && dilation.size() == 2, "stride and dilation must have 2 elements");
+  STD_TORCH_CHECK(padding.empty() || padding.size() == 4, "padding must have 4 elements, or none for 'same'");
+  STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0,
+                  "stride and dilation must be positive");
+  Conv c{x.size(0), x.size(1), x.size(2), x.size(3), 0, 0, {}};
+  c.window = {kernel_h, kernel_w, stride[0], stride[1], dilation[0], dilation[1], 0, 0};
+  if (padding.empty()) {
+    std::tie(c.window.pad_top, c.out_h) = same_padding(c.h, kernel_h, stride[0], dilation[0]);
+    std::tie(c.window.pad_left, c.out_w) = same_padding(c.w, kernel_w, stride[1], dilation[1]);
+    return c;
+  }
+  STD_TORCH_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0, "padding must not be negative");
+  c.window.pad_top = padding[0];
+  c.window.pad_left = padding[2];
+  const int64_t extent_h = c.h + padding[0] + padding[1] - (kernel_h - 1) * dilation[0] - 1;
+  const int64_t extent_w = c.w + padding[2] + padding[3] - (kernel_w - 1) * dilation[1] - 1;
+  STD_TORCH_CHECK(extent_h >= 0 && extent_w >= 0, "the kernel is larger than the padded input");
+  c.out_h = extent_h / stride[0] + 1;
+  c.out_w = extent_w / stride[1] + 1;
+  return c;
+}
+
+namespace {
+
+bool dense_in(const Tensor& x, std::initializer_list<int> dims_from_innermost) {
+  int64_t expected = 1;
+  for (int d : dims_from_innermost) {
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return true;
+}
+
+}  // namespace
+
+bool is_channels_last(const Tensor& x) {
+  if (x.numel() == 0 || x.is_contiguous()) return false;
+  return dense_in(x, {1, 3, 2, 0}) || (x.size(1) > 1 && x.stride(1) == 1);
+}
+
+Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) {
+  const Ints size{n, c, h, w};
+  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+}
+
+Tensor in_format_of(const Tensor& x, const Tensor& y) {
+  if (is_channels_last(x)) return y;
+  // contiguous() hands y itself back, with channels_last strides, where the two formats coincide in memory.
+  if (y.size(1) == 1 || y.size(2) * y.size(3) == 1) {
+    const Ints size(y.sizes().begin(), y.sizes().end());
+    return torch::stable::view(y, size);
+  }
+  return torch::stable::contiguous(y);
+}
+
+Tensor to_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+Maybe to_dtype(const Maybe& t, ScalarType dtype) { return t ? Maybe(to_dtype(*t, dtype)) : std::nullopt; }
+
+Tensor no_gradient(const Tensor& like) {
+  return torch::stable::empty(Ints{0}, like.scalar_type(), std::nullopt, like.device());
+}
+
+void check_residual(const Maybe& residual, const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w) {
+  if (!residual) return;
+  STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == n && residual->size(1) == c && residual->size(2) == h &&
+                      residual->size(3) == w,
+                  "residual must have the output's shape (", n, ", ", c, ", ", h, ", ", w, ")");
+  STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "residual must have x's dtype");
+}
+
+char* scratch(Slot slot, int64_t bytes) {
+  struct Buffer {
+    char* data = nullptr;
+    int64_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffers[3];
+  Buffer& buffer = buffers[static_cast<int>(slot)];
+  if (buffer.size < bytes) {
+    std::free(buffer.data);
+    buffer.size = round_up(bytes, 4096);
+    buffer.data = static_cast<char*>(std::aligned_alloc(4096, static_cast<size_t>(buffer.size)));
+    if (!buffer.data) {
+      buffer.size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return buffer.data;
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,80 @@
+// What every op on the CPU shares: argument checks, geometry, memory formats, the kernel table in use, threads, scratch.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace cnnfast::cpu {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+using Maybe = std::optional<Tensor>;
+
+// The table of the best ISA that was built and that this CPU has ($CNNFAST_ISA forces one); the generic one for float64.
+const KernelTable& kernels(Storage storage);
+
+Storage storage_of(const Tensor& t, const char* name);
+// The index into KernelTable's pairs [float, double], and the dtype of the arithmetic.
+inline int compute_index(Storage s) { return s == Storage::f64 ? 1 : 0; }
+inline int64_t compute_size(Storage s) { return s == Storage::f64 ? 8 : 4; }
+inline ScalarType compute_dtype(Storage s) { return s == Storage::f64 ? ScalarType::Double : ScalarType::Float; }
+
+Activation activation(int64_t code);
+void check_backend(int64_t backend);  // auto and cpu run here; anything else is a sentence
+
+// A convolution's sizes. padding empty: 'same'.
+struct Conv {
+  int64_t n, c, h, w, out_h, out_w;
+  Window window;
+};
+Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
+             const Ints& dilation);
+Window pointwise_window(const Ints& stride);
+
+// Memory formats. The kernels want channels_last; results come back in x's own format.
+bool is_channels_last(const Tensor& x);
+inline Tensor channels_last(const Tensor& x) { return torch::stable::contiguous(x, MemoryFormat::ChannelsLast); }
+Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype);
+// y (made by empty_channels_last) in the format that x had.
+Tensor in_format_of(const Tensor& x, const Tensor& y);
+Tensor to_dtype(const Tensor& t, ScalarType dtype);
+Maybe to_dtype(const Maybe& t, ScalarType dtype);
+// A gradient that nobody asked for.
+Tensor no_gradient(const Tensor& like);
+void check_residual(const Maybe& residual, const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w);
+
+inline const char* bytes_of(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
+inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
+
+// A buffer of this thread's, kept between calls; the content is whatever the last user left. One slot a purpose.
+enum class Slot { depthwise, expanded, gathered };
+char* scratch(Slot slot, int64_t bytes);
+
+// f(i) for each i in [0, count), on all threads, in no particular order: a slow core takes fewer.
+template <class F>
+void for_each(int64_t count, const F& f) {
+  if (count <= 0) return;
+  std::atomic<int64_t> next{0};
+  const int64_t workers = std::min<int64_t>(count, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+  });
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,168 @@
+// depthwise_conv2d on the CPU: y = activation(depthwise(pre_activation(x), weight) + bias).
+// Tiling: a few output rows of one image a task; the plain form packs its weights first (taps * C scalars).
+#include "ops.h"
+#include "stages.h"
+
+namespace cnnfast::cpu {
+
+Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_size, Ints stride,
+                               Ints padding, Ints dilation, int64_t pre_activation, int64_t activation_code,
+                               int64_t backend) {
+  check_backend(backend);
+  STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
+  const Storage storage = storage_of(x, "x");
+  const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
+  STD_TORCH_CHECK(conv.c > 0 && out_channels % conv.c == 0, "out_channels ", out_channels,
+                  " must be a multiple of x's channels ", conv.c);
+  PackedReader reader(packed, PackedOp::depthwise_conv2d, x, -1, out_channels, kernel_size[0], kernel_size[1]);
+  const DepthwiseWeights weights = reader.depthwise(out_channels);
+
+  const Tensor xs = channels_last(x);
+  Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
+  const int64_t itemsize = static_cast<int64_t>(x.element_size());
+  DepthwiseTile whole = depthwise_tile(conv, weights, pre_activation, activation_code);
+  whole.multiplier = out_channels / conv.c;
+  whole.x_pixel = conv.c;
+  whole.x_row = conv.w * conv.c;
+  whole.y_pixel = out_channels;
+  whole.y_row = conv.out_w * out_channels;
+
+  const KernelTable& table = kernels(storage);
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rows = std::max<int64_t>(1, conv.out_h / std::max<int64_t>(1, ceil_div(4 * threads, std::max<int64_t>(1, conv.n))));
+  const int64_t bands = ceil_div(conv.out_h, rows);
+  const char* from = bytes_of(xs);
+  char* to = mutable_bytes_of(y);
+  for_each(y.numel() ? conv.n * bands : 0, [&](int64_t i) {
+    DepthwiseTile t = whole;
+    const int64_t n = i / bands;
+    t.row_begin = i % bands * rows;
+    t.row_end = std::min(t.row_begin + rows, conv.out_h);
+    t.x = from + n * conv.h * whole.x_row * itemsize;
+    t.y = to + (n * conv.out_h + t.row_begin) * whole.y_row * itemsize;
+    table.depthwise[static_cast<int>(storage)](t);
+  });
+  return in_format_of(x, y);
+}
+
+Tensor depthwise_conv2d(Tensor x, Tensor weight, Maybe bias, Ints stride, Ints padding, Ints dilation,
+                        int64_t pre_activation, int64_t activation_code, int64_t backend) {
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
+  const Tensor packed = pack_depthwise_conv2d(weight, bias);
+  return depthwise_conv2d_packed(x, packed, weight.size(0), {weight.size(2), weight.size(3)}, stride, padding, dilation,
+                                 pre_activation, activation_code, backend);
+}
+
+Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation_code) {
+  Tensor out = torch::stable::clone(channels_last(grad));
+  out = channels_last(out);
+  if (activation_code == 0) return out;
+  const Tensor zs = channels_last(z);
+  const Storage storage = storage_of(grad, "grad");
+  const KernelTable& table = kernels(storage);
+  const int64_t itemsize = compute_size(storage), block = 16384, count = out.numel();
+  for_each(ceil_div(count, block), [&](int64_t i) {
+    ActivationGradTile t{};
+    t.grad = mutable_bytes_of(out) + i * block * itemsize;
+    t.z = bytes_of(zs) + i * block * itemsize;
+    t.count = std::min(block, count - i * block);
+    t.activation = activation(activation_code);
+    table.activation_grad[compute_index(storage)](t);
+  });
+  return out;
+}
+
+Tensor image_gradient(const Tensor& of, const Tensor& gradient) {
+  return in_format_of(of, to_dtype(gradient, of.scalar_type()));
+}
+
+Tensor weight_gradient(const Tensor& of, const Tensor& gradient) { return to_dtype(gradient, of.scalar_type()); }
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Maybe bias,
+                                                             Ints stride, Ints padding, Ints dilation,
+                                                             int64_t pre_activation, int64_t activation_code,
+                                                             int64_t output_mask, int64_t backend) {
+  check_backend(backend);
+  const Storage storage = storage_of(x, "x");
+  const ScalarType dtype = compute_dtype(storage);
+  const int index = compute_index(storage);
+  const int64_t itemsize = compute_size(storage), out_channels = weight.size(0);
+  const Conv conv = conv_of(x, weight.size(2), weight.size(3), stride, padding, dilation);
+  STD_TORCH_CHECK(conv.c > 0 && out_channels % conv.c == 0, "weight must have a multiple of x's channels ", conv.c);
+  const int64_t multiplier = out_channels / conv.c;
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == conv.n && grad.size(1) == out_channels &&
+                      grad.size(2) == conv.out_h && grad.size(3) == conv.out_w,
+                  "grad must have the output's shape");
+  // Low precision is widened as a whole: right, and no slower than PyTorch's own; a later kernel reads it in place.
+  const Tensor xs = channels_last(to_dtype(x, dtype)), ws = to_dtype(weight, dtype);
+  Tensor g = channels_last(to_dtype(grad, dtype));
+  if (activation_code != 0) {
+    const Tensor z = depthwise_conv2d(xs, ws, to_dtype(bias, dtype), stride, padding, dilation, pre_activation, 0, 0);
+    g = activation_backward(g, z, activation_code);
+  }
+
+  const KernelTable& table = kernels(compute_index(storage) ? Storage::f64 : Storage::f32);
+  Tensor dx = no_gradient(x), dweight = no_gradient(weight), dbias = no_gradient(bias ? *bias : weight);
+  if (output_mask & 1) {
+    const Tensor packed = pack_depthwise_conv2d(ws, std::nullopt);
+    const int64_t padded = round_up(out_channels, kPanel);
+    Tensor out = empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, dtype);
+    const int64_t rows = std::max<int64_t>(1, conv.h / 8), bands = ceil_div(conv.h, rows);
+    for_each(out.numel() ? conv.n * bands : 0, [&](int64_t i) {
+      const int64_t n = i / bands;
+      DepthwiseGradInputTile t{};
+      t.grad = bytes_of(g) + n * conv.out_h * conv.out_w * out_channels * itemsize;
+      t.out_height = conv.out_h;
+      t.out_width = conv.out_w;
+      t.x = pre_activation ? bytes_of(xs) + n * conv.h * conv.w * conv.c * itemsize : nullptr;
+      t.weight = bytes_of(packed) + sizeof(PackedHeader) + padded * itemsize;
+      t.weight_tap = padded;
+      t.row_begin = i % bands * rows;
+      t.row_end = std::min(t.row_begin + rows, conv.h);
+      t.dx = mutable_bytes_of(out) + (n * conv.h + t.row_begin) * conv.w * conv.c * itemsize;
+      t.width = conv.w;
+      t.channels = conv.c;
+      t.multiplier = multiplier;
+      t.window = conv.window;
+      t.pre_activation = activation(pre_activation);
+      table.depthwise_grad_input[index](t);
+    });
+    dx = image_gradient(x, out);
+  }
+  if (output_mask & 6) {
+    const Ints shape{out_channels, 1, weight.size(2), weight.size(3)}, bias_shape{out_channels};
+    Tensor dw = torch::stable::empty(shape, dtype, std::nullopt, x.device());
+    Tensor db = torch::stable::empty(bias_shape, dtype, std::nullopt, x.device());
+    for_each(ceil_div(out_channels, kPanel), [&](int64_t i) {
+      DepthwiseGradWeightTile t{};
+      t.grad = g.const_data_ptr();
+      t.x = xs.const_data_ptr();
+      t.dweight = dw.mutable_data_ptr();
+      t.dbias = output_mask & 4 ? db.mutable_data_ptr() : nullptr;
+      t.images = conv.n;
+      t.height = conv.h;
+      t.width = conv.w;
+      t.out_height = conv.out_h;
+      t.out_width = conv.out_w;
+      t.channels = conv.c;
+      t.multiplier = multiplier;
+      t.channel_begin = i * kPanel;
+      t.channel_count = std::min<int64_t>(kPanel, out_channels - t.channel_begin);
+      t.window = conv.window;
+      t.pre_activation = activation(pre_activation);
+      table.depthwise_grad_weight[index](t);
+    });
+    if (output_mask & 2) dweight = weight_gradient(weight, dw);
+    if (output_mask & 4 && bias) dbias = weight_gradient(*bias, db);
+  }
+  return {dx, dweight, dbias};
+}
+
+}  // namespace cnnfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_backward));
+  m.impl("depthwise_conv2d_packed", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_packed));
+  m.impl("pack_depthwise_conv2d", TORCH_BOX(&cnnfast::cpu::pack_depthwise_conv2d));
+}

@@ -1,0 +1,181 @@
+#include "packing.h"
+
+#include <cstring>
+
+namespace cnnfast::cpu {
+
+namespace {
+
+template <class S>
+class Writer {
+ public:
+  Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like)
+      : packed_(torch::stable::empty(Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, sizeof(S))},
+                                     ScalarType::Byte, std::nullopt, like.device())) {
+    PackedHeader header{};
+    header.magic = kPackedMagic;
+    header.version = kPackedVersion;
+    header.op = op;
+    header.itemsize = sizeof(S);
+    header.in_channels = static_cast<int32_t>(in);
+    header.mid_channels = static_cast<int32_t>(mid);
+    header.out_channels = static_cast<int32_t>(out);
+    header.kernel_h = static_cast<int32_t>(kernel_h);
+    header.kernel_w = static_cast<int32_t>(kernel_w);
+    std::memcpy(packed_.mutable_data_ptr(), &header, sizeof(header));
+    next_ = reinterpret_cast<S*>(mutable_bytes_of(packed_) + sizeof(header));
+  }
+
+  void depthwise(const Tensor& weight, const Maybe& bias) {
+    const int64_t channels = weight.size(0), taps = weight.size(2) * weight.size(3);
+    const int64_t padded = round_up(channels, kPanel);
+    write_bias(bias, channels, padded);
+    const Tensor dense = scalars(weight);
+    const S* w = static_cast<const S*>(dense.const_data_ptr());
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t c = 0; c < padded; ++c) *next_++ = c < channels ? w[c * taps + t] : S{0};
+  }
+
+  void pointwise(const Tensor& weight, const Maybe& bias) {
+    const int64_t out = weight.size(0), in = weight.size(1), padded = round_up(out, kPanel);
+    write_bias(bias, out, padded);
+    const Tensor dense = scalars(weight);
+    const S* w = static_cast<const S*>(dense.const_data_ptr());
+    for (int64_t first = 0; first < padded; first += kPanel)
+      for (int64_t k = 0; k < in; ++k)
+        for (int64_t lane = 0; lane < kPanel; ++lane) *next_++ = first + lane < out ? w[(first + lane) * in + k] : S{0};
+  }
+
+  Tensor done() const { return packed_; }
+
+ private:
+  static Tensor scalars(const Tensor& t) {
+    return torch::stable::contiguous(to_dtype(t, sizeof(S) == 8 ? ScalarType::Double : ScalarType::Float));
+  }
+
+  void write_bias(const Maybe& bias, int64_t channels, int64_t padded) {
+    std::fill_n(next_, padded, S{0});
+    if (bias) {
+      const Tensor dense = scalars(*bias);
+      std::memcpy(next_, dense.const_data_ptr(), static_cast<size_t>(channels) * sizeof(S));
+    }
+    next_ += padded;
+  }
+
+  Tensor packed_;
+  S* next_;
+};
+
+void check_bias(const Maybe& bias, int64_t channels, const char* name) {
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == channels), name, " must have shape (", channels, ",)");
+}
+
+void check_depthwise(const Tensor& weight, const Maybe& bias) {
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == 1, "a depthwise weight must have shape (C, 1, kh, kw)");
+  check_bias(bias, weight.size(0), "the depthwise bias");
+}
+
+void check_pointwise(const Tensor& weight, const Maybe& bias) {
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1,
+                  "a pointwise weight must have shape (K, C, 1, 1)");
+  check_bias(bias, weight.size(0), "the pointwise bias");
+}
+
+// f(S{}) with the compute type of the weight.
+template <class F>
+Tensor with_compute_type(const Tensor& weight, const F& f) {
+  return storage_of(weight, "weight") == Storage::f64 ? f(double{}) : f(float{});
+}
+
+}  // namespace
+
+Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias) {
+  check_depthwise(weight, bias);
+  return with_compute_type(weight, [&](auto s) {
+    // The input's channels aren't known from the weight alone; the op checks them against the output's.
+    Writer<decltype(s)> writer(PackedOp::depthwise_conv2d, weight.size(0), weight.size(0), weight.size(0),
+                               weight.size(2), weight.size(3), weight);
+    writer.depthwise(weight, bias);
+    return writer.done();
+  });
+}
+
+Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias) {
+  check_pointwise(weight, bias);
+  return with_compute_type(weight, [&](auto s) {
+    Writer<decltype(s)> writer(PackedOp::pointwise_conv2d, weight.size(1), weight.size(1), weight.size(0), 1, 1, weight);
+    writer.pointwise(weight, bias);
+    return writer.done();
+  });
+}
+
+Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
+                             const Maybe& pw_bias) {
+  check_depthwise(dw_weight, dw_bias);
+  check_pointwise(pw_weight, pw_bias);
+  STD_TORCH_CHECK(pw_weight.size(1) == dw_weight.size(0), "pw_weight must have ", dw_weight.size(0), " input channels");
+  return with_compute_type(dw_weight, [&](auto s) {
+    Writer<decltype(s)> writer(PackedOp::separable_conv2d, dw_weight.size(0), dw_weight.size(0), pw_weight.size(0),
+                               dw_weight.size(2), dw_weight.size(3), dw_weight);
+    writer.depthwise(dw_weight, dw_bias);
+    writer.pointwise(pw_weight, pw_bias);
+    return writer.done();
+  });
+}
+
+Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
+                              const Maybe& dw_bias, const Tensor& project_weight, const Maybe& project_bias) {
+  check_pointwise(expand_weight, expand_bias);
+  check_depthwise(dw_weight, dw_bias);
+  check_pointwise(project_weight, project_bias);
+  const int64_t expanded = expand_weight.size(0);
+  STD_TORCH_CHECK(dw_weight.size(0) == expanded && project_weight.size(1) == expanded,
+                  "dw_weight and project_weight must have ", expanded, " input channels");
+  return with_compute_type(expand_weight, [&](auto s) {
+    Writer<decltype(s)> writer(PackedOp::inverted_residual, expand_weight.size(1), expanded, project_weight.size(0),
+                               dw_weight.size(2), dw_weight.size(3), expand_weight);
+    writer.pointwise(expand_weight, expand_bias);
+    writer.depthwise(dw_weight, dw_bias);
+    writer.pointwise(project_weight, project_bias);
+    return writer.done();
+  });
+}
+
+PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, int64_t mid, int64_t out,
+                           int64_t kernel_h, int64_t kernel_w) {
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous(),
+                  "packed must be a contiguous one-dimensional uint8 tensor made by a pack_ function");
+  STD_TORCH_CHECK(packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)), "packed has no header");
+  header_ = reinterpret_cast<const PackedHeader*>(packed.const_data_ptr());
+  STD_TORCH_CHECK(header_->magic == kPackedMagic, "packed is not a packing of cnnfast's");
+  STD_TORCH_CHECK(header_->version == kPackedVersion, "packed has layout version ", header_->version, ", wanted ",
+                  kPackedVersion, ": pack the weights again");
+  STD_TORCH_CHECK(header_->op == op, "packed was made for another op");
+  STD_TORCH_CHECK(mid < 0 || header_->mid_channels == mid, "packed has ", header_->mid_channels,
+                  " channels inside, wanted ", mid);
+  STD_TORCH_CHECK(header_->out_channels == out, "packed has ", header_->out_channels, " output channels, wanted ", out);
+  STD_TORCH_CHECK(header_->kernel_h == kernel_h && header_->kernel_w == kernel_w, "packed has a ", header_->kernel_h,
+                  " x ", header_->kernel_w, " kernel, wanted ", kernel_h, " x ", kernel_w);
+  itemsize_ = compute_size(storage_of(x, "x"));
+  STD_TORCH_CHECK(header_->itemsize == itemsize_, "packed holds ", header_->itemsize * 8, "-bit weights, x wants ",
+                  itemsize_ * 8, "-bit ones");
+  STD_TORCH_CHECK(packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,
+                                                 kernel_h * kernel_w, itemsize_),
+                  "packed is truncated");
+  next_ = bytes_of(packed) + sizeof(PackedHeader);
+}
+
+DepthwiseWeights PackedReader::depthwise(int64_t channels) {
+  const int64_t padded = round_up(channels, kPanel);
+  const DepthwiseWeights weights{next_, next_ + padded * itemsize_, channels, padded};
+  next_ += depthwise_section(channels, header_->kernel_h * header_->kernel_w) * itemsize_;
+  return weights;
+}
+
+PointwiseWeights PackedReader::pointwise(int64_t in, int64_t out) {
+  const PointwiseWeights weights{next_, next_ + round_up(out, kPanel) * itemsize_, in, out};
+  next_ += pointwise_section(in, out) * itemsize_;
+  return weights;
+}
+
+}  // namespace cnnfast::cpu

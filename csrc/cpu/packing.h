@@ -1,0 +1,41 @@
+// Packed weights: writing them (pack_*) and reading them back (PackedReader). Layout: csrc/packing.h.
+#pragma once
+#include "common.h"
+
+namespace cnnfast::cpu {
+
+// One section each, as pointers into a packing. Scalars of the compute type.
+struct DepthwiseWeights {
+  const char* bias;
+  const char* taps;
+  int64_t channels, padded;
+};
+struct PointwiseWeights {
+  const char* bias;
+  const char* panels;
+  int64_t in, out;
+};
+
+Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias);
+Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias);
+Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
+                             const Maybe& pw_bias);
+Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
+                              const Maybe& dw_bias, const Tensor& project_weight, const Maybe& project_bias);
+
+// Checks the header against what the caller says, then hands out the sections in order.
+class PackedReader {
+ public:
+  PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, int64_t mid, int64_t out, int64_t kernel_h,
+               int64_t kernel_w);
+  DepthwiseWeights depthwise(int64_t channels);
+  PointwiseWeights pointwise(int64_t in, int64_t out);
+  const PackedHeader& header() const { return *header_; }
+
+ private:
+  const PackedHeader* header_;
+  const char* next_;
+  int64_t itemsize_;
+};
+
+}  // namespace cnnfast::cpu

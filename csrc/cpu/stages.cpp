@@ -1,0 +1,102 @@
+#include "stages.h"
+
+namespace cnnfast::cpu {
+
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t rows = std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row_bytes, 1), 1, std::max<int64_t>(conv.out_h, 1));
+  int64_t per_image = ceil_div(conv.out_h, rows);
+  const auto uneven = [&](int64_t units) { return units % threads != 0 && units < 4 * threads; };
+  if (uneven(conv.n * per_image)) {
+    // Smaller bands even the load out, as long as the halo stays small beside them.
+    const int64_t finer = per_image > 1 ? ceil_div(round_up(conv.n * per_image, threads), conv.n) : per_image;
+    const int64_t finer_rows = ceil_div(conv.out_h, std::max<int64_t>(finer, 1));
+    if (finer_rows * conv.window.stride_h >= 4 * halo && !uneven(conv.n * ceil_div(conv.out_h, std::max<int64_t>(finer_rows, 1)))) {
+      rows = finer_rows;
+      per_image = ceil_div(conv.out_h, rows);
+    }
+  }
+  const int64_t count = conv.n * per_image;
+  return {rows, per_image, count, uneven(count)};
+}
+
+DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,
+                             int64_t activation_code) {
+  DepthwiseTile t{};
+  t.height = conv.h;
+  t.width = conv.w;
+  t.weight = weights.taps;
+  t.weight_tap = weights.padded;
+  t.bias = weights.bias;
+  t.out_width = conv.out_w;
+  t.channels = weights.channels;
+  t.multiplier = 1;
+  t.window = conv.window;
+  t.pre_activation = activation(pre_activation);
+  t.activation = activation(activation_code);
+  return t;
+}
+
+GemmTile packed_gemm(const PointwiseWeights& weights, Storage y_storage, int64_t activation_code) {
+  GemmTile g{};
+  g.a_depth = 1;
+  g.b = weights.panels;
+  g.b_panel = weights.in * kPanel;
+  g.b_depth = kPanel;
+  g.bias = weights.bias;
+  g.y_storage = y_storage;
+  g.depth = weights.in;
+  g.cols = weights.out;
+  g.packed = true;
+  g.activation = activation(activation_code);
+  return g;
+}
+
+namespace {
+
+int64_t storage_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
+
+template <class P>
+P* offset(P* p, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return p ? static_cast<Byte*>(p) + bytes : p;
+}
+
+GemmTile block_of(const GemmTile& whole, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t itemsize) {
+  GemmTile g = whole;
+  const int64_t stored = storage_size(whole.y_storage);
+  g.a = offset(whole.a, row * whole.a_row * itemsize);
+  g.b = offset(whole.b, col / kPanel * whole.b_panel * itemsize);
+  g.bias = offset(whole.bias, col * itemsize);
+  g.residual = offset(whole.residual, (row * whole.residual_row + col) * stored);
+  g.y = offset(whole.y, (row * whole.y_row + col) * stored);
+  g.rows = rows;
+  g.cols = cols;
+  return g;
+}
+
+}  // namespace
+
+void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t itemsize) {
+  if (whole.rows == 0 || whole.cols == 0) return;
+  const auto gemm = table.gemm[itemsize == 8 ? 1 : 0];
+  const int64_t threads = torch::stable::get_num_threads(), panels = ceil_div(whole.cols, kPanel);
+  // The larger operand is read once, the smaller one by every thread.
+  const bool by_columns = whole.cols > whole.rows && panels >= 4 * threads;
+  const int64_t units = by_columns ? panels : ceil_div(whole.rows, 7);
+  // A unit is a panel or seven rows; a block is as many as make two blocks a thread, or fill a tile.
+  int64_t block = std::max<int64_t>(1, ceil_div(units, threads));
+  const int64_t row_block = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, whole.depth * itemsize * 7));
+  if (!by_columns && block > row_block) block = ceil_div(units, round_up(ceil_div(units, row_block), threads));
+  for_each(ceil_div(units, block), [&](int64_t i) {
+    if (by_columns) {
+      const int64_t col = i * block * kPanel;
+      gemm(block_of(whole, 0, whole.rows, col, std::min(block * kPanel, whole.cols - col), itemsize));
+    } else {
+      const int64_t row = i * block * 7;
+      gemm(block_of(whole, row, std::min(block * 7, whole.rows - row), 0, whole.cols, itemsize));
+    }
+  });
+}
+
+}  // namespace cnnfast::cpu

@@ -1,0 +1,33 @@
+// The stages that ops are made of, each on one tile or shared among the threads; see the .cpp files for who does what.
+#pragma once
+#include "common.h"
+#include "packing.h"
+
+namespace cnnfast::cpu {
+
+// Bytes of intermediate that a tile may keep: two thirds of the 2 MiB of L2 that a server core has, the rest for weights.
+constexpr int64_t kTileBytes = 1 << 20;
+
+// Distance between the rows of an intermediate: whole panels, and never a multiple of 4 KiB, where the rows of a
+// register block would all fall into one set of the L1 cache.
+inline int64_t padded_row(int64_t channels, int64_t itemsize) {
+  const int64_t row = round_up(channels, kPanel);
+  return row * itemsize % 4096 == 0 ? row + kPanel : row;
+}
+
+// How a fused op walks its output: bands of rows of an image.
+struct Bands {
+  int64_t rows, per_image, count;
+  bool shared;  // the threads share each band, one stage after the other; else each takes bands of its own
+};
+// row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo);
+
+DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,
+                             int64_t activation_code);
+// rows, a and y are the caller's to fill in.
+GemmTile packed_gemm(const PointwiseWeights& weights, Storage y_storage, int64_t activation_code);
+// The whole product on all threads: split by columns where the weights are the larger part, else by rows.
+void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t itemsize);
+
+}  // namespace cnnfast::cpu
