@@ -114,11 +114,9 @@ def classify(
     results: list[Result] = []
     failures: list[tuple[str, str]] = []
     with torch.no_grad(), progress_bar(errors, len(images)) as advance:
-        warm_up = parameter.new_zeros(1, 3, preprocessing.size, preprocessing.size)
+        warm_up = parameter.new_zeros(1, preprocessing.size, preprocessing.size, 3).permute(0, 3, 1, 2)
         try:
-            model(
-                warm_up.contiguous(memory_format=torch.channels_last)
-            )  # packs the weights: the first image's time is then like the others'
+            model(warm_up)  # packs the weights: the first image's time is then like the others'
         except (ValueError, TypeError) as error:  # the backend can't run here
             raise UsageError(str(error)) from None
         for path in images:
