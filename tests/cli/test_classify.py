@@ -121,7 +121,7 @@ def empty_directory(tmp_path):
         (lambda tmp: [PHOTOS, "--model", "xception"], "no package with weights of 'xception'"),
         (lambda tmp: [PHOTOS, "--weights", tmp / "absent.pth"], "absent.pth: no such file"),
         (truncated_weights, "half.pth"),
-        (foreign_weights, "tf_efficientnet_lite0"),
+        (foreign_weights, "1 not wanted (fc.weight)"),
         (lambda tmp: [PHOTOS, "--device", "cuda:77"], "--device cuda:77"),
         (lambda tmp: [PHOTOS, "--device", "toaster"], "--device toaster"),
         (lambda tmp: [PHOTOS, "--backend", "triton"], "triton"),
