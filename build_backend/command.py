@@ -37,6 +37,10 @@ def sources(pattern: str) -> list[Path]:
     return sorted(CSRC.glob(pattern))
 
 
+def object_of(source: Path) -> str:
+    return str(source.relative_to(CSRC).with_suffix(".o"))
+
+
 def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -> tuple[NinjaFile, list[str]]:
     """The ninja file and the names of the libraries that it makes."""
     import pybind11
@@ -51,7 +55,7 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
 
     torch_flags = [*STABLE_ABI, f"-isystem {torch.root / 'include'}"]
     objects = [
-        ninja.build("cxx", f"{source.relative_to(CSRC).with_suffix('')}.o", [source], [*CXX_FLAGS, *have, *torch_flags])
+        ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *have, *torch_flags])
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
     ]
     objects += [
@@ -68,7 +72,11 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         ninja.rules(CUDA_RULES.format(nvcc=cuda.nvcc))
         host = [f"-ccbin {compiler.command[0]}", "-Xcompiler -fPIC,-fvisibility=hidden,-Wall", CXX_STANDARD, "-O3"]
         flags = [*host, "-DUSE_CUDA", f"-I{CSRC}", *torch_flags, "--threads 1", *cuda.gencode_flags]
-        objects = [ninja.build("nvcc", f"cuda/{source.stem}.o", [source], flags) for source in sources("cuda/*.cu")]
+        objects = [
+            ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, "-DUSE_CUDA", *torch_flags])
+            for source in sources("cuda/*.cpp")
+        ]
+        objects += [ninja.build("nvcc", object_of(source), [source], flags) for source in sources("cuda/**/*.cu")]
         needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
         ninja.build("nvcc_link", "libcnnfast_cuda.so", objects, ["-cudart static", *needed])
         libraries.append("libcnnfast_cuda.so")
@@ -91,7 +99,7 @@ def build(destination: Path) -> list[Path]:
     """Builds everything that this machine can into `destination` (the package's folder); returns the files."""
     compiler, torch = find_compiler(), require_torch()
     isas, notes = usable_isas(compiler)
-    cuda, reason = find_cuda(torch, sources("cuda/*.cu"))
+    cuda, reason = find_cuda(torch, sources("cuda/**/*.cu"))
     if cuda is None:
         notes.append(f"CUDA kernels left out: {reason}")
     ninja, libraries = plan(compiler, isas, torch, cuda)

@@ -70,7 +70,7 @@ def assert_gradients_by_policy(
     terms: dict[str, int],
     rounded: int = 0,
 ) -> None:
-    """Each of `ours` (gradients by argument name) is within the bound of the reference's, S likewise by differentiation."""
+    """Each of `ours` (gradients by argument name) is within the bound of the reference's; S by differentiation too."""
 
     def gradients(tensors: dict[str, Tensor], grad: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
         leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}

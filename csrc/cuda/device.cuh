@@ -58,8 +58,8 @@ __host__ __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
+#include <cstdio>
 #include <stdexcept>
-#include <string>
 #include <type_traits>
 
 // Every kernel's shared memory is dynamic: the host twin allocates exactly what was asked for, so that ASan sees its end.
@@ -148,19 +148,17 @@ __device__ inline double min_nan(double a, double b) { return a != a || a < b ? 
 // Ends the launch with an error that the next synchronising call reports: for what only the device can see.
 __device__ inline void fail() { __trap(); }
 
-inline std::string describe(dim3 d) {
-  return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
-}
-
 // Launches, and reports an error with the kernel's name and launch shape.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
             cudaStream_t stream, const std::type_identity_t<Parameters>&... arguments) {
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(name) + " with grid " + describe(grid) + ", block " + describe(block) + ", " +
-                             std::to_string(shared_bytes) + " bytes of shared memory: " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  char message[512];
+  std::snprintf(message, sizeof(message), "%s, grid (%u, %u, %u), block (%u, %u, %u), %d bytes of shared memory: %s", name,
+                grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, cudaGetErrorString(error));
+  throw std::runtime_error(message);
 }
 
 }  // namespace cnnfast::cuda

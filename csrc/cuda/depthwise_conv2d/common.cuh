@@ -39,21 +39,25 @@ __device__ inline Accumulate<T> load_parameter(const Parameter& p, int64_t chann
   return widen(global_load<T>(static_cast<const T*>(p.data), i));
 }
 
-// A packing's header, that the device checks because only it can read it; data is null where weights aren't packed.
+// A packing's header, that the device checks because only it can read it; data is null where weights aren't packed. The
+// packer knows the weight alone, so not the input's channels.
 struct PackedCheck {
   const void* data = nullptr;
   PackedHeader expected = {};
 };
 
 __device__ inline void check_packed(const PackedCheck& check) {
-  constexpr int kWords = offsetof(PackedHeader, reserved) / 4;
   if (!check.data || (threadIdx.x | threadIdx.y | threadIdx.z) != 0) return;
-  const unsigned* expected = reinterpret_cast<const unsigned*>(&check.expected);
-  bool same = true;
+  PackedHeader header;
+  unsigned* words = reinterpret_cast<unsigned*>(&header);
 #pragma unroll
-  for (int i = 0; i < kWords; ++i)
-    same &= global_load<unsigned>(static_cast<const unsigned*>(check.data), i) == expected[i];
-  if (!same) fail();
+  for (int i = 0; i < static_cast<int>(offsetof(PackedHeader, reserved)) / 4; ++i)
+    words[i] = global_load<unsigned>(static_cast<const unsigned*>(check.data), i);
+  const PackedHeader& expected = check.expected;
+  if (header.magic != expected.magic || header.version != expected.version || header.op != expected.op ||
+      header.itemsize != expected.itemsize || header.out_channels != expected.out_channels ||
+      header.kernel_h != expected.kernel_h || header.kernel_w != expected.kernel_w)
+    fail();
 }
 
 // Applied to all values of a vector at once, so that the (uniform) branch is taken once a vector.

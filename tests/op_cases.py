@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -142,26 +143,22 @@ def make(
 
 def all_pairs(factors: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Few combinations in which every two values of every two factors meet; the same each time (greedy)."""
-    names = list(factors)
+    items = {name: [(name, i) for i in range(len(values))] for name, values in factors.items()}
     missing = {
-        (a, i, b, j)
-        for a, b in itertools.combinations(names, 2)
-        for i in range(len(factors[a]))
-        for j in range(len(factors[b]))
+        frozenset(pair) for a, b in itertools.combinations(factors, 2) for pair in itertools.product(items[a], items[b])
     }
+
+    def new_pairs(item: tuple[str, int], row: dict[str, int]) -> int:
+        return sum(frozenset((item, other)) in missing for other in row.items())
+
     rows = []
     while missing:
-        a, i, b, j = min(missing)
-        row = {a: i, b: j}
-        for name in sorted(set(names) - {a, b}, key=lambda name: -len(factors[name])):
-
-            def gain(index: int, name: str = name) -> int:
-                pairs = ((name, index, other, at) for other, at in row.items())
-                return sum((p in missing) or ((p[2], p[3], p[0], p[1]) in missing) for p in pairs)
-
-            row[name] = max(range(len(factors[name])), key=gain)
-        missing -= {(a, row[a], b, row[b]) for a, b in itertools.permutations(names, 2)}
-        rows.append({name: factors[name][row[name]] for name in names})
+        row = dict(min(missing, key=sorted))
+        for name in factors:
+            if name not in row:
+                row |= [max(items[name], key=functools.partial(new_pairs, row=dict(row)))]
+        missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        rows.append({name: factors[name][row[name]] for name in factors})
     return rows
 
 

@@ -1,0 +1,15 @@
+// The schemas of the C++ CUDA kernels: those of csrc/ops.cpp less `backend`, which Python has chosen by then.
+// A library of its own, since cnnfast's CUDA key is registered once, in Python, for whichever backend it chooses.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(cnnfast_cuda, m) {
+  m.def(
+      "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation,"
+      " int pre_activation, int activation) -> Tensor");
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
+      " int[] dilation, int pre_activation, int activation, int output_mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "depthwise_conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
+      " int[] padding, int[] dilation, int pre_activation, int activation) -> Tensor");
+}
