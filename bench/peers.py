@@ -30,7 +30,8 @@ def inductor(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Ten
     """torch.compile with freezing: weights become constants, BN is folded, convolutions get oneDNN's packed weights."""
     torch._dynamo.reset()  # or the cases before this one count against the limit of recompilations
     module, x = _in_layout(module, x, torch.channels_last)
-    with torch._inductor.config.patch(freezing=True):
+    # No graph from the cache: its key doesn't tell the number of threads that the code was generated for.
+    with torch._inductor.config.patch(freezing=True, fx_graph_cache=False):
         compiled = torch.compile(module, fullgraph=True, dynamic=False)
         compiled(x)
     return lambda: compiled(x)

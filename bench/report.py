@@ -125,8 +125,8 @@ def losses(rows: Sequence[Row]) -> list[Row]:
 
 
 def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> None:
-    if not console.is_terminal and console.width < 150:
-        console = Console(file=console.file, width=150)  # a log has no width that a table must fit
+    if not console.is_terminal and console.width < 165:
+        console = Console(file=console.file, width=165)  # a log has no width that a table must fit
     console.print(_table(rows, settings))
     for row in rows:
         for name, problem in row.problems.items():

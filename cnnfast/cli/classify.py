@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help=summary,
         description=f"{summary}; exit status 1 if some images could not be read, 2 if nothing could be done.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or directories to walk")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, or directories to walk")
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="(default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint (default: the published ImageNet weights)")
     parser.add_argument("--topk", type=positive_int, default=5, metavar="K", help="labels an image (default: 5)")
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     require("PIL", "demo")
     from rich.console import Console
 
+    if not args.paths:
+        raise UsageError("no PATH given: name image files or directories")
     images, failures = find_images(args.paths)
     if not images:
         raise UsageError("; ".join(f"{path}: {reason}" for path, reason in failures))
