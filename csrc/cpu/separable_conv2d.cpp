@@ -29,7 +29,7 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
 
   const int64_t itemsize = compute_size(storage), stored = static_cast<int64_t>(x.element_size());
   const int64_t row = padded_row(mid, itemsize);
-  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, 0);
+  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, 0, mid * out_channels * itemsize);
   const KernelTable& table = kernels(storage);
 
   DepthwiseTile depthwise = depthwise_tile(conv, dw, pre_activation, mid_activation);

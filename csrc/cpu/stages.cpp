@@ -2,7 +2,7 @@
 
 namespace cnnfast::cpu {
 
-Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t out_h = std::max<int64_t>(conv.out_h, 1), n = std::max<int64_t>(conv.n, 1);
   const int64_t fitting = std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row_bytes, 1), 1, out_h);
@@ -12,6 +12,8 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
     return count % threads != 0 && count < 4 * threads;
   };
   int64_t per_image = ceil_div(out_h, fitting);
+  // Weights larger than the image's intermediate: one shared band, so that each thread reads a part of them, once.
+  if (n < threads && weight_bytes > row_bytes * out_h && row_bytes * out_h <= 3 * kTileBytes) per_image = 1;
   if (per_image > 1 && uneven(per_image)) {
     // Smaller bands even the load out, as long as the halo stays small beside them.
     const int64_t finer = ceil_div(round_up(n * per_image, threads), n);

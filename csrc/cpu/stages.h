@@ -22,7 +22,7 @@ struct Bands {
   bool shared;  // the threads share each band, one stage after the other; else each takes bands of its own
 };
 // row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
-Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo);
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes);
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,
                              int64_t activation_code);

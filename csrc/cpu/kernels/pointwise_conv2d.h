@@ -62,6 +62,14 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
   const int64_t blocks = (t.rows + R - 1) / R, share = P * kPanel * static_cast<int64_t>(sizeof(S)) / blocks;
   next += row / R * share * t.depth;
 
+  // Lines of y are asked for now, so that the stores at the end don't wait for memory.
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p)
+      __builtin_prefetch(static_cast<const char*>(t.y) +
+                             ((row + r) * t.y_row + first + p * kPanel) * (t.y_storage == Storage::f64 ? 8 : t.y_storage == Storage::f32 ? 4 : 2), 1, 3);
+
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R][P];
 #pragma GCC unroll 8
