@@ -7,7 +7,7 @@ namespace cnnfast::cpu {
 
 // Bytes of intermediate that a tile may keep, so that it stays in L2 (1 to 2 MiB a core on servers) beside a group of
 // weight panels and the rows of x that are being read.
-constexpr int64_t kTileBytes = 1 << 19;
+constexpr int64_t kTileBytes = 290000;
 
 // Distance between the rows of an intermediate: whole panels, and never a multiple of 4 KiB, where the rows of a
 // register block would all fall into one set of the L1 cache.
