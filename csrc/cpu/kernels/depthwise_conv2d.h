@@ -65,6 +65,12 @@ CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t 
 #pragma GCC unroll 8
   for (int o = 0; o < Strip; ++o) acc[o] = bias;
   const int64_t i0 = larger(0, -ih0), i1 = smaller(K, t.height - ih0);
+  // The rows that the next output row needs and this one doesn't: pixels are far apart, no hardware prefetcher sees them.
+  for (int64_t ih = larger(0, ih0 + K); ih < smaller(t.height, ih0 + K + Stride); ++ih) {
+    const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + channel;
+    for (int64_t c = larger(0, iw0 + K - Stride); c < smaller(t.width, iw0 + K - Stride + Strip * Stride); ++c)
+      __builtin_prefetch(row + c * t.x_pixel, 0, 2);
+  }
   const bool inside = iw0 >= 0 && iw0 + kColumns <= t.width;
   for (int64_t i = i0; i < i1; ++i) {
     const T* row = static_cast<const T*>(t.x) + (ih0 + i - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
