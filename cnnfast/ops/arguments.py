@@ -149,10 +149,10 @@ def check_packed(packed: Tensor, x: Tensor, op: str) -> None:
     """packed: what pack_<op> returned; the C++ side reads its header."""
     if not isinstance(packed, Tensor):
         raise TypeError(f"packed must be the tensor that pack_{op} returned, got {type(packed).__name__}")
-    if packed.dtype is not torch.uint8 or packed.dim() != 1 or packed.shape[0] < HEADER_BYTES:
+    if packed.dtype is not torch.uint8 or packed.dim() != 1 or packed.shape[0] < HEADER_BYTES or packed.stride(0) != 1:
         raise ValueError(
-            f"packed must be the uint8 tensor that pack_{op} returned, got {packed.dtype} of shape"
-            f" {tuple(packed.shape)}"
+            f"packed must be the contiguous uint8 tensor that pack_{op} returned, got {packed.dtype} of shape"
+            f" {tuple(packed.shape)} and stride {packed.stride()}"
         )
     if packed.device != x.device:
         raise ValueError(f"packed must be on {x.device} like x, got {packed.device}")

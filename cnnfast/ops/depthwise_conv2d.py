@@ -91,10 +91,10 @@ def pack_depthwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight (channels, 1, kh, kw) and bias (channels) as depthwise_conv2d takes them; on CPU. Inference only: under grad
     mode, weights that require grad are refused (ValueError).
     """
-    check_inference("pack_depthwise_conv2d", "detach it", weight=weight, bias=bias)
     check_weight("weight", weight)
     check_depthwise_weight("weight", weight, weight, 1)
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    check_inference("pack_depthwise_conv2d", "detach it", weight=weight, bias=bias)
     backends.code("depthwise_conv2d_packed", "auto", weight.device.type)
     return _pack_op(weight, bias)
 
@@ -118,7 +118,6 @@ def depthwise_conv2d_packed(
     for depthwise_conv2d. x is float64 exactly where the weight was. Under grad mode, an x that requires grad is
     refused (ValueError).
     """
-    check_inference("depthwise_conv2d_packed", "call depthwise_conv2d", x=x)
     shape = check_x(x)
     check_packed(packed, x, "depthwise_conv2d")
     if positive("out_channels", out_channels) % shape[1]:
@@ -131,6 +130,7 @@ def depthwise_conv2d_packed(
     )
     output_size(shape[2:], kernel, strides, pads, dilations)
     pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
+    check_inference("depthwise_conv2d_packed", "call depthwise_conv2d", x=x)
     code = backends.code("depthwise_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, out_channels, kernel, strides, pads, dilations, pre, post, code)
 

@@ -138,6 +138,13 @@ def pack_inverted_residual(
     Weights and biases as inverted_residual takes them; on CPU. Inference only: under grad mode, weights that require
     grad are refused (ValueError).
     """
+    check_weight("expand_weight", expand_weight)
+    expanded = check_pointwise_weight("expand_weight", expand_weight, expand_weight, expand_weight.shape[1])[0]
+    check_depthwise_weight("dw_weight", dw_weight, expand_weight, expanded, like="expand_weight", multiplier=1)
+    check_pointwise_weight("project_weight", project_weight, expand_weight, expanded, like="expand_weight")
+    check_bias("expand_bias", expand_bias, expand_weight, expanded, like="expand_weight")
+    check_bias("dw_bias", dw_bias, expand_weight, expanded, like="expand_weight")
+    check_bias("project_bias", project_bias, expand_weight, project_weight.shape[0], like="expand_weight")
     check_inference(
         "pack_inverted_residual",
         "detach it",
@@ -148,13 +155,6 @@ def pack_inverted_residual(
         dw_bias=dw_bias,
         project_bias=project_bias,
     )
-    check_weight("expand_weight", expand_weight)
-    expanded = check_pointwise_weight("expand_weight", expand_weight, expand_weight, expand_weight.shape[1])[0]
-    check_depthwise_weight("dw_weight", dw_weight, expand_weight, expanded, like="expand_weight", multiplier=1)
-    check_pointwise_weight("project_weight", project_weight, expand_weight, expanded, like="expand_weight")
-    check_bias("expand_bias", expand_bias, expand_weight, expanded, like="expand_weight")
-    check_bias("dw_bias", dw_bias, expand_weight, expanded, like="expand_weight")
-    check_bias("project_bias", project_bias, expand_weight, project_weight.shape[0], like="expand_weight")
     backends.code("inverted_residual_packed", "auto", expand_weight.device.type)
     return _pack_op(expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias)
 
@@ -179,7 +179,6 @@ def inverted_residual_packed(
     raises); the rest as for inverted_residual. x is float64 exactly where the weights were. Under grad mode, an x or
     residual that requires grad is refused (ValueError).
     """
-    check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
     shape = check_x(x)
     check_packed(packed, x, "inverted_residual")
     positive("expanded_channels", expanded_channels)
@@ -193,6 +192,7 @@ def inverted_residual_packed(
     size = output_size(shape[2:], kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
     act = activations.code("activation", activation)
+    check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
     code = backends.code("inverted_residual_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, expanded_channels, out_channels, kernel, strides, pads, dilations, act, code)
 

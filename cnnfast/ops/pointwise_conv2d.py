@@ -88,10 +88,10 @@ def pack_pointwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight (out_channels, C, 1, 1) and bias (out_channels) as pointwise_conv2d takes them; on CPU. Inference only:
     under grad mode, weights that require grad are refused (ValueError).
     """
-    check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias)
     check_weight("weight", weight)
     check_pointwise_weight("weight", weight, weight, weight.shape[1])
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias)
     backends.code("pointwise_conv2d_packed", "auto", weight.device.type)
     return _pack_op(weight, bias)
 
@@ -112,7 +112,6 @@ def pointwise_conv2d_packed(
     x is float64 exactly where the weight was. Under grad mode, an x or residual that requires grad is refused
     (ValueError).
     """
-    check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, residual=residual)
     shape = check_x(x)
     check_packed(packed, x, "pointwise_conv2d")
     positive("out_channels", out_channels)
@@ -120,6 +119,7 @@ def pointwise_conv2d_packed(
     if residual is not None:
         check_residual(residual, x, (shape[0], out_channels, *output_size(shape[2:], _ONE, strides, _NONE, _ONE)))
     post = activations.code("activation", activation)
+    check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, residual=residual)
     code = backends.code("pointwise_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, out_channels, strides, post, code)
 

@@ -119,14 +119,14 @@ def pack_separable_conv2d(
     Weights and biases as separable_conv2d takes them; on CPU. Inference only: under grad mode, weights that require
     grad are refused (ValueError).
     """
-    check_inference(
-        "pack_separable_conv2d", "detach it", dw_weight=dw_weight, pw_weight=pw_weight, dw_bias=dw_bias, pw_bias=pw_bias
-    )
     check_weight("dw_weight", dw_weight)
     check_depthwise_weight("dw_weight", dw_weight, dw_weight, 1)
     check_pointwise_weight("pw_weight", pw_weight, dw_weight, dw_weight.shape[0], like="dw_weight")
     check_bias("dw_bias", dw_bias, dw_weight, dw_weight.shape[0], like="dw_weight")
     check_bias("pw_bias", pw_bias, dw_weight, pw_weight.shape[0], like="dw_weight")
+    check_inference(
+        "pack_separable_conv2d", "detach it", dw_weight=dw_weight, pw_weight=pw_weight, dw_bias=dw_bias, pw_bias=pw_bias
+    )
     backends.code("separable_conv2d_packed", "auto", dw_weight.device.type)
     return _pack_op(dw_weight, dw_bias, pw_weight, pw_bias)
 
@@ -152,7 +152,6 @@ def separable_conv2d_packed(
     for separable_conv2d. x is float64 exactly where the weights were. Under grad mode, an x or residual that requires
     grad is refused (ValueError).
     """
-    check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
     shape = check_x(x)
     check_packed(packed, x, "separable_conv2d")
     positive("out_channels", out_channels)
@@ -169,6 +168,7 @@ def separable_conv2d_packed(
         activations.code("mid_activation", mid_activation),
         activations.code("activation", activation),
     )
+    check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
     code = backends.code("separable_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, out_channels, kernel, strides, pads, dilations, pre, mid, post, code)
 
