@@ -89,7 +89,7 @@ def inverted_residual(
     check_bias("dw_bias", dw_bias, x, dw_shape[0])
     check_bias("project_bias", project_bias, x, project_shape[0])
     strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    size = output_size(shape[2:], dw_shape[2:], strides, pads, dilations)
+    size = output_size(shape, dw_shape[2:], strides, pads, dilations)
     check_residual(residual, x, (shape[0], project_shape[0], *size))
     act = activations.code("activation", activation)
     code = backends.code("inverted_residual", backend, x.device.type)
@@ -145,16 +145,17 @@ def pack_inverted_residual(
     check_bias("expand_bias", expand_bias, expand_weight, expanded, like="expand_weight")
     check_bias("dw_bias", dw_bias, expand_weight, expanded, like="expand_weight")
     check_bias("project_bias", project_bias, expand_weight, project_weight.shape[0], like="expand_weight")
-    check_inference(
-        "pack_inverted_residual",
-        "detach it",
-        expand_weight=expand_weight,
-        dw_weight=dw_weight,
-        project_weight=project_weight,
-        expand_bias=expand_bias,
-        dw_bias=dw_bias,
-        project_bias=project_bias,
-    )
+    if torch.is_grad_enabled():
+        check_inference(
+            "pack_inverted_residual",
+            "detach it",
+            expand_weight=expand_weight,
+            dw_weight=dw_weight,
+            project_weight=project_weight,
+            expand_bias=expand_bias,
+            dw_bias=dw_bias,
+            project_bias=project_bias,
+        )
     backends.code("inverted_residual_packed", "auto", expand_weight.device.type)
     return _pack_op(expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias)
 
@@ -189,10 +190,11 @@ def inverted_residual_packed(
         edges(padding),
         pair("dilation", dilation),
     )
-    size = output_size(shape[2:], kernel, strides, pads, dilations)
+    size = output_size(shape, kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
     act = activations.code("activation", activation)
-    check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
+    if torch.is_grad_enabled():
+        check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
     code = backends.code("inverted_residual_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, expanded_channels, out_channels, kernel, strides, pads, dilations, act, code)
 
@@ -213,7 +215,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape, dw_weight.shape[2:], stride, padding, dilation)
     return empty_image(x, (x.shape[0], project_weight.shape[0], *size))
 
 
@@ -244,7 +246,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    size = output_size(x.shape, kernel_size, stride, padding, dilation)
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 

@@ -85,7 +85,7 @@ def separable_conv2d(
     check_bias("dw_bias", dw_bias, x, dw_shape[0])
     check_bias("pw_bias", pw_bias, x, pw_shape[0])
     strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    size = output_size(shape[2:], dw_shape[2:], strides, pads, dilations)
+    size = output_size(shape, dw_shape[2:], strides, pads, dilations)
     check_residual(residual, x, (shape[0], pw_shape[0], *size))
     pre, mid, post = (
         activations.code("pre_activation", pre_activation),
@@ -124,9 +124,15 @@ def pack_separable_conv2d(
     check_pointwise_weight("pw_weight", pw_weight, dw_weight, dw_weight.shape[0], like="dw_weight")
     check_bias("dw_bias", dw_bias, dw_weight, dw_weight.shape[0], like="dw_weight")
     check_bias("pw_bias", pw_bias, dw_weight, pw_weight.shape[0], like="dw_weight")
-    check_inference(
-        "pack_separable_conv2d", "detach it", dw_weight=dw_weight, pw_weight=pw_weight, dw_bias=dw_bias, pw_bias=pw_bias
-    )
+    if torch.is_grad_enabled():
+        check_inference(
+            "pack_separable_conv2d",
+            "detach it",
+            dw_weight=dw_weight,
+            pw_weight=pw_weight,
+            dw_bias=dw_bias,
+            pw_bias=pw_bias,
+        )
     backends.code("separable_conv2d_packed", "auto", dw_weight.device.type)
     return _pack_op(dw_weight, dw_bias, pw_weight, pw_bias)
 
@@ -161,14 +167,15 @@ def separable_conv2d_packed(
         edges(padding),
         pair("dilation", dilation),
     )
-    size = output_size(shape[2:], kernel, strides, pads, dilations)
+    size = output_size(shape, kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
     pre, mid, post = (
         activations.code("pre_activation", pre_activation),
         activations.code("mid_activation", mid_activation),
         activations.code("activation", activation),
     )
-    check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
+    if torch.is_grad_enabled():
+        check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
     code = backends.code("separable_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, out_channels, kernel, strides, pads, dilations, pre, mid, post, code)
 
@@ -189,7 +196,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape, dw_weight.shape[2:], stride, padding, dilation)
     return empty_image(x, (x.shape[0], pw_weight.shape[0], *size))
 
 
@@ -220,7 +227,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    size = output_size(x.shape, kernel_size, stride, padding, dilation)
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 
