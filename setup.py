@@ -12,7 +12,7 @@ from build_backend.command import BuildExtensions
 # Installed as cnnfast.kernels and cnnfast.bench: a bare `kernels` is another project.
 ELSEWHERE = {"cnnfast.kernels": "kernels", "cnnfast.bench": "bench"}
 
-packages = find_packages(include=["cnnfast", "cnnfast.*"])
+packages = [*find_packages(include=["cnnfast", "cnnfast.*"]), "cnnfast.data"]
 for name, folder in ELSEWHERE.items():
     packages += [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
 

@@ -6,6 +6,7 @@ import json
 import platform
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from cnnfast import info
 
 from .measure import OURS, Contender, Measurement, Settings
 from .peers import TO_BEAT
@@ -114,38 +117,41 @@ def geometric_means(rows: Sequence[Row]) -> dict[str, float]:
 
 def losses(rows: Sequence[Row]) -> list[Row]:
     """Rows in which a peer is faster, the worst first."""
-    return sorted((row for row in rows if row.ratio and row.ratio.value < 1), key=lambda row: row.ratio.value)
+    lost = [(row.ratio.value, i) for i, row in enumerate(rows) if row.ratio and row.ratio.value < 1]
+    return [rows[i] for _, i in sorted(lost)]
 
 
 # ---- text
 
 
 def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> None:
-    if not console.is_terminal and console.width < 150:
-        console = Console(file=console.file, width=150)  # a log has no width that a table must fit
+    if not console.is_terminal and console.width < 165:
+        console = Console(file=console.file, width=165)  # a log has no width that a table must fit
     console.print(_table(rows, settings))
     for row in rows:
         for name, problem in row.problems.items():
-            console.print(f"{row.group} {row.name}: {name}: {problem}", style="red", markup=False, highlight=False)
+            text = textwrap.shorten(f"{row.group} {row.name}: {name}: {problem}", 300)
+            console.print(text, style="red", markup=False, highlight=False)
     better = " and ".join(name for name in TO_BEAT if name in settings.peers)
     for group, mean in geometric_means(rows).items():
         console.print(f"{group}: {mean:.2f}x the better of {better} (geometric mean)", highlight=False)
     lost = losses(rows)
-    console.print("cnnfast loses in:" if lost else "cnnfast loses in none of these rows.", highlight=False)
+    compared = sum(row.ratio is not None for row in rows)
+    console.print(f"cnnfast loses in {len(lost)} of {compared} rows compared{':' if lost else '.'}", highlight=False)
     for row in lost:
-        interval = f"{row.ratio.low:.2f}-{row.ratio.high:.2f}"
-        text = f"  {row.group} {row.name}: {row.ratio.value:.2f}x ({interval}) {row.best_peer}"
+        text = f"  {row.group} {row.name}: {_ratio(row, str(row.best_peer))} {row.best_peer}"
         console.print(text, markup=False, highlight=False)
 
 
 def _table(rows: Sequence[Row], settings: Settings) -> Table:
     dtype = str(settings.dtype).removeprefix("torch.")
     title = f"batch {settings.batch}, {dtype}, {settings.threads} threads; ratios: cnnfast's speed to the peer's"
-    table = Table("", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
     for heading in ("ms p50", "p20-p80", "GFLOP/s", "GB/s", "% ceiling", "peak MB"):
         table.add_column(heading, justify="right")
     for name in settings.peers:
-        table.add_column(f"vs {name}", justify="right")
+        table.add_column(f"vs {name.replace('_', ' ')}", justify="right")
     group = None
     for row in rows:
         if row.group != group:
@@ -153,7 +159,7 @@ def _table(rows: Sequence[Row], settings: Settings) -> Table:
             table.add_section()
             table.add_row(group, style="bold")
         timing = row.timings.get(OURS)
-        cells = _cells(timing) if timing else ["no speed: see below"] + [""] * 5
+        cells = _cells(timing) if timing else ["see below", *[""] * 5]
         table.add_row(row.name, *cells, *(_ratio(row, name) for name in settings.peers))
     return table
 
@@ -199,17 +205,18 @@ def to_json(rows: Sequence[Row], measurements: Sequence[Measurement], settings: 
 
 def environment() -> dict[str, object]:
     """Versions, machine, commit, date."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("cnnfast", "triton", "timm"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    machine = info.machine_facts()
     return {
         "versions": versions,
         "cpu": _cpu_info("model name") or platform.processor(),
         "cpu_mhz": _cpu_info("cpu MHz"),
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": {"cnnfast": machine["isa_in_use"], "torch": torch.backends.cpu.get_cpu_capability()},
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -29,6 +29,9 @@ from build_backend.toolchain import (
 CSRC = ROOT / "csrc"
 STABLE_ABI = ("-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 CXX_FLAGS = (CXX_STANDARD, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}")
+# g++'s own AVX-512 headers set off these two, megabytes of it (GCC bug 105593); clang++ does not know the second. The
+# third: vectors are passed between static functions only, where the ABI that g++ warns of is its own.
+KERNEL_FLAGS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi", "-Wno-unknown-warning-option")
 LINK_FLAGS = ("-Wl,-z,defs", "-Wl,--as-needed")  # an undefined symbol is found here, not at the first call
 EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -59,7 +62,9 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
     ]
     objects += [
-        ninja.build("cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
+        ninja.build(
+            "cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, *KERNEL_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags]
+        )
         for isa in isas
         for source in sources("cpu/kernels/isa.cpp")
     ]

@@ -1,8 +1,11 @@
 """Fused kernels for convolutional networks in PyTorch."""
 
 from cnnfast import _library as _library  # first: what is missing is said here
-from cnnfast import ops, reference
+from cnnfast import models, nn, ops, reference
 from cnnfast._version import __version__
+from cnnfast.checkpoints import load_weights
+from cnnfast.models import XceptionFused, create_model, list_models
+from cnnfast.nn import repack
 from cnnfast.ops import (
     can_run,
     depthwise_conv2d,
@@ -18,14 +21,24 @@ from cnnfast.ops import (
     separable_conv2d,
     separable_conv2d_packed,
 )
+from cnnfast.preprocess import preprocessing_for
+from cnnfast.pretrained import find_weights, imagenet_labels
 
 __all__ = [
+    "XceptionFused",
     "__version__",
     "can_run",
+    "create_model",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",
+    "find_weights",
+    "imagenet_labels",
     "inverted_residual",
     "inverted_residual_packed",
+    "list_models",
+    "load_weights",
+    "models",
+    "nn",
     "ops",
     "pack_depthwise_conv2d",
     "pack_inverted_residual",
@@ -33,7 +46,9 @@ __all__ = [
     "pack_separable_conv2d",
     "pointwise_conv2d",
     "pointwise_conv2d_packed",
+    "preprocessing_for",
     "reference",
+    "repack",
     "separable_conv2d",
     "separable_conv2d_packed",
 ]

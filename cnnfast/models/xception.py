@@ -28,8 +28,8 @@ class Separable(nn.Module):
 class Block(FusedModule):
     """`reps` units of (ReLU, separable convolution, BN), max pooling if strided, plus x or its strided projection.
 
-    (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). For inference one call a unit: BN is
-    folded, each ReLU works on registers, the block's input is added inside the last call.
+    (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). For inference one call a unit: BN
+    is folded, each ReLU works on registers, the block's input is added inside the last call.
     """
 
     def __init__(

@@ -11,24 +11,6 @@
 namespace cnnfast::cuda {
 namespace {
 
-// Output size along one axis, and the padding before it; padding is null for 'same'.
-struct Axis {
-  int out, before;
-};
-
-Axis axis(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, const int64_t* before, const int64_t* after) {
-  STD_TORCH_CHECK(kernel >= 1 && stride >= 1 && dilation >= 1, "kernel_size, stride and dilation have to be 1 or more");
-  const int64_t reach = as_int(kernel, "kernel_size") * static_cast<int64_t>(as_int(dilation, "dilation")) - dilation + 1;
-  if (!before) {
-    const int64_t out = ceil_div(size, stride);
-    const int64_t total = (out - 1) * stride + reach - size;
-    return {as_int(out, "the output's size"), static_cast<int>(total > 0 ? total / 2 : 0)};
-  }
-  const int64_t padded = size + as_int(*before, "padding") + as_int(*after, "padding");
-  STD_TORCH_CHECK(padded >= reach, "the kernel reaches over ", reach, " pixels, the padded input has ", padded);
-  return {as_int((padded - reach) / stride + 1, "the output's size"), static_cast<int>(*before)};
-}
-
 DepthwiseShape make_shape(const Tensor& x, int64_t out_channels, const Ints& kernel, const Ints& stride,
                           const Ints& padding, const Ints& dilation) {
   check_image(x, "x");
@@ -36,30 +18,30 @@ DepthwiseShape make_shape(const Tensor& x, int64_t out_channels, const Ints& ker
                   "kernel_size, stride and dilation are [vertical, horizontal]");
   STD_TORCH_CHECK(padding.empty() || padding.size() == 4, "padding is [top, bottom, left, right], or empty for 'same'");
   const int64_t channels = x.size(1);
-  STD_TORCH_CHECK(channels > 0 && out_channels % channels == 0, "weight has ", out_channels,
-                  " output channels; a multiple of x's ", channels, " is wanted");
+  STD_TORCH_CHECK(channels > 0 && out_channels > 0 && out_channels % channels == 0 && out_channels < (1 << 29),
+                  "weight has ", out_channels, " output channels; a multiple of x's ", channels, " is wanted");
   const int64_t* pads = padding.empty() ? nullptr : padding.data();
-  const Axis vertical = axis(x.size(2), kernel[0], stride[0], dilation[0], pads, pads ? pads + 1 : nullptr);
-  const Axis horizontal =
-      axis(x.size(3), kernel[1], stride[1], dilation[1], pads ? pads + 2 : nullptr, pads ? pads + 3 : nullptr);
+  const Axis vertical = output_axis(x.size(2), kernel[0], stride[0], dilation[0], pads);
+  const Axis horizontal = output_axis(x.size(3), kernel[1], stride[1], dilation[1], pads ? pads + 2 : nullptr);
+  STD_TORCH_CHECK(kernel[0] * kernel[1] < (1 << 29), "the kernel has ", kernel[0] * kernel[1], " taps");
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };  // output_axis has checked the range
   DepthwiseShape s{};
   s.batch = x.size(0);
-  s.channels = as_int(channels, "x's channel count");
-  s.multiplier = as_int(out_channels / channels, "the channel multiplier");
-  s.height = as_int(x.size(2), "x's height");
-  s.width = as_int(x.size(3), "x's width");
+  s.channels = narrow(channels);
+  s.multiplier = narrow(out_channels / channels);
+  s.height = narrow(x.size(2));
+  s.width = narrow(x.size(3));
   s.out_height = vertical.out;
   s.out_width = horizontal.out;
-  s.kernel_h = static_cast<int>(kernel[0]);
-  s.kernel_w = static_cast<int>(kernel[1]);
-  s.stride_h = as_int(stride[0], "stride");
-  s.stride_w = as_int(stride[1], "stride");
+  s.kernel_h = narrow(kernel[0]);
+  s.kernel_w = narrow(kernel[1]);
+  s.stride_h = narrow(stride[0]);
+  s.stride_w = narrow(stride[1]);
   s.pad_top = vertical.before;
   s.pad_left = horizontal.before;
-  s.dilation_h = static_cast<int>(dilation[0]);
-  s.dilation_w = static_cast<int>(dilation[1]);
+  s.dilation_h = narrow(dilation[0]);
+  s.dilation_w = narrow(dilation[1]);
   s.channels_last = image_format(x) == MemoryFormat::ChannelsLast;
-  as_int(static_cast<int64_t>(s.kernel_h) * s.kernel_w, "the number of taps");
   return s;
 }
 
@@ -111,21 +93,15 @@ Tensor forward(const Tensor& x_any, const DepthwiseShape& s, const Parameter& we
                const PackedCheck& packed, int64_t pre_activation, int64_t activation) {
   check_activation(pre_activation, "pre_activation");
   check_activation(activation, "activation");
-  const torch::stable::accelerator::DeviceGuard guard(x_any.get_device_index());
+  const DeviceGuard guard(x_any.get_device_index());
   const MemoryFormat format = image_format(x_any);
   const Tensor x = torch::stable::contiguous(x_any, format);
   const Tensor y = empty_like(x, {s.batch, s.out_channels(), s.out_height, s.out_width}, format);
   with_type(x, [&]<class T>(T) {
-    ForwardArguments<T> a;
-    a.x = static_cast<const T*>(x.data_ptr());
-    a.weight = weight;
-    a.bias = bias;
-    a.packed = packed;
-    a.y = static_cast<T*>(y.data_ptr());
-    a.shape = s;
-    a.pre_activation = static_cast<int>(pre_activation);
-    a.activation = static_cast<int>(activation);
-    depthwise_conv2d_forward(a, current_stream(x));
+    depthwise_conv2d_forward<T>({static_cast<const T*>(x.data_ptr()), weight, bias, packed, nullptr,
+                                 static_cast<T*>(y.data_ptr()), s, static_cast<int>(pre_activation),
+                                 static_cast<int>(activation)},
+                                current_stream(x));
   });
   return y;
 }
@@ -144,25 +120,13 @@ Tensor depthwise_conv2d_packed_op(const Tensor& x, const Tensor& packed, int64_t
   const int itemsize = x.scalar_type() == ScalarType::Double ? 8 : 4;
   const int64_t bytes =
       packed_bytes(PackedOp::depthwise_conv2d, s.channels, out_channels, out_channels, s.taps(), itemsize);
-  STD_TORCH_CHECK(packed.is_cuda() && packed.get_device_index() == x.get_device_index() &&
+  STD_TORCH_CHECK(on_device(packed) && packed.get_device_index() == x.get_device_index() &&
                       packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous(),
                   "packed has to be what pack_depthwise_conv2d returned, on x's device");
   STD_TORCH_CHECK(packed.numel() == bytes, "packed has ", packed.numel(), " bytes; weights of ", out_channels,
                   " channels and ", s.taps(), " taps take ", bytes);
-  PackedCheck check;
-  check.data = packed.data_ptr();
-  check.expected.magic = kPackedMagic;
-  check.expected.version = kPackedVersion;
-  check.expected.op = PackedOp::depthwise_conv2d;
-  check.expected.itemsize = itemsize;
-  check.expected.out_channels = static_cast<int>(out_channels);
-  check.expected.kernel_h = s.kernel_h;
-  check.expected.kernel_w = s.kernel_w;
-  const char* sections = static_cast<const char*>(check.data) + sizeof(PackedHeader);
-  const int64_t panel = round_up(out_channels, kPanel);
-  const Parameter bias{sections, itemsize == 4, 1, 0};
-  const Parameter weight{sections + panel * itemsize, itemsize == 4, 1, panel};
-  return forward(x, s, weight, bias, check, pre_activation, activation);
+  const PackedWeights p = packed_weights(packed.data_ptr(), s, itemsize);
+  return forward(x, s, p.weight, p.bias, p.check, pre_activation, activation);
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_op(const Tensor& grad_any, const Tensor& x_any,
@@ -180,10 +144,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_op(const Tensor& gr
   STD_TORCH_CHECK(grad_any.size(0) == s.batch && grad_any.size(1) == s.out_channels() &&
                       grad_any.size(2) == s.out_height && grad_any.size(3) == s.out_width,
                   "grad has to be of the output's shape");
-  const torch::stable::accelerator::DeviceGuard guard(x_any.get_device_index());
+  const DeviceGuard guard(x_any.get_device_index());
   const MemoryFormat format = image_format(x_any);
   const Tensor x = torch::stable::contiguous(x_any, format);
-  Tensor grad = torch::stable::contiguous(grad_any, format);
+  const Tensor grad = torch::stable::contiguous(grad_any, format);
   const bool want_x = output_mask & 1, want_weight = output_mask & 2, want_bias = (output_mask & 4) && bias;
 
   const Tensor none = empty_1d(x, 0, x.scalar_type());
@@ -192,49 +156,23 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_op(const Tensor& gr
       want_weight ? empty_like(x, {weight.size(0), 1, s.kernel_h, s.kernel_w}, MemoryFormat::Contiguous) : none;
   const Tensor dbias = want_bias ? empty_1d(x, s.out_channels(), bias->scalar_type()) : none;
   with_type(x, [&]<class T>(T) {
-    const cudaStream_t stream = current_stream(x);
-    if (activation != kIdentity && (want_x || want_weight || want_bias)) {  // through the activation after
-      const Tensor masked = empty_like(x, {s.batch, s.out_channels(), s.out_height, s.out_width}, format);
-      ForwardArguments<T> a;
-      a.x = static_cast<const T*>(x.data_ptr());
-      a.weight = w.weight_parameter();
-      a.bias = w.bias_parameter();
-      a.gradient = static_cast<const T*>(grad.data_ptr());
-      a.y = static_cast<T*>(masked.data_ptr());
-      a.shape = s;
-      a.pre_activation = static_cast<int>(pre_activation);
-      a.activation = static_cast<int>(activation);
-      depthwise_conv2d_forward(a, stream);
-      grad = masked;
-    }
-    if (want_x) {
-      InputGradientArguments<T> a;
-      a.gradient = static_cast<const T*>(grad.data_ptr());
-      a.x = static_cast<const T*>(x.data_ptr());
-      a.weight = w.weight_parameter();
-      a.dx = static_cast<T*>(dx.data_ptr());
-      a.shape = s;
-      a.pre_activation = static_cast<int>(pre_activation);
-      depthwise_conv2d_input_gradient(a, stream);
-    }
-    if (want_weight || want_bias) {
-      WeightGradientArguments<T> a;
-      a.chunks = depthwise_conv2d_chunks<T>(s);
-      const Tensor partial = empty_1d(x, a.chunks.count * (s.taps() + 1) * s.out_channels(),
-                                      sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
-      a.gradient = static_cast<const T*>(grad.data_ptr());
-      a.x = static_cast<const T*>(x.data_ptr());
-      a.partial = static_cast<Accumulate<T>*>(partial.data_ptr());
-      a.shape = s;
-      a.pre_activation = static_cast<int>(pre_activation);
-      WeightGradientSumArguments<T> sum;
-      if (want_weight) sum.dweight = static_cast<T*>(dweight.data_ptr());
-      if (want_bias) {
-        sum.dbias = dbias.data_ptr();
-        sum.bias_float32 = dbias.scalar_type() == ScalarType::Float;
-      }
-      depthwise_conv2d_weight_gradient(a, sum, stream);
-    }
+    const Workspace<T> workspace = depthwise_conv2d_workspace<T>(s, static_cast<int>(activation));
+    const Tensor masked = workspace.masked ? empty_like(grad, {s.batch, s.out_channels(), s.out_height, s.out_width}, format) : none;
+    const Tensor partial = empty_1d(x, want_weight || want_bias ? workspace.sums : 0, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+    BackwardArguments<T> a;
+    a.gradient = static_cast<const T*>(grad.data_ptr());
+    a.x = static_cast<const T*>(x.data_ptr());
+    a.weight = w.weight_parameter();
+    a.bias = w.bias_parameter();
+    a.shape = s;
+    a.pre_activation = static_cast<int>(pre_activation);
+    a.activation = static_cast<int>(activation);
+    a.masked = static_cast<T*>(masked.data_ptr());
+    a.partial = static_cast<Accumulate<T>*>(partial.data_ptr());
+    if (want_x) a.dx = static_cast<T*>(dx.data_ptr());
+    if (want_weight) a.dweight = static_cast<T*>(dweight.data_ptr());
+    if (want_bias) a.dbias = dbias.data_ptr();
+    depthwise_conv2d_backward(a, current_stream(x));
   });
   return {dx, dweight, dbias};
 }
@@ -242,8 +180,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_op(const Tensor& gr
 }  // namespace
 }  // namespace cnnfast::cuda
 
+#ifndef CNNFAST_CUDA_HOST
 STABLE_TORCH_LIBRARY_IMPL(cnnfast_cuda, CUDA, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&cnnfast::cuda::depthwise_conv2d_op));
   m.impl("depthwise_conv2d_packed", TORCH_BOX(&cnnfast::cuda::depthwise_conv2d_packed_op));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&cnnfast::cuda::depthwise_conv2d_backward_op));
 }
+#endif

@@ -56,32 +56,62 @@ void depthwise_conv2d_input_gradient(const InputGradientArguments<T>& a, cudaStr
     with_kernel_and_stride(s, [&]<int K, int S>() { launch_input_gradient<T, K, S>(a, stream); });
 }
 
-// The first stage's chunks; the workspace holds chunks.count * (taps + 1) * out_channels sums.
+// What depthwise_conv2d_backward needs besides its outputs.
 template <class T>
-Chunks depthwise_conv2d_chunks(const DepthwiseShape& s) {
+struct Workspace {
+  bool masked;     // an image like y: the gradient through the activation
+  Chunks chunks;   // of the weight gradient's first stage
+  int64_t sums;    // Accumulate<T> elements of its partial sums
+};
+
+template <class T>
+Workspace<T> depthwise_conv2d_workspace(const DepthwiseShape& s, int activation) {
   const int vectors = static_cast<int>(ceil_div<int64_t>(s.out_channels(), kVec<T>));
-  return make_chunks(s.out_width == 0 ? 0 : s.batch * s.out_height, ceil_div(vectors, kWarp));
+  const Chunks chunks = make_chunks(s.out_width == 0 ? 0 : s.batch * s.out_height, ceil_div(vectors, kWarp));
+  return {activation != kIdentity, chunks, chunks.count * (s.taps() + 1) * s.out_channels()};
 }
 
-// a.partial and a.chunks describe the workspace; sum.partial and sum.chunks are taken from there.
 template <class T>
-void depthwise_conv2d_weight_gradient(const WeightGradientArguments<T>& a, WeightGradientSumArguments<T> sum,
-                                      cudaStream_t stream) {
+struct BackwardArguments {
+  const T* gradient = nullptr;  // of y
+  const T* x = nullptr;
+  Parameter weight, bias;
+  DepthwiseShape shape;
+  int pre_activation = kIdentity, activation = kIdentity;
+  T* masked = nullptr;               // of the workspace
+  Accumulate<T>* partial = nullptr;  // of the workspace
+  T* dx = nullptr;                   // null: not wanted, as the next two
+  T* dweight = nullptr;
+  void* dbias = nullptr;
+};
+
+template <class T>
+void depthwise_conv2d_weight_gradient(const BackwardArguments<T>& a, const T* gradient, cudaStream_t stream) {
   const DepthwiseShape& s = a.shape;
-  if (s.channels == 0) return;
-  if (a.chunks.count == 0) {
+  const WeightGradientArguments<T> first{gradient, a.x, a.partial, s, a.pre_activation,
+                                         depthwise_conv2d_workspace<T>(s, a.activation).chunks};
+  if (first.chunks.count == 0) {
     // nothing to sum: the second stage writes zeros
-  } else if (!vectorized<T>(s, {a.x, a.gradient})) {
+  } else if (!vectorized<T>(s, {gradient, a.x})) {
     launch_generic("depthwise_conv2d_weight_gradient_generic_kernel", depthwise_conv2d_weight_gradient_generic_kernel<T>,
-                   a, a.chunks.count * (s.taps() + 1) * s.out_channels(), stream);
+                   first, first.chunks.count * (s.taps() + 1) * s.out_channels(), stream);
   } else if constexpr (sizeof(T) <= 4) {
-    with_kernel_and_stride(s, [&]<int K, int S>() { launch_weight_gradient<T, K, S>(a, stream); });
+    with_kernel_and_stride(s, [&]<int K, int S>() { launch_weight_gradient<T, K, S>(first, stream); });
   }
-  sum.partial = a.partial;
-  sum.chunks = a.chunks.count;
-  sum.out_channels = s.out_channels();
-  sum.taps = s.taps();
-  launch_weight_gradient_sum(sum, stream);
+  launch_weight_gradient_sum<T>(
+      {a.partial, first.chunks.count, s.out_channels(), s.taps(), a.dweight, a.dbias, a.bias.float32}, stream);
+}
+
+template <class T>
+void depthwise_conv2d_backward(const BackwardArguments<T>& a, cudaStream_t stream) {
+  const T* gradient = a.gradient;
+  if (a.activation != kIdentity && (a.dx || a.dweight || a.dbias)) {
+    depthwise_conv2d_forward<T>(
+        {a.x, a.weight, a.bias, {}, a.gradient, a.masked, a.shape, a.pre_activation, a.activation}, stream);
+    gradient = a.masked;
+  }
+  if (a.dx) depthwise_conv2d_input_gradient<T>({gradient, a.x, a.weight, a.dx, a.shape, a.pre_activation}, stream);
+  if (a.dweight || a.dbias) depthwise_conv2d_weight_gradient(a, gradient, stream);
 }
 
 }  // namespace cnnfast::cuda

@@ -24,6 +24,36 @@ struct DepthwiseShape {
   int taps() const { return kernel_h * kernel_w; }
 };
 
+// Output size along one axis, and the padding before it.
+struct Axis {
+  int out, before;
+};
+
+// One axis of the output; padding is [before, after], or null for 'same'. Sizes stay far enough below 2^31 that no sum of
+// two of them overflows an int; products are 64-bit everywhere.
+inline Axis output_axis(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, const int64_t* padding) {
+  constexpr int64_t kLargest = 1 << 29;
+  for (const int64_t value : {kernel, stride, dilation})
+    if (value < 1 || value > kLargest)
+      throw std::runtime_error("kernel_size, stride and dilation have to be 1 or more, got " + std::to_string(value));
+  const int64_t reach = (kernel - 1) * dilation + 1;
+  int64_t out = ceil_div(size, stride), before = 0;
+  if (padding) {
+    if (padding[0] < 0 || padding[1] < 0)
+      throw std::runtime_error("padding can't be negative, got " + std::to_string(min(padding[0], padding[1])));
+    if (size + padding[0] + padding[1] < reach)
+      throw std::runtime_error("the kernel reaches over " + std::to_string(reach) + " pixels, the padded input has " +
+                               std::to_string(size + padding[0] + padding[1]));
+    out = (size + padding[0] + padding[1] - reach) / stride + 1;
+    before = padding[0];
+  } else if ((out - 1) * stride + reach > size) {
+    before = ((out - 1) * stride + reach - size) / 2;
+  }
+  if (size > kLargest || out > kLargest || before > kLargest || reach > kLargest)
+    throw std::runtime_error("sizes have to be below 2^29, got " + std::to_string(max(max(size, out), max(before, reach))));
+  return {static_cast<int>(out), static_cast<int>(before)};
+}
+
 // A weight or bias: element (channel, tap) lies at channel * channel_stride + tap * tap_stride, in elements, and is a
 // float32 or of the images' dtype.
 struct Parameter {
@@ -45,6 +75,29 @@ struct PackedCheck {
   const void* data = nullptr;
   PackedHeader expected = {};
 };
+
+struct PackedWeights {
+  Parameter weight, bias;
+  PackedCheck check;
+};
+
+// The sections of a packing (csrc/packing.h) of the given itemsize: 8 for float64, otherwise 4.
+inline PackedWeights packed_weights(const void* packed, const DepthwiseShape& s, int itemsize) {
+  const char* bias = static_cast<const char*>(packed) + sizeof(PackedHeader);
+  const int64_t panel = round_up(s.out_channels(), kPanel);
+  PackedWeights p;
+  p.bias = {bias, itemsize == 4, 1, 0};
+  p.weight = {bias + panel * itemsize, itemsize == 4, 1, panel};
+  p.check.data = packed;
+  p.check.expected.magic = kPackedMagic;
+  p.check.expected.version = kPackedVersion;
+  p.check.expected.op = PackedOp::depthwise_conv2d;
+  p.check.expected.itemsize = itemsize;
+  p.check.expected.out_channels = static_cast<int>(s.out_channels());
+  p.check.expected.kernel_h = s.kernel_h;
+  p.check.expected.kernel_w = s.kernel_w;
+  return p;
+}
 
 __device__ inline void check_packed(const PackedCheck& check) {
   if (!check.data || (threadIdx.x | threadIdx.y | threadIdx.z) != 0) return;
