@@ -132,9 +132,10 @@ def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> N
         for name, problem in row.problems.items():
             text = textwrap.shorten(f"{row.group} {row.name}: {name}: {problem}", 300)
             console.print(text, style="red", markup=False, highlight=False)
-    better = " and ".join(name for name in TO_BEAT if name in settings.peers)
+    to_beat = [name for name in TO_BEAT if name in settings.peers]
+    better = f"the better of {' and '.join(to_beat)}" if len(to_beat) > 1 else "".join(to_beat)
     for group, mean in geometric_means(rows).items():
-        console.print(f"{group}: {mean:.2f}x the better of {better} (geometric mean)", highlight=False)
+        console.print(f"{group}: {mean:.2f}x {better} (geometric mean)", highlight=False)
     lost = losses(rows)
     compared = sum(row.ratio is not None for row in rows)
     console.print(f"cnnfast loses in {len(lost)} of {compared} rows compared{':' if lost else '.'}", highlight=False)

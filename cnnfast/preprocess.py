@@ -40,8 +40,8 @@ class Preprocessing:
 
         image = _to_rgb(ImageOps.exif_transpose(image))
         width, height = image.size
-        side = max(1, round(min(width, height) * self.crop))
-        left, top = (width - side) // 2, (height - side) // 2
+        side = max(1, int(min(width, height) * self.crop))  # rounded as in EfficientNet's own evaluation
+        left, top = (width - side + 1) // 2, (height - side + 1) // 2
         image = image.crop((left, top, left + side, top + side))
         image = image.resize((self.size, self.size), Image.Resampling[self.interpolation.upper()])
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, self.size, self.size, 3)

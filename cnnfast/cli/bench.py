@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cnnfast.cli.errors import UsageError
+from cnnfast.cli.errors import UsageError, require
 from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
 
 
@@ -68,6 +68,7 @@ def _cases(args: argparse.Namespace):
 
         known = suite.OPS
     else:
+        require("timm", "bench")
         from cnnfast.bench import models as suite
 
         known = suite.MODELS

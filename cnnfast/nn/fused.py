@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnfast.ops.backends import BACKENDS
+
 _log = logging.getLogger("cnnfast")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -59,6 +61,8 @@ class FusedModule(nn.Module):
         if self.training or torch.is_grad_enabled() or self.backend == "reference":  # which has no packed form
             if self._packing is not None:
                 self._packing = None
+            return None
+        if self.backend == "reference":  # plain torch; it has no packed form
             return None
         if torch.compiler.is_compiling():  # recorded as ops on the parameters, which freezing folds; nothing is cached
             return self._recorded()
@@ -170,7 +174,10 @@ def repack(model: nn.Module) -> None:
 
 
 def set_backend(model: nn.Module, backend: str) -> None:
-    """Has every op of `model` run on `backend`, one of those `cnnfast info` lists."""
+    """Has every op of `model` run on `backend`, as that argument of the ops: "auto", "cpu", "cuda", "triton" or
+    "reference" (plain torch, layer by layer)."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     for module in model.modules():
         if hasattr(type(module), "backend"):
             module.backend = backend

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +20,13 @@ from build_backend.cuda import find_nvcc
 from build_backend.toolchain import ROOT, find_compiler, require_torch
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-pthread")
 FORWARD, REVERSE = 1, 2  # host::Order
+
+GCC = ("-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-pthread")
+ASAN = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+TSAN = ("-O1", "-fsanitize=thread")
+NVCC = ("-std=c++20", "-O3", "-Xptxas", "-v", "-cubin")
+TYPES = {"bfloat16": "__nv_bfloat16", "float32": "float", "float16": "__half", "float64": "double"}
 
 
 @functools.cache
@@ -32,22 +39,60 @@ def toolkit() -> Path | None:
 needs_toolkit = pytest.mark.skipif(toolkit() is None, reason="no CUDA toolkit: cuda_fp16.h and cuda_bf16.h are its")
 
 
-def build(source: str, *flags: str, program: bool = True) -> Path:
-    """The program or shared library made of tests/cuda_host/<source>."""
-    compiler = find_compiler()
-    files = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp"), *(ROOT / "csrc").glob("cuda/**/*"), ROOT / "csrc/packing.h"])
-    command = [*compiler.command, *FLAGS, *flags, f"-isystem{toolkit() / 'include'}", str(HERE / source)]
-    digest = hashlib.sha256(f"{compiler.version} {command}".encode())
-    for file in files:
+def library_flags() -> tuple[str, ...]:
+    torch_root = require_torch().root
+    return ("-O1", *STABLE_ABI, f"-isystem{torch_root / 'include'}", "-fPIC", "-shared", f"-L{torch_root / 'lib'}")
+
+
+def gcc(source: str, *flags: str) -> Callable[[], Path]:
+    last = ["-ltorch_cpu", "-lc10"] if "-shared" in flags else []
+    include = f"-isystem{toolkit() / 'include'}"
+    return lambda: build([*find_compiler().command, *GCC, *flags, include], HERE / source, last)
+
+
+def nvcc(arch: str, dtype: str) -> Callable[[], Path]:
+    target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
+    return lambda: build([str(find_nvcc()), *NVCC, target, f"-DTYPE={TYPES[dtype]}"], HERE / "instances.cu", [])
+
+
+def builds() -> dict[str, Callable[[], Path]]:
+    """All that the tests build by default, the longest first."""
+    resources = {f"{dtype} sm_{arch}": nvcc(arch, dtype) for dtype in ("bfloat16", "float32") for arch in ("90a", "80")}
+    return {
+        "library": gcc("depthwise_conv2d.cpp", *library_flags()),
+        **resources,
+        "sanitized asan": gcc("sanitized.cpp", *ASAN),
+        "sanitized tsan": gcc("sanitized.cpp", *TSAN),
+        "faults": gcc("faults.cpp", "-O0"),
+        "faults asan": gcc("faults.cpp", *ASAN),
+        "faults tsan": gcc("faults.cpp", *TSAN),
+    }
+
+
+@functools.cache
+def _started() -> dict[str, Future]:
+    pool = ThreadPoolExecutor(2)
+    return {name: pool.submit(make) for name, make in builds().items()}
+
+
+def built(name: str) -> Path:
+    """The first call starts all builds, two at a time; each waits for its own."""
+    return _started()[name].result()
+
+
+def build(command: list[str], source: Path, last: list[str]) -> Path:
+    """Runs the command for the source, unless that was done before; what it said lies beside the result as .log."""
+    digest = hashlib.sha256(f"{find_compiler().version} {command} {last}".encode())
+    for file in sorted([*HERE.glob("*.h"), *HERE.glob("*.c*"), *(ROOT / "csrc/cuda").rglob("*"), ROOT / "csrc/packing.h"]):
         if file.is_file():
             digest.update(file.read_bytes())
-    made = ROOT / "build" / "cuda_host" / f"{Path(source).stem}-{digest.hexdigest()[:16]}{'' if program else '.so'}"
+    made = ROOT / "build" / "cuda_host" / f"{source.stem}-{digest.hexdigest()[:16]}"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         partial = made.with_name(f"{made.name}.{os.getpid()}")
-        libraries = [] if program else ["-fPIC", "-shared", f"-L{require_torch().root / 'lib'}", "-ltorch_cpu", "-lc10"]
-        done = subprocess.run([*command, "-o", str(partial), *libraries], capture_output=True, text=True)
-        assert done.returncode == 0, f"{source} does not compile:\n{done.stderr[-4000:]}"
+        done = subprocess.run([*command, str(source), "-o", str(partial), *last], capture_output=True, text=True)
+        assert done.returncode == 0, f"{source.name} does not compile:\n{done.stderr[-4000:]}"
+        made.with_suffix(".log").write_text(done.stderr)
         partial.replace(made)
     return made
 
@@ -65,9 +110,7 @@ class HostLibrary:
     """torch.ops.cnnfast_cuda_host, and what was run and counted."""
 
     def __init__(self) -> None:
-        path = build(
-            "depthwise_conv2d.cpp", "-O1", *STABLE_ABI, f"-isystem{require_torch().root / 'include'}", program=False
-        )
+        path = built("library")
         torch.ops.load_library(path)
         self.ops = torch.ops.cnnfast_cuda_host
         self.c = ctypes.CDLL(str(path))

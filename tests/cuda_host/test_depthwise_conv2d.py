@@ -155,7 +155,7 @@ def test_forward(host, case, dtype):
     assert_close_by_policy(
         y, reference.depthwise_conv2d, *tensors.values(), **options_of(case), terms=tensors["weight"][0].numel() + 1
     )
-    if case not in EMPTY and case["shape"][1] > 1 and case["shape"][2:] != (1, 1):  # those are in both formats
+    if case not in EMPTY and case["shape"][1] > 1 and case["shape"][2:] != (1, 1):  # these are in both formats
         assert y.is_contiguous(memory_format=FORMATS[case["layout"]])
 
 
@@ -179,7 +179,7 @@ def test_backward(host, case, dtype):
     taps, pixels = tensors["weight"][0].numel(), grad.numel() // max(grad.shape[1], 1)
     terms = {"x": taps * case["m"], "weight": pixels, "bias": pixels}
     assert_gradients_by_policy(gradients, reference.depthwise_conv2d, grad, tensors, options_of(case), terms=terms)
-    assert gradients["x"].stride() == tensors["x"].stride()
+    assert case in EMPTY or gradients["x"].stride() == tensors["x"].stride()
 
 
 @pytest.mark.parametrize("mask", range(8))
