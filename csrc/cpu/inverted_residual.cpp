@@ -48,7 +48,8 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
 
   const int64_t row = padded_row(expanded_channels, itemsize);
   const int64_t halo = (conv.window.kernel_h - 1) * conv.window.dilation_h + 1 - conv.window.stride_h;
-  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, std::max<int64_t>(halo, 0));
+  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, std::max<int64_t>(halo, 0),
+                               expanded_channels * (conv.c + out_channels) * itemsize);
   const KernelTable& table = kernels(storage);
   const Storage compute = storage == Storage::f64 ? Storage::f64 : Storage::f32;
 
@@ -156,8 +157,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inver
                                                                          activation_code, depthwise_mask, backend)
                                              : std::tuple(no_gradient(e), no_gradient(dws), no_gradient(dws));
   const auto [dx, dew, deb, unused] =
-      expand_mask ? pointwise_conv2d_backward(de, xs, ews, ebs, std::nullopt, unit, activation_code, expand_mask, backend)
-                  : std::tuple(no_gradient(xs), no_gradient(ews), no_gradient(ews), no_gradient(xs));
+      expand_mask
+          ? pointwise_conv2d_backward(de, xs, ews, ebs, std::nullopt, unit, activation_code, expand_mask, backend)
+          : std::tuple(no_gradient(xs), no_gradient(ews), no_gradient(ews), no_gradient(xs));
   const auto like = [](const Tensor& gradient, const Maybe& of, const Tensor& otherwise) {
     return to_dtype(gradient, of ? of->scalar_type() : otherwise.scalar_type());
   };

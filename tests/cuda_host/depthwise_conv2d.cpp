@@ -36,7 +36,29 @@ STABLE_TORCH_LIBRARY_IMPL(cnnfast_cuda_host, CPU, m) {
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&cnnfast::cuda::depthwise_conv2d_backward_op));
 }
 
+// What the kernels' headers promise: "<kernel> <K> <S> <strip> <loads per strip> <sectors per request> <registers>".
+template <template <int, int> class Traits, int K, int S>
+std::string promise(const char* kernel) {
+  using P = Traits<K, S>;
+  std::string line = kernel;
+  for (const int value : {K, S, P::kStrip, P::kLoadsPerStrip, P::kSectorsPerRequest, P::kMaxRegisters})
+    line += " " + std::to_string(value);
+  return line + "\n";
+}
+template <template <int, int> class Traits>
+std::string promises(const char* kernel) {
+  return promise<Traits, 3, 1>(kernel) + promise<Traits, 3, 2>(kernel) + promise<Traits, 5, 1>(kernel) +
+         promise<Traits, 5, 2>(kernel);
+}
+
 extern "C" {
+const char* host_promises() {
+  using namespace cnnfast::cuda;
+  static const std::string text = promises<ForwardTraits>("depthwise_conv2d_forward_kernel") +
+                                  promises<InputGradientTraits>("depthwise_conv2d_input_gradient_kernel") +
+                                  promises<WeightGradientTraits>("depthwise_conv2d_weight_gradient_kernel");
+  return text.c_str();
+}
 void host_set_order(int order) { host::settings.order = static_cast<host::Order>(order); }
 void host_only_block_from_end(int64_t block) { host::settings.only_block_from_end = block; }
 void host_start_counting() {

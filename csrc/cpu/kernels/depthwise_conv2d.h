@@ -65,6 +65,12 @@ CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t 
 #pragma GCC unroll 8
   for (int o = 0; o < Strip; ++o) acc[o] = bias;
   const int64_t i0 = larger(0, -ih0), i1 = smaller(K, t.height - ih0);
+  // The rows that the next output row needs and this one doesn't: pixels are far apart, no hardware prefetcher sees them.
+  for (int64_t ih = larger(0, ih0 + K); ih < smaller(t.height, ih0 + K + Stride); ++ih) {
+    const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + channel;
+    for (int64_t c = larger(0, iw0 + K - Stride); c < smaller(t.width, iw0 + K - Stride + Strip * Stride); ++c)
+      __builtin_prefetch(row + c * t.x_pixel, 0, 2);
+  }
   const bool inside = iw0 >= 0 && iw0 + kColumns <= t.width;
   for (int64_t i = i0; i < i1; ++i) {
     const T* row = static_cast<const T*>(t.x) + (ih0 + i - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
@@ -97,11 +103,13 @@ CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t 
     if (ow + o < t.out_width) store(y + o * t.y_pixel, activate(acc[o]), count);
 }
 
+// A row at a time through all channels: the kernel_h rows of x that it reads stay in L2 for the next row.
 template <class S, class T, class Y, int K, int Stride, bool Pre>
 void depthwise_strips(const DepthwiseTile& t) {
-  for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
-    const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, t.channels - channel) : Vec<S>::zero();
-    for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+  for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+    for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+      const int64_t count = t.channels - channel;
+      const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
       for (int64_t ow = 0; ow < t.out_width;) {
         if (t.out_width - ow > 4) {
           depthwise_strip<S, T, Y, K, Stride, 7, Pre>(t, oh, ow, channel, bias);
@@ -111,7 +119,7 @@ void depthwise_strips(const DepthwiseTile& t) {
           ow += 4;
         }
       }
-  }
+    }
 }
 
 template <class S, class T, class Y>
@@ -135,17 +143,17 @@ void depthwise(const DepthwiseTile& t) {
   const bool square = w.kernel_h == w.kernel_w && w.stride_h == w.stride_w && w.dilation_h == 1 && w.dilation_w == 1;
   const bool pre = t.pre_activation.code != 0;
   if constexpr (kUnrolled) {
-  if (square && t.multiplier == 1 && w.stride_h <= 2) {
-    const bool two = w.stride_h == 2;
-    if (w.kernel_h == 3) {
-      if (pre) return two ? depthwise_strips<S, T, Y, 3, 2, true>(t) : depthwise_strips<S, T, Y, 3, 1, true>(t);
-      return two ? depthwise_strips<S, T, Y, 3, 2, false>(t) : depthwise_strips<S, T, Y, 3, 1, false>(t);
+    if (square && t.multiplier == 1 && w.stride_h <= 2) {
+      const bool two = w.stride_h == 2;
+      if (w.kernel_h == 3) {
+        if (pre) return two ? depthwise_strips<S, T, Y, 3, 2, true>(t) : depthwise_strips<S, T, Y, 3, 1, true>(t);
+        return two ? depthwise_strips<S, T, Y, 3, 2, false>(t) : depthwise_strips<S, T, Y, 3, 1, false>(t);
+      }
+      if (w.kernel_h == 5) {
+        if (pre) return two ? depthwise_strips<S, T, Y, 5, 2, true>(t) : depthwise_strips<S, T, Y, 5, 1, true>(t);
+        return two ? depthwise_strips<S, T, Y, 5, 2, false>(t) : depthwise_strips<S, T, Y, 5, 1, false>(t);
+      }
     }
-    if (w.kernel_h == 5) {
-      if (pre) return two ? depthwise_strips<S, T, Y, 5, 2, true>(t) : depthwise_strips<S, T, Y, 5, 1, true>(t);
-      return two ? depthwise_strips<S, T, Y, 5, 2, false>(t) : depthwise_strips<S, T, Y, 5, 1, false>(t);
-    }
-  }
   }
   depthwise_any<S, T, Y>(t);
 }
@@ -166,7 +174,8 @@ void activation_grad(const ActivationGradTile& t) {
 
 // Calls f(output index, tap) for each output along one axis that reads input position `in`.
 template <class F>
-CNNFAST_INLINE void outputs_of(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation, int64_t out, F f) {
+CNNFAST_INLINE void outputs_of(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation, int64_t out,
+                               F f) {
   for (int64_t tap = 0; tap < kernel; ++tap) {
     const int64_t shifted = in + pad - tap * dilation;
     if (shifted >= 0 && shifted % stride == 0 && shifted / stride < out) f(shifted / stride, tap);
@@ -187,17 +196,20 @@ void depthwise_grad_input(const DepthwiseGradInputTile& t) {
         const int64_t count = smaller(kPanel, t.channels - channel);
         alignas(64) S sum[kPanel] = {};
         Vec<S> acc = Vec<S>::zero();
-        outputs_of(ih, win.pad_top, win.kernel_h, win.stride_h, win.dilation_h, t.out_height, [&](int64_t oh, int64_t i) {
-          outputs_of(iw, win.pad_left, win.kernel_w, win.stride_w, win.dilation_w, t.out_width, [&](int64_t ow, int64_t j) {
-            const S* g = grad + (oh * t.out_width + ow) * out_channels;
-            const S* w = weight + (i * win.kernel_w + j) * t.weight_tap;
-            if (m == 1) {
-              acc = fma(load<S>(g + channel, count), load<S>(w + channel, count), acc);
-            } else {
-              for (int64_t c = 0; c < count * m; ++c) sum[c / m] += g[channel * m + c] * w[channel * m + c];
-            }
-          });
-        });
+        outputs_of(ih, win.pad_top, win.kernel_h, win.stride_h, win.dilation_h, t.out_height,
+                   [&](int64_t oh, int64_t i) {
+                     outputs_of(iw, win.pad_left, win.kernel_w, win.stride_w, win.dilation_w, t.out_width,
+                                [&](int64_t ow, int64_t j) {
+                                  const S* g = grad + (oh * t.out_width + ow) * out_channels;
+                                  const S* w = weight + (i * win.kernel_w + j) * t.weight_tap;
+                                  if (m == 1) {
+                                    acc = fma(load<S>(g + channel, count), load<S>(w + channel, count), acc);
+                                  } else {
+                                    for (int64_t c = 0; c < count * m; ++c)
+                                      sum[c / m] += g[channel * m + c] * w[channel * m + c];
+                                  }
+                                });
+                   });
         if (m == 1) store(sum, acc);
         for (int64_t c = 0; c < count; ++c)
           dx[channel + c] = x && !passes(x[channel + c], t.pre_activation) ? S{0} : sum[c];

@@ -13,7 +13,7 @@
 //            neighbouring rows of x at the same time, so L1 serves all but one of each.
 //            L1 -> registers: K (4 + (4 - 1) S + K) vectors for 4 gradients (3x3: 7.5 a gradient at stride 1)
 //            partial sums: chunks * (K K + 1) * C floats written and read once; chunks <= 512 / channel blocks
-// sectors    16 for a warp's request of 512 bytes of x or gradient; 32, half used, for one of partial sums
+// sectors    16 for a warp's request of 512 bytes of x or gradient; for one of partial sums 32, half used (16 in float32)
 // shared     threads * kVec floats, 8 KB at most; free of bank conflicts
 // registers  at most 160 (K = 3, blocks of 192) and 192 (K = 5: 48 sums, 32 gradients widened, 32 or 44 of x; blocks
 //            of 160): two blocks a multiprocessor
