@@ -83,7 +83,9 @@ def built(name: str) -> Path:
 def build(command: list[str], source: Path, last: list[str]) -> Path:
     """Runs the command for the source, unless that was done before; what it said lies beside the result as .log."""
     digest = hashlib.sha256(f"{find_compiler().version} {command} {last}".encode())
-    for file in sorted([*HERE.glob("*.h"), *HERE.glob("*.c*"), *(ROOT / "csrc/cuda").rglob("*"), ROOT / "csrc/packing.h"]):
+    for file in sorted(
+        [*HERE.glob("*.h"), *HERE.glob("*.c*"), *(ROOT / "csrc/cuda").rglob("*"), ROOT / "csrc/packing.h"]
+    ):
         if file.is_file():
             digest.update(file.read_bytes())
     made = ROOT / "build" / "cuda_host" / f"{source.stem}-{digest.hexdigest()[:16]}"

@@ -97,7 +97,13 @@ def tensors_of(case, dtype, generator, integers=False, bias_dtype=None, decades=
 
 
 def options_of(case):
-    names = {"padding": "padding", "stride": "stride", "dilation": "dilation", "pre": "pre_activation", "act": "activation"}
+    names = {
+        "padding": "padding",
+        "stride": "stride",
+        "dilation": "dilation",
+        "pre": "pre_activation",
+        "act": "activation",
+    }
     return {name: case[key] for key, name in names.items()}
 
 
@@ -244,7 +250,9 @@ def test_an_image_does_not_depend_on_its_neighbours(host):
     case_ = case((5, 264, 20, 20), 3, pre="relu", act="relu6")  # enough blocks to change how many rows each takes
     tensors = tensors_of(case_, torch.bfloat16, fresh_generator())
     whole = run(host, case_, **tensors)
-    alone = run(host, case_, tensors["x"][3:4].contiguous(memory_format=torch.channels_last), *list(tensors.values())[1:])
+    alone = run(
+        host, case_, tensors["x"][3:4].contiguous(memory_format=torch.channels_last), *list(tensors.values())[1:]
+    )
     assert whole[3:4].equal(alone)
 
 
