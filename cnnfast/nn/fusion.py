@@ -48,12 +48,23 @@ def fuse_pointwise_conv2d(conv: nn.Module, bn: nn.Module | None = None, **option
 
 
 def fuse_separable_conv2d(
-    dw: nn.Module, dw_bn: nn.Module | None, pw: nn.Module, pw_bn: nn.Module | None, **options: Any
+    dw: nn.Module,
+    dw_bn: nn.Module | None,
+    pw: nn.Module,
+    pw_bn: nn.Module | None,
+    max_pool: nn.Module | None = None,
+    **options: Any,
 ) -> Call:
-    """x, residual=None -> activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual)"""
+    """x, residual=None -> max_pool(activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual))
+
+    The pooling is part of the same pass where the packed form runs.
+    """
     weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
-    shape = dict(kernel_size=dw.kernel_size)
-    return _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
+    if max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
+        shape["max_pool"], max_pool = _pooling(max_pool), None
+    call = _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    return call if max_pool is None else lambda x: max_pool(call(x))
 
 
 def fuse_inverted_residual(
@@ -129,6 +140,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any]) -> Call:
     converted = dict(
         options,
         padding=arguments.edges(options.get("padding", 0)),
+        max_pool=options.get("max_pool", ()),
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},
     )
@@ -160,6 +172,16 @@ def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
     if reasons and backend == "auto":
         raise NotFusable("; ".join(reasons))
     return False  # where a backend that the user named can't run, the op itself says why
+
+
+def _pooling(pool: nn.Module) -> tuple[int, int, int]:
+    """(kernel, stride, padding)"""
+    kernel, stride, padding = (getattr(pool, name, None) for name in ("kernel_size", "stride", "padding"))
+    if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):
+        raise NotFusable(f"{pool} isn't a square max pooling")
+    if type(pool) is not nn.MaxPool2d or pool.dilation != 1 or pool.ceil_mode or pool.return_indices:
+        raise NotFusable(f"{pool} isn't a plain max pooling")
+    return kernel, stride, padding
 
 
 def _geometry(conv: nn.Module) -> dict[str, Any]:

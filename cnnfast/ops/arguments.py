@@ -137,6 +137,24 @@ def check_residual(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> 
         raise ValueError(f"residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}")
 
 
+def check_max_pool(pool: Sequence[int] | None, size: Sequence[int], residual: Tensor | None) -> Sequence[int]:
+    """(kernel, stride, padding) of a max pooling of a result of `size`, or nothing."""
+    if pool is None:
+        return ()
+    if not isinstance(pool, (tuple, list)) or len(pool) != 3 or not all(isinstance(value, int) for value in pool):
+        raise TypeError(f"max_pool must be None or three ints (kernel, stride, padding), got {pool!r}")
+    kernel, stride, padding = pool
+    if kernel < 1 or stride < 1 or padding < 0 or 2 * padding > kernel:
+        raise ValueError(
+            f"max_pool must have a positive kernel and stride and a padding of at most half the kernel, got {pool!r}"
+        )
+    if min(size) + 2 * padding < kernel:
+        raise ValueError(f"max_pool's kernel must fit the padded result of {size[0]} x {size[1]}, got {pool!r}")
+    if residual is not None:
+        raise ValueError("max_pool can't be combined with a residual: pool first, then add")
+    return pool
+
+
 def check_weight(name: str, weight: Tensor, dims: int = 4) -> None:
     """A weight that is about to be packed, before there is an x to compare it with."""
     if not isinstance(weight, Tensor):
