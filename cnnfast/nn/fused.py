@@ -62,8 +62,6 @@ class FusedModule(nn.Module):
             if self._packing is not None:
                 self._packing = None
             return None
-        if self.backend == "reference":  # plain torch; it has no packed form
-            return None
         if torch.compiler.is_compiling():  # recorded as ops on the parameters, which freezing folds; nothing is cached
             return self._recorded()
         packing = self._packing

@@ -120,17 +120,18 @@ def _fuse(
     if _takes_packed(op, convs[0].weight.device, options["backend"]):
         weights, biases = zip(*folded, strict=True)
         packed = getattr(ops, f"pack_{op}")(*weights, *biases)
-        return _packed_call(op, packed, dict(shape, out_channels=convs[-1].out_channels, **options))
+        options = dict(shape, out_channels=convs[-1].out_channels, **options)
+        return _packed_call(op, packed, options, convs[0].in_channels, weights[0].dtype)
     low = [_low_precision(*pair, conv.weight.dtype) for conv, pair in zip(convs, folded, strict=True)]
     weights, biases = zip(*low, strict=True)
     plain = getattr(ops, op)
     return lambda x, **residual: plain(x, *weights, *biases, **residual, **options)
 
 
-def _packed_call(op: str, packed: Tensor, options: dict[str, Any]) -> Call:
+def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: int, dtype: torch.dtype) -> Call:
     """<op>_packed with its options converted and checked once, not at every call (half of the call's time).
 
-    An x that doesn't fit is refused by the C++ op; the public function then says why, in one sentence.
+    An x that doesn't fit is refused by the C++ op; only then is it looked at here, to say why in one sentence.
     """
     checked = functools.partial(getattr(ops, f"{op}_packed"), packed=packed, **options)
     if torch.compiler.is_compiling():
@@ -151,6 +152,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any]) -> Call:
             try:
                 return overload(x, packed, *tail)
             except (RuntimeError, TypeError):
+                _check_fits(x, in_channels, dtype)
                 return checked(x)
     else:
         tail = [converted[name] for name in names[3:]]
@@ -159,9 +161,19 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any]) -> Call:
             try:
                 return overload(x, packed, residual, *tail)
             except (RuntimeError, TypeError):
+                _check_fits(x, in_channels, dtype)
                 return checked(x, residual=residual)
 
     return call
+
+
+def _check_fits(x: Tensor, in_channels: int, dtype: torch.dtype) -> None:
+    """What <op>_packed can't say, because only the kernels read a packing's header."""
+    arguments.check_x(x)
+    if x.shape[1] != in_channels:
+        raise ValueError(f"x must have shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
+    if (x.dtype == torch.float64) != (dtype == torch.float64):
+        raise TypeError(f"x must have the dtype of the weights, {dtype} or lower, got {x.dtype}")
 
 
 def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
