@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -39,7 +40,7 @@ class Problem:
     moved at least: input, weights, output (and residual), once each.
     """
 
-    ours: Callable[[], Call]
+    ours: Callable[[], Callable[[], torch.Tensor]]
     plain: torch.nn.Module
     x: torch.Tensor
     flops: int
@@ -85,8 +86,7 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS) -
     problem = case.build(settings)
     plain, x = problem.plain, problem.x
     expected = _in_float64(plain, x)
-    prepare = {OURS: problem.ours}
-    prepare |= {name: lambda peer=peers[name]: peer(plain, x) for name in settings.peers}
+    prepare = {OURS: problem.ours} | {name: partial(peers[name], plain, x) for name in settings.peers}
 
     result = Measurement(case.group, case.name, problem.flops, problem.nbytes)
     calls: dict[str, Call] = {}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cnnfast._peers import import_timm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
+from cnnfast._peers import import_timm
 
 from .measure import Problem, Settings
-from .timing import Call
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class ModelCase:
         nbytes = (x.numel() + weights + y.numel()) * x.element_size()
         return Problem(lambda: self._ours(plain, x), plain, x, counter.get_total_flops(), nbytes)
 
-    def _ours(self, plain: nn.Module, x: torch.Tensor) -> Call:
+    def _ours(self, plain: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         model = cnnfast.create_model(self.name)
         cnnfast.load_weights(model, plain.state_dict())
-        model = model.to(dtype=x.dtype, memory_format=torch.channels_last).eval()
+        model = model.to(x.dtype).eval()
         model(x)  # packs the weights
         return lambda: model(x)
 

@@ -7,7 +7,9 @@ Ours is the packed form, one op call. The peers run plain convolutions whose BN 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +18,12 @@ from torch.nn import functional as F
 from cnnfast import ops
 
 from .measure import Problem, Settings
-from .timing import Call
 
-ACTIVATIONS = {None: lambda t: t, "relu": F.relu, "relu6": F.relu6}
+ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    None: lambda t: t,
+    "relu": F.relu,
+    "relu6": F.relu6,
+}
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -47,9 +52,9 @@ class PlainConv(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding[0] if symmetric else 0, groups=groups
         ).requires_grad_(False)
-        fan_in = in_channels // groups * kernel**2
+        fan_in = self.conv.weight[0].numel()
         nn.init.normal_(self.conv.weight, std=fan_in**-0.5)
-        nn.init.normal_(self.conv.bias)
+        nn.init.normal_(self.conv.get_parameter("bias"))
         self.pre_activation, self.activation = ACTIVATIONS[pre_activation], ACTIVATIONS[activation]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,13 +66,16 @@ class PlainConv(nn.Module):
 class PlainBlock(nn.Sequential):
     """Convolutions in a row, with a shortcut around them or not."""
 
-    def __init__(self, *layers: PlainConv, residual: bool = False):
+    def __init__(self, *layers: PlainConv, residual: bool):
         super().__init__(*layers)
         self.residual = residual
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
         return y + x if self.residual else y
+
+    def convs(self) -> list[nn.Conv2d]:
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,6 @@ class OpCase:
 
     def build(self, settings: Settings) -> Problem:
         plain = PlainBlock(*_layers(self), residual=self.residual).to(settings.dtype).eval()
-        plain = plain.to(memory_format=torch.channels_last)
         x = torch.randn(settings.batch, self.in_channels, self.size, self.size).to(settings.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         flops, elements = _count(plain, x)
@@ -114,14 +121,14 @@ class OpCase:
 
 def _layers(case: OpCase) -> list[PlainConv]:
     c, k = case.in_channels, case.out_channels
-    depthwise = {"kernel": case.kernel, "stride": case.stride, "padding": case.padding}
+    depthwise: dict[str, Any] = {"kernel": case.kernel, "stride": case.stride, "padding": case.padding}
     if case.group == "depthwise_conv2d":
         return [PlainConv(c, c, groups=c, **depthwise, activation=case.activation)]
     if case.group == "pointwise_conv2d":
         return [PlainConv(c, k, stride=case.stride, activation=case.activation)]
     if case.group == "separable_conv2d":
-        activations = {"pre_activation": case.pre_activation, "activation": case.mid_activation}
-        return [PlainConv(c, c, groups=c, **depthwise, **activations), PlainConv(c, k, activation=case.activation)]
+        depthwise |= {"pre_activation": case.pre_activation, "activation": case.mid_activation}
+        return [PlainConv(c, c, groups=c, **depthwise), PlainConv(c, k, activation=case.activation)]
     e = case.expanded
     return [
         PlainConv(c, e, activation="relu6"),
@@ -130,42 +137,29 @@ def _layers(case: OpCase) -> list[PlainConv]:
     ]
 
 
-def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Call:
+def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Pack the weights of `plain`; the call is one op."""
-    weights = [layer.conv.weight for layer in plain]
-    biases = [layer.conv.bias for layer in plain]
+    convs = plain.convs()
     before, after = case.padding
-    spatial = {"stride": case.stride, "padding": (before, after, before, after)}
-    shape = {"out_channels": case.out_channels}
+    options: dict[str, Any] = {"out_channels": case.out_channels, "stride": case.stride, "activation": case.activation}
     if case.group != "pointwise_conv2d":
-        shape["kernel_size"] = case.kernel
-    if case.group == "depthwise_conv2d":
-        packed = ops.pack_depthwise_conv2d(*weights, *biases)
-        return lambda: ops.depthwise_conv2d_packed(x, packed, **shape, **spatial, activation=case.activation)
-    if case.group == "pointwise_conv2d":
-        packed = ops.pack_pointwise_conv2d(*weights, *biases)
-        return lambda: ops.pointwise_conv2d_packed(x, packed, **shape, stride=case.stride, activation=case.activation)
+        options |= {"kernel_size": case.kernel, "padding": (before, after, before, after)}
     if case.group == "separable_conv2d":
-        packed = ops.pack_separable_conv2d(*weights, *biases)
-        activations = {
-            "pre_activation": case.pre_activation,
-            "mid_activation": case.mid_activation,
-            "activation": case.activation,
-        }
-        return lambda: ops.separable_conv2d_packed(x, packed, **shape, **spatial, **activations)
-    packed = ops.pack_inverted_residual(*weights, *biases)
-    residual = x if case.residual else None
-    shape["expanded_channels"] = case.expanded
-    return lambda: ops.inverted_residual_packed(x, packed, residual=residual, **shape, **spatial)
+        options |= {"pre_activation": case.pre_activation, "mid_activation": case.mid_activation}
+    if case.group == "inverted_residual":
+        options |= {"expanded_channels": case.expanded, "residual": x if case.residual else None}
+    packed = getattr(ops, f"pack_{case.group}")(*(conv.weight for conv in convs), *(conv.bias for conv in convs))
+    run = getattr(ops, f"{case.group}_packed")
+    return lambda: run(x, packed, **options)
 
 
 def _count(plain: PlainBlock, x: torch.Tensor) -> tuple[int, int]:
     """FLOPs (two a multiply-add) and the elements of input, weights, output and residual, once each."""
     macs, weights, y = 0, 0, x
-    for layer in plain:
+    for layer, conv in zip(plain, plain.convs(), strict=True):
         y = layer(y)
-        macs += y.numel() * layer.conv.weight[0].numel()
-        weights += layer.conv.weight.numel() + layer.conv.bias.numel()
+        macs += y.numel() * conv.weight[0].numel()
+        weights += sum(parameter.numel() for parameter in conv.parameters())
     return 2 * macs, x.numel() + weights + y.numel()  # the residual is x itself
 
 

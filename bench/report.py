@@ -117,15 +117,16 @@ def geometric_means(rows: Sequence[Row]) -> dict[str, float]:
 
 def losses(rows: Sequence[Row]) -> list[Row]:
     """Rows in which a peer is faster, the worst first."""
-    return sorted((row for row in rows if row.ratio and row.ratio.value < 1), key=lambda row: row.ratio.value)
+    lost = [(row.ratio.value, i) for i, row in enumerate(rows) if row.ratio and row.ratio.value < 1]
+    return [rows[i] for _, i in sorted(lost)]
 
 
 # ---- text
 
 
 def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> None:
-    if not console.is_terminal and console.width < 150:
-        console = Console(file=console.file, width=150)  # a log has no width that a table must fit
+    if not console.is_terminal and console.width < 165:
+        console = Console(file=console.file, width=165)  # a log has no width that a table must fit
     console.print(_table(rows, settings))
     for row in rows:
         for name, problem in row.problems.items():
@@ -138,8 +139,7 @@ def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> N
     compared = sum(row.ratio is not None for row in rows)
     console.print(f"cnnfast loses in {len(lost)} of {compared} rows compared{':' if lost else '.'}", highlight=False)
     for row in lost:
-        interval = f"{row.ratio.low:.2f}-{row.ratio.high:.2f}"
-        text = f"  {row.group} {row.name}: {row.ratio.value:.2f}x ({interval}) {row.best_peer}"
+        text = f"  {row.group} {row.name}: {_ratio(row, str(row.best_peer))} {row.best_peer}"
         console.print(text, markup=False, highlight=False)
 
 
@@ -205,7 +205,7 @@ def to_json(rows: Sequence[Row], measurements: Sequence[Measurement], settings: 
 
 def environment() -> dict[str, object]:
     """Versions, machine, commit, date."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("cnnfast", "triton", "timm"):
         try:
             versions[package] = metadata.version(package)

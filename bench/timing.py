@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+Result = TypeVar("Result")
 Call = Callable[[], object]
 Samples = Sequence[Sequence[float]]  # a list of rounds for each process
 
@@ -35,7 +37,8 @@ def interleave(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[s
     and none always runs behind the same other one.
     """
     counts = {name: calls_per_sample(call, seconds) for name, call in calls.items()}
-    names, samples = list(calls), {name: [] for name in calls}
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             samples[name].append(sample(calls[name], counts[name]))
@@ -89,7 +92,7 @@ def geometric_mean(values: Sequence[float]) -> float:
     return statistics.geometric_mean(values)
 
 
-def peak_growth(call: Call) -> tuple[object, int | None]:
+def peak_growth(call: Callable[[], Result]) -> tuple[Result, int | None]:
     """What `call` returns, and by how many bytes the process's memory grew above what it was, at its highest.
 
     Linux only (None elsewhere, and where the kernel won't reset the peak). Memory that the allocator kept from earlier

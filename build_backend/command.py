@@ -28,7 +28,10 @@ from build_backend.toolchain import (
 
 CSRC = ROOT / "csrc"
 STABLE_ABI = ("-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000")
-CXX_FLAGS = (CXX_STANDARD, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}")
+# g++'s own std::optional and AVX-512 headers set off these two, megabytes of it (GCC bug 105593); clang++ does not know
+# the second. The third warns of the ABI of functions that pass vectors: ours are static.
+QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi", "-Wno-unknown-warning-option")
+CXX_FLAGS = (CXX_STANDARD, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", *QUIET, f"-I{CSRC}")
 LINK_FLAGS = ("-Wl,-z,defs", "-Wl,--as-needed")  # an undefined symbol is found here, not at the first call
 EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -37,23 +40,36 @@ def sources(pattern: str) -> list[Path]:
     return sorted(CSRC.glob(pattern))
 
 
+def linked(folder: Path, name: str, target: Path) -> str:
+    """A link in the build folder, by which commands name what lies elsewhere: the headers of an isolated build lie in a
+    new temporary folder each time, and ninja compiles again whatever has another command line."""
+    link = folder / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    return name
+
+
 def object_of(source: Path) -> str:
     return str(source.relative_to(CSRC).with_suffix(".o"))
 
 
-def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -> tuple[NinjaFile, list[str]]:
-    """The ninja file and the names of the libraries that it makes."""
+def plan(
+    folder: Path, compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None
+) -> tuple[NinjaFile, list[str]]:
+    """The ninja file and the names of the libraries that it makes in `folder`."""
     import pybind11
 
     ninja = NinjaFile()
     ninja.rules(RULES.format(cxx=" ".join(compiler.command)))
     have = [f"-D{isa.macro}" for isa in isas]
 
-    python_includes = [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"]
+    pybind = linked(folder, f"pybind11-{pybind11.__version__}", Path(pybind11.get_include()))
+    python_includes = [f"-isystem {pybind}", f"-isystem {sysconfig.get_path('include')}"]
     bindings = ninja.build("cxx", "bindings.o", sources("bindings.cpp"), [*CXX_FLAGS, *have, *python_includes])
     ninja.build("link", EXTENSION, [bindings], ["-Wl,--as-needed"])  # Python's symbols come from the interpreter
 
-    torch_flags = [*STABLE_ABI, f"-isystem {torch.root / 'include'}"]
+    torch_root = linked(folder, f"torch-{torch.version}", torch.root)
+    torch_flags = [*STABLE_ABI, f"-isystem {torch_root}/include"]
     objects = [
         ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *have, *torch_flags])
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
@@ -64,7 +80,7 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
         for source in sources("cpu/kernels/isa.cpp")
     ]
     # libstdc++ first: torch's libraries export some of its symbols, and another torch may not.
-    torch_libraries = ["-lstdc++", f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    torch_libraries = ["-lstdc++", f"-L{torch_root}/lib", "-ltorch_cpu", "-lc10"]
     ninja.build("link", "libcnnfast_ops.so", objects, [*LINK_FLAGS, *torch_libraries])
     libraries = [EXTENSION, "libcnnfast_ops.so"]
 
@@ -77,7 +93,7 @@ def plan(compiler: Compiler, isas: list[Isa], torch: Torch, cuda: Cuda | None) -
             for source in sources("cuda/*.cpp")
         ]
         objects += [ninja.build("nvcc", object_of(source), [source], flags) for source in sources("cuda/**/*.cu")]
-        needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch.root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        needed = ["-lstdc++", "-Xlinker --no-as-needed", f"-L{torch_root}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
         ninja.build("nvcc_link", "libcnnfast_cuda.so", objects, ["-cudart static", *needed])
         libraries.append("libcnnfast_cuda.so")
     return ninja, libraries
@@ -102,10 +118,10 @@ def build(destination: Path) -> list[Path]:
     cuda, reason = find_cuda(torch, sources("cuda/**/*.cu"))
     if cuda is None:
         notes.append(f"CUDA kernels left out: {reason}")
-    ninja, libraries = plan(compiler, isas, torch, cuda)
 
     folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
     folder.mkdir(parents=True, exist_ok=True)
+    ninja, libraries = plan(folder, compiler, isas, torch, cuda)
     ninja.write(folder / "build.ninja")
     command = [find_ninja(), "-C", str(folder), "-j", str(jobs(4 if cuda else 2)), *libraries]
     status = subprocess.run(command, env={**os.environ, "NINJA_STATUS": "[%f/%t] %es "}).returncode

@@ -81,7 +81,7 @@ class Compiler:
 def find_compiler() -> Compiler:
     """$CXX, else c++, g++ or clang++ on PATH; it has to know C++20."""
     wanted = shlex.split(os.environ.get("CXX", ""))
-    command = wanted or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    command = wanted or next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
     if not command or not shutil.which(command[0]):
         looked = f"CXX names {command[0]!r}, which is not there" if command else "there is no C++ compiler on PATH"
         raise BuildError(

@@ -26,9 +26,9 @@ def _load_bindings():
         others = sorted(path.name for path in _FOLDER.glob("_C*.so"))
         there = f" (there is {', '.join(others)}, for another Python)" if others else ""
         raise ImportError(f"cnnfast is not built: {_FOLDER / extension} is missing{there}; {_REBUILD}")
-    from cnnfast import _C
+    import cnnfast._C
 
-    return _C
+    return cnnfast._C
 
 
 def _load_ops(torch) -> None:

@@ -6,6 +6,8 @@ Needs Pillow (`pip install "cnnfast[demo]"`) and nothing else beside torch.
 from __future__ import annotations
 
 import os
+import textwrap
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,17 +55,20 @@ class Preprocessing:
             ValueError: the file is there, but is no image or a damaged one.
             OSError: the file can't be read.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         with open(path, "rb") as file:
             try:
-                return self(Image.open(file))
+                with warnings.catch_warnings():  # a damaged file is reported once, by the error
+                    warnings.simplefilter("ignore")
+                    image = Image.open(file)
+                    image.load()
+                    ImageOps.exif_transpose(image, in_place=True)
             except UnidentifiedImageError:
                 raise ValueError("not an image in a format that Pillow knows") from None
-            except Image.DecompressionBombError as error:
-                raise ValueError(str(error)) from None
-            except (OSError, SyntaxError, EOFError) as error:  # Pillow's decoders raise any of these on damaged files
-                raise ValueError(f"damaged image: {error}") from None
+            except Exception as error:  # on damaged files Pillow's decoders raise whatever comes up
+                raise ValueError(f"damaged image: {textwrap.shorten(str(error), 200)}") from None
+            return self(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

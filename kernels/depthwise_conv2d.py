@@ -3,27 +3,39 @@
 Layout    x (N, C, H, W) dense, channels_last (the fast path: 16-byte loads along C) or NCHW; y in x's format.
           Output channel k reads input channel k // MULTIPLIER. Weights always arrive taps-major in the accumulator's
           dtype, weight[tap * w_stride + k]: the packed form holds them so; the plain form copies them once per call.
+Tile      STRIPS strips, one below the other, of BLOCK_H rows x BLOCK_W columns of one image, x BLOCK_C channels. A
+          thread holds a 16-byte vector of channels of one column of a strip, BLOCK_H rows of it in registers: a row of
+          the input is loaded and converted once per filter column, for all the rows that it goes into.
+Grid      one axis: a tile a program, channel blocks fastest, so that programs in flight together share rows in L2.
+Bytes     ideally every tensor once. Really the input's halo once more from L2: times
+          (1 + (k - s) / (s STRIPS BLOCK_H)) (1 + (k - s) / (s BLOCK_W)), k the filter's extent and s the stride.
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between.
-Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^31 elements; each dimension, N * OH and
-          N * H stay below 2^31.
+Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^31 elements; each dimension, the number
+          of tiles and w_stride * taps stay below 2^31.
 Repeats   No atomics: every sum has a fixed order, which depends on shapes, not on the device or on scheduling.
+Registers and shared memory per target: docs/kernels.md.
 """
-
-import struct
 
 import torch
 import triton
 import triton.language as tl
 
 from .activation import activate, gate
-from .launch import cdiv, channel_block, dense, memory_format, next_power_of_2, output_size, vector
+from .launch import cdiv, dense, fitting, fitting_power, memory_format, next_power_of_2, output_size, vector
 
+PANEL = 16  # channels of packed weights are rounded up to it: csrc/packing.h
 SIZES = ["H", "W", "OH", "OW", "pad_top", "pad_left", "vectors"]  # one compiled kernel serves every size
 
 
+@triton.constexpr_function
+def hits(distance, count, step):
+    """Whether `distance` is one of 0, step, ..., (count - 1) * step."""
+    return 0 <= distance < count * step and distance % step == 0
+
+
 @triton.jit
-def pixel_strides(C, H, W, CHANNELS_LAST: tl.constexpr):
-    """Strides of (channel, row, column) in elements, int64."""
+def strides(C, H, W, CHANNELS_LAST: tl.constexpr):
+    """Of (channel, row, column), in elements."""
     if CHANNELS_LAST:
         return 1, tl.cast(W, tl.int64) * C, tl.cast(C, tl.int64)
     else:
@@ -31,181 +43,206 @@ def pixel_strides(C, H, W, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def spatial_tile(OH, OW, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, i_tile):
-    """(image, rows [BP], columns [BP]) of tile i_tile, BP = BLOCK_H * BLOCK_W pixels in row order."""
-    n_h = tl.cdiv(OH, BLOCK_H)
-    n_w = tl.cdiv(OW, BLOCK_W)
-    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_h = (i_tile // n_w) % n_h * BLOCK_H + o_p // BLOCK_W
+def locate(
+    channels, rows, columns,
+    BLOCK_C: tl.constexpr, STRIPS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """This program's (image, index of the strip [BP], column [BP], channel [BC]), BP = STRIPS * BLOCK_W."""
+    n_c = tl.cdiv(channels, BLOCK_C)
+    n_w = tl.cdiv(columns, BLOCK_W)
+    n_h = tl.cdiv(rows, STRIPS * BLOCK_H)
+    i_tile = tl.program_id(0) // n_c
+    o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_p = tl.arange(0, STRIPS * BLOCK_W)
     o_w = i_tile % n_w * BLOCK_W + o_p % BLOCK_W
-    return (i_tile // (n_w * n_h)).to(tl.int64), o_h, o_w
+    o_s = i_tile // n_w % n_h * STRIPS + o_p // BLOCK_W
+    return (i_tile // (n_w * n_h)).to(tl.int64), o_s, o_w, o_c
 
 
-# Tile   BLOCK_H x BLOCK_W output pixels of one image, BLOCK_C output channels.
-# Grid   one program a tile, channel blocks fastest, so that programs in flight together share rows of x in L2.
-# Bytes  ideally x + y + weights once. Really x times (1 + (k - s) / (s BLOCK_H)) (1 + (k - s) / (s BLOCK_W)) from L2,
-#        its halo twice from DRAM only where L2 has lost it, and x KH * KW / (SH * SW) times from L1.
-# With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from.
+# Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from.
 @triton.jit(do_not_specialize=SIZES)
 def depthwise_conv2d_fwd_kernel(
     x, weight, bias, grad, y, H, W, OH, OW, pad_top, pad_left, vectors, w_stride,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    STRIPS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    K = vectors * VECTOR  # in two factors, so that the compiler knows how the rows are aligned
+    K = vectors * VECTOR  # in two factors, so that the compiler knows how rows are aligned
     C = K // MULTIPLIER
-    n_c = tl.cdiv(K, BLOCK_C)
-    o_k = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BC]
+    i_n, o_s, o_w, o_k = locate(K, OH, OW, BLOCK_C, STRIPS, BLOCK_H, BLOCK_W)
     m_k = o_k < K
-    i_n, o_h, o_w = spatial_tile(OH, OW, BLOCK_H, BLOCK_W, tl.program_id(0) // n_c)
-    top = o_h * STRIDE_H - pad_top  # [BP]
+    top = o_s * BLOCK_H * STRIDE_H - pad_top  # [BP]
     left = o_w * STRIDE_W - pad_left
-    x_c, x_h, x_w = pixel_strides(C, H, W, CHANNELS_LAST)
+    x_c, x_h, x_w = strides(C, H, W, CHANNELS_LAST)
     p_x = x + ((i_n * C * H * W + top * x_h + left * x_w)[:, None] + (o_k // MULTIPLIER * x_c)[None, :])  # [BP, BC]
 
-    acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), weight.dtype.element_ty)
-    for i in range(KH):
-        m_h = (top + i * DILATION_H >= 0) & (top + i * DILATION_H < H)
-        for j in tl.static_range(KW):
-            m_x = m_h & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-            b_x = tl.load(p_x + i * DILATION_H * x_h + j * DILATION_W * x_w, m_x[:, None] & m_k[None, :], 0.0)
-            b_w = tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)
-            acc += activate(b_x.to(acc.dtype), PRE_ACTIVATION) * b_w[None, :]
+    accs = (tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
+    for j in range(KW):
+        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+        b_w = ()
+        for i in tl.static_range(KH):
+            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
+        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
+            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None] & m_k[None, :]
+            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x, 0.0).to(weight.dtype.element_ty)
+            if PRE_ACTIVATION != 0:
+                b_x = activate(b_x, PRE_ACTIVATION)
+            for o in tl.static_range(BLOCK_H):
+                if hits(r - o * STRIDE_H, KH, DILATION_H):
+                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
+                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
+
+    b_bias = 0.0
     if bias is not None:
-        acc += tl.load(bias + o_k, m_k, 0.0).to(acc.dtype)[None, :]
+        b_bias = tl.load(bias + o_k, m_k, 0.0).to(weight.dtype.element_ty)[None, :]
+    y_c, y_h, y_w = strides(K, OH, OW, CHANNELS_LAST)
+    for o in tl.static_range(BLOCK_H):
+        o_h = o_s * BLOCK_H + o
+        m_y = ((o_h < OH) & (o_w < OW))[:, None] & m_k[None, :]
+        o_y = (i_n * K * OH * OW + o_h * y_h + o_w * y_w)[:, None] + (o_k * y_c)[None, :]
+        b_y = accs[o] + b_bias
+        if grad is None:
+            b_y = activate(b_y, ACTIVATION)
+        else:
+            b_y = gate(b_y, tl.load(grad + o_y, m_y, 0.0).to(b_y.dtype), ACTIVATION)
+        tl.store(y + o_y, b_y.to(y.dtype.element_ty), m_y)
 
-    y_c, y_h, y_w = pixel_strides(K, OH, OW, CHANNELS_LAST)
-    o_y = (i_n * K * OH * OW + o_h * y_h + o_w * y_w)[:, None] + (o_k * y_c)[None, :]
-    m_y = ((o_h < OH) & (o_w < OW))[:, None] & m_k[None, :]
-    if grad is None:
-        acc = activate(acc, ACTIVATION)
-    else:
-        acc = gate(acc, tl.load(grad + o_y, m_y, 0.0).to(acc.dtype), ACTIVATION)
-    tl.store(y + o_y, acc.to(y.dtype.element_ty), m_y)
 
-
-# Tile   BLOCK_H x BLOCK_W pixels of grad_x, BLOCK_C input channels; each gathers the outputs that it went into.
-# Grid   as forward.
-# Bytes  ideally grad + grad_x + weights once, and x where pre_activation needs it. With stride s only one tap in s * s
-#        hits an output: the others cost an instruction, no byte.
+# Gradient of x: each of its pixels gathers the outputs that it went into. A strip starts at a row that, padding
+# included, is a multiple of the stride, and BLOCK_H is one too: which rows of outputs hit which of its rows is then
+# known at compile time. Of the columns a stride s leaves one in s; the others cost an instruction, no byte.
+# Bytes ideally grad and grad_x once, and x where pre_activation needs it.
 @triton.jit(do_not_specialize=SIZES)
 def depthwise_conv2d_bwd_input_kernel(
     grad, x, weight, grad_x, H, W, OH, OW, pad_top, pad_left, vectors, w_stride,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    STRIPS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     C = vectors * VECTOR
-    n_c = tl.cdiv(C, BLOCK_C)
-    o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BC]
+    above = pad_top % STRIDE_H  # rows of the first tile that lie in the padding
+    i_n, o_s, o_w, o_c = locate(C, H + above, W, BLOCK_C, STRIPS, BLOCK_H, BLOCK_W)
     m_c = o_c < C
-    i_n, o_h, o_w = spatial_tile(H, W, BLOCK_H, BLOCK_W, tl.program_id(0) // n_c)
-    g_c, g_h, g_w = pixel_strides(C * MULTIPLIER, OH, OW, CHANNELS_LAST)
-    p_g = grad + i_n * C * MULTIPLIER * OH * OW
+    FIRST: tl.constexpr = (KH - 1) * DILATION_H // STRIDE_H  # rows of outputs needed before the tile's own
+    first_row = o_s * (BLOCK_H // STRIDE_H) + pad_top // STRIDE_H - FIRST  # [BP]
+    g_c, g_h, g_w = strides(C * MULTIPLIER, OH, OW, CHANNELS_LAST)
+    p_g = grad + (i_n * C * MULTIPLIER * OH * OW + first_row * g_h)  # [BP]
 
-    acc = tl.zeros((BLOCK_H * BLOCK_W, BLOCK_C), weight.dtype.element_ty)
-    for i in range(KH):
-        t_h = o_h + pad_top - i * DILATION_H  # STRIDE_H * row of the output, if it is one
-        m_h = (t_h >= 0) & (t_h % STRIDE_H == 0) & (t_h // STRIDE_H < OH)
-        for j in tl.static_range(KW):
-            t_w = o_w + pad_left - j * DILATION_W
-            m_g = m_h & (t_w >= 0) & (t_w % STRIDE_W == 0) & (t_w // STRIDE_W < OW)
-            o_g = t_h // STRIDE_H * g_h + t_w // STRIDE_W * g_w  # [BP]
-            for m in tl.static_range(MULTIPLIER):
-                o_k = o_c * MULTIPLIER + m
-                b_g = tl.load(p_g + (o_g[:, None] + (o_k * g_c)[None, :]), m_g[:, None] & m_c[None, :], 0.0)
-                b_w = tl.load(weight + (i * KW + j) * w_stride + o_k, m_c, 0.0)
-                acc += b_g.to(acc.dtype) * b_w[None, :]
+    accs = (tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
+    for m in range(MULTIPLIER):
+        o_k = o_c * MULTIPLIER + m
+        for j in range(KW):
+            t_w = o_w + pad_left - j * DILATION_W  # STRIDE_W * column of outputs, where it is one
+            m_w = (t_w >= 0) & (t_w % STRIDE_W == 0) & (t_w // STRIDE_W < OW)
+            p_j = (p_g + t_w // STRIDE_W * g_w)[:, None] + (o_k * g_c)[None, :]  # [BP, BC]
+            b_w = ()
+            for i in tl.static_range(KH):
+                b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_c, 0.0)[None, :],)
+            for r in tl.static_range(FIRST + BLOCK_H // STRIDE_H):
+                m_g = (m_w & (first_row + r >= 0) & (first_row + r < OH))[:, None] & m_c[None, :]
+                b_g = tl.load(p_j + r * g_h, m_g, 0.0).to(weight.dtype.element_ty)
+                for o in tl.static_range(BLOCK_H):
+                    if hits(o - (r - FIRST) * STRIDE_H, KH, DILATION_H):
+                        b_x = accs[o] + b_g * b_w[(o - (r - FIRST) * STRIDE_H) // DILATION_H]
+                        accs = accs[:o] + (b_x,) + accs[o + 1 :]
 
-    x_c, x_h, x_w = pixel_strides(C, H, W, CHANNELS_LAST)
-    o_x = (i_n * C * H * W + o_h * x_h + o_w * x_w)[:, None] + (o_c * x_c)[None, :]
-    m_x = ((o_h < H) & (o_w < W))[:, None] & m_c[None, :]
-    if PRE_ACTIVATION != 0:
-        acc = gate(tl.load(x + o_x, m_x, 0.0).to(acc.dtype), acc, PRE_ACTIVATION)
-    tl.store(grad_x + o_x, acc.to(grad_x.dtype.element_ty), m_x)
+    x_c, x_h, x_w = strides(C, H, W, CHANNELS_LAST)
+    for o in tl.static_range(BLOCK_H):
+        o_h = o_s * BLOCK_H - above + o
+        m_x = ((o_h >= 0) & (o_h < H) & (o_w < W))[:, None] & m_c[None, :]
+        o_x = (i_n * C * H * W + o_h * x_h + o_w * x_w)[:, None] + (o_c * x_c)[None, :]
+        b_g = accs[o]
+        if PRE_ACTIVATION != 0:
+            b_g = gate(tl.load(x + o_x, m_x, 0.0).to(b_g.dtype), b_g, PRE_ACTIVATION)
+        tl.store(grad_x + o_x, b_g.to(grad_x.dtype.element_ty), m_x)
 
 
-# Tile   TAP_ROWS rows of the filter times BLOCK_C output channels, summed over `rows` rows of outputs, BLOCK_W columns.
-# Grid   (channel block, group of filter rows, column block, chunk of rows), the first fastest.
-# Loop   down the rows: a row of grad once, its KH * KW windows of x from L1 but for the newest row. A running sum per
-#        tap and element of the tile stays in registers: the tile is small so that TAP_ROWS * KW of them fit.
-# Bytes  ideally x + grad once; really besides the partial sums, (TAP_ROWS * KW + 1) * BLOCK_C a program, and both once
-#        more per group of filter rows (one group up to 7 x 7).
-# partial[chunk, tap or (last) bias, k]: finished by the kernel below.
-@triton.jit(do_not_specialize=SIZES + ["rows_total", "rows"])
+# Gradients of weight and bias, first stage: TAP_ROWS rows of the filter, summed over `tiles` tiles of outputs that lie
+# below each other (and on into the next image). A running sum per tap and element of a tile's row stays in registers;
+# weight_blocks chooses the row so short that they fit.
+# Grid  (channel block, group of filter rows, column block, chunk of tiles), the first fastest.
+# Bytes ideally x and grad once; really besides the partial sums, (TAP_ROWS * KW + 1) * BLOCK_C a program, and x and
+#       grad once more per further group of filter rows (one group up to 7 x 7).
+# partial[(chunk, column block), tap or (last) bias, k]: the second stage is the kernel below.
+# An Inf or NaN of x reaches all taps of its channel where a tile sticks out over the last row or column.
+@triton.jit(do_not_specialize=SIZES + ["tiles_total", "tiles"])
 def depthwise_conv2d_bwd_weight_kernel(
-    grad, x, partial, H, W, OH, OW, pad_top, pad_left, rows_total, rows, vectors, w_stride,
+    grad, x, partial, H, W, OH, OW, pad_top, pad_left, tiles_total, tiles, vectors, w_stride,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    TAP_ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    TAP_ROWS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     K = vectors * VECTOR
     C = K // MULTIPLIER
     n_c = tl.cdiv(K, BLOCK_C)
     n_i: tl.constexpr = (KH + TAP_ROWS - 1) // TAP_ROWS
+    n_h = tl.cdiv(OH, BLOCK_H)
     n_w = tl.cdiv(OW, BLOCK_W)
-    i_chunk = tl.program_id(0) // (n_c * n_i)  # counts (chunk of rows, column block)
+    i_sum = tl.program_id(0) // (n_c * n_i)  # (chunk of tiles, column block)
     first_tap_row = tl.program_id(0) // n_c % n_i * TAP_ROWS
     o_k = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)  # [BC]
     m_k = o_k < K
-    o_w = i_chunk % n_w * BLOCK_W + tl.arange(0, BLOCK_W)  # [BW]
-    m_g = (o_w < OW)[:, None] & m_k[None, :]
+    o_w = i_sum % n_w * BLOCK_W + tl.arange(0, BLOCK_W)  # [BW]
     left = o_w * STRIDE_W - pad_left
-    x_c, x_h, x_w = pixel_strides(C, H, W, CHANNELS_LAST)
-    g_c, g_h, g_w = pixel_strides(K, OH, OW, CHANNELS_LAST)
+    x_c, x_h, x_w = strides(C, H, W, CHANNELS_LAST)
+    g_c, g_h, g_w = strides(K, OH, OW, CHANNELS_LAST)
     p_x = x + ((left * x_w)[:, None] + (o_k // MULTIPLIER * x_c)[None, :])  # [BW, BC]
     p_g = grad + ((o_w * g_w)[:, None] + (o_k * g_c)[None, :])
 
     zero = tl.zeros((BLOCK_W, BLOCK_C), partial.dtype.element_ty)
     sums = (zero,) * (TAP_ROWS * KW)
     sum_g = zero
-    first_row = i_chunk // n_w * rows
-    for row in range(first_row, tl.minimum(first_row + rows, rows_total)):
-        i_n = (row // OH).to(tl.int64)
-        i_h = row % OH
-        b_g = tl.load(p_g + (i_n * K * OH * OW + i_h * g_h), m_g, 0.0).to(zero.dtype)
-        sum_g += b_g
-        new = ()
-        for i in tl.static_range(TAP_ROWS):
-            h = i_h * STRIDE_H - pad_top + (first_tap_row + i) * DILATION_H
+    first_tile = i_sum // n_w * tiles
+    for i_tile in range(first_tile, tl.minimum(first_tile + tiles, tiles_total)):
+        i_n = (i_tile // n_h).to(tl.int64)
+        i_h = i_tile % n_h * BLOCK_H
+        b_g = ()
+        for o in tl.static_range(BLOCK_H):
+            m_g = ((i_h + o < OH) & (o_w < OW))[:, None] & m_k[None, :]
+            b_g = b_g + (tl.load(p_g + (i_n * K * OH * OW + (i_h + o) * g_h), m_g, 0.0).to(zero.dtype),)
+            sum_g += b_g[o]
+        top = i_h * STRIDE_H - pad_top + first_tap_row * DILATION_H
+        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (TAP_ROWS - 1) * DILATION_H + 1):
             for j in tl.static_range(KW):
-                m_w = (h >= 0) & (h < H) & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-                p_tap = p_x + (i_n * C * H * W + h * x_h + j * DILATION_W * x_w)
+                m_w = (top + r >= 0) & (top + r < H) & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+                p_tap = p_x + (i_n * C * H * W + (top + r) * x_h + j * DILATION_W * x_w)
                 b_x = tl.load(p_tap, m_w[:, None] & m_k[None, :], 0.0).to(zero.dtype)
-                new = new + (sums[i * KW + j] + b_g * activate(b_x, PRE_ACTIVATION),)
-        sums = new
+                if PRE_ACTIVATION != 0:
+                    b_x = activate(b_x, PRE_ACTIVATION)
+                for i in tl.static_range(TAP_ROWS):
+                    if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
+                        b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
+                        sums = sums[: i * KW + j] + (b_sum,) + sums[i * KW + j + 1 :]
 
-    p_out = partial + i_chunk.to(tl.int64) * (KH * KW + 1) * w_stride + o_k
+    p_out = partial + i_sum.to(tl.int64) * (KH * KW + 1) * w_stride + o_k
     for i in tl.static_range(TAP_ROWS):
         for j in tl.static_range(KW):
-            tap = (first_tap_row + i) * KW + j
-            tl.store(p_out + tap * w_stride, tl.sum(sums[i * KW + j], 0), m_k & (tap < KH * KW))
+            i_tap = (first_tap_row + i) * KW + j
+            tl.store(p_out + i_tap * w_stride, tl.sum(sums[i * KW + j], 0), m_k & (i_tap < KH * KW))
     tl.store(p_out + KH * KW * w_stride, tl.sum(sum_g, 0), m_k & (first_tap_row == 0))
 
 
-# The second stage: partial sums added up in the order of their chunks, stored in the weight's layout and dtype.
-# Tile   BLOCK channels of one tap (or of the bias);  grid (channel block, tap);  bytes  partial once.
-@triton.jit(do_not_specialize=["chunks"])
+# Second stage: the partial sums added up in the order of their chunks, stored in the weight's layout and dtype.
+# Tile BLOCK_C channels of one tap (or of the bias);  grid (channel block, tap);  bytes partial once.
+@triton.jit(do_not_specialize=["chunks", "K"])
 def depthwise_conv2d_bwd_weight_sum_kernel(
     partial, grad_weight, grad_bias, chunks, K, w_stride,
     TAPS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     tap = tl.program_id(1)
     o_k = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_k = o_k < K
     o_s = tl.arange(0, BLOCK_S)
     acc = tl.zeros((BLOCK_S, BLOCK_C), partial.dtype.element_ty)
     for s in range(0, chunks, BLOCK_S):
-        p_s = partial + ((s + o_s).to(tl.int64) * (TAPS + 1) + tap)[:, None] * w_stride + o_k[None, :]
-        acc += tl.load(p_s, (s + o_s < chunks)[:, None] & m_k[None, :], 0.0)
+        p_s = partial + (((s + o_s).to(tl.int64) * (TAPS + 1) + tap) * w_stride)[:, None] + o_k[None, :]
+        acc += tl.load(p_s, (s + o_s < chunks)[:, None] & (o_k < w_stride)[None, :], 0.0)
     total = tl.sum(acc, 0)
-    tl.store(grad_weight + o_k * TAPS + tap, total.to(grad_weight.dtype.element_ty), m_k & (tap < TAPS))
+    tl.store(grad_weight + o_k * TAPS + tap, total.to(grad_weight.dtype.element_ty), (o_k < K) & (tap < TAPS))
     if grad_bias is not None:
-        tl.store(grad_bias + o_k, total.to(grad_bias.dtype.element_ty), m_k & (tap == TAPS))
+        tl.store(grad_bias + o_k, total.to(grad_bias.dtype.element_ty), (o_k < K) & (tap == TAPS))
 
 
 def taps_major(weight, x):
@@ -220,33 +257,32 @@ def accumulator(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def spatial_blocks(channels, height, width, x, channels_last):
-    """Tile of the forward and input-gradient kernels: up to 64 bytes of x a thread."""
-    elements = 8192 // x.element_size()
-    if channels_last:
-        block_c = channel_block(channels, 64)
-        block_w = min(8, next_power_of_2(width))
-        block_h = min(max(elements // (block_c * block_w), 1), next_power_of_2(height))
-    else:
-        block_w = min(32, next_power_of_2(width))
-        block_h = min(8, next_power_of_2(height))
-        block_c = min(max(elements // 2 // (block_w * block_h), 1), next_power_of_2(channels))
-    warps = min(max(block_h * block_w * block_c // (elements // 4), 1), 4)
-    return dict(BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
+def spatial_blocks(channels, height, width, kernel_h, x, channels_last, row_multiple=1):
+    """Tile of the forward and input-gradient kernels: 128 threads of 16 bytes of x, as many rows as registers allow.
+
+    BLOCK_C < 32 * num_warps, or Triton sends the weights through shared memory to spread them over the threads.
+    """
+    per_thread = 16 // x.element_size()
+    block_c = fitting_power(channels, 64 if channels_last else 16)
+    pixels = max(128 * per_thread // block_c, 1)
+    block_w = fitting_power(width, min(pixels, 32))
+    strips = min(pixels // block_w, next_power_of_2(height))
+    most = max(8 - kernel_h // 2, 2) // row_multiple
+    block_h = fitting(height, [strips * row_multiple * n for n in range(max(most // 2, 1), max(most, 1) + 1)]) // strips
+    warps = min(max(strips * block_w * block_c // (32 * per_thread), 1), 4)
+    return dict(STRIPS=strips, BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
 
 
-def weight_blocks(channels, kernel, width, channels_last):
-    """Tile of the weight-gradient kernel: a thread holds about 96 running sums, whatever the filter's size."""
+def weight_blocks(channels, kernel, height, width, x, channels_last):
+    """Tile of the weight-gradient kernel: a thread holds about 100 running sums, whatever the filter's size."""
     tap_rows = kernel[0] if kernel[0] * kernel[1] <= 49 else max(49 // kernel[1], 1)
-    per_thread = min(max(next_power_of_2(104 // (tap_rows * kernel[1]) + 1) // 2, 1), 8)
-    if channels_last:
-        block_c = channel_block(channels, 64)
-        block_w = min(max(128 * per_thread // block_c, 1), next_power_of_2(width))
-    else:
-        block_w = min(32, next_power_of_2(width))
-        block_c = min(4 * per_thread, next_power_of_2(channels))
+    per_thread = 8 if channels_last else 4
+    while per_thread > 1 and per_thread * tap_rows * kernel[1] * max(x.element_size(), 4) > 400:
+        per_thread //= 2
+    block_c = fitting_power(channels, 64 if channels_last else 16)
+    block_w = fitting_power(width, min(max(128 * per_thread // block_c, 1), 32))
     warps = min(max(block_w * block_c // (32 * per_thread), 1), 4)
-    return dict(TAP_ROWS=tap_rows, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
+    return dict(TAP_ROWS=tap_rows, BLOCK_H=min(4, height), BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
 
 
 def geometry(kernel, stride, dilation, multiplier):
@@ -266,9 +302,9 @@ def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activ
         return y
     if grad is not None:
         grad, _ = dense(grad, like=x)
-    blocks = spatial_blocks(K, OH, OW, x, channels_last)
+    blocks = spatial_blocks(K, OH, OW, kernel[0], x, channels_last)
     v = vector(K, x) if channels_last else 1
-    grid = (N * cdiv(OH, blocks["BLOCK_H"]) * cdiv(OW, blocks["BLOCK_W"]) * cdiv(K, blocks["BLOCK_C"]),)
+    grid = (N * cdiv(OH, blocks["STRIPS"] * blocks["BLOCK_H"]) * cdiv(OW, blocks["BLOCK_W"]) * cdiv(K, blocks["BLOCK_C"]),)
     with torch.cuda.device_of(x):
         depthwise_conv2d_fwd_kernel[grid](
             x, rows, bias, grad, y, H, W, OH, OW, top, left, K // v, rows.stride(0), VECTOR=v,
@@ -299,9 +335,9 @@ def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_acti
     grad_x = torch.empty_like(x)
     if grad_x.numel() == 0:
         return grad_x
-    blocks = spatial_blocks(C, H, W, x, channels_last)
+    blocks = spatial_blocks(C, H, W, kernel[0], x, channels_last, row_multiple=stride[0])
     v = vector(C, x) if channels_last else 1
-    grid = (N * cdiv(H, blocks["BLOCK_H"]) * cdiv(W, blocks["BLOCK_W"]) * cdiv(C, blocks["BLOCK_C"]),)
+    grid = (N * cdiv(H + top % stride[0], blocks["STRIPS"] * blocks["BLOCK_H"]) * cdiv(W, blocks["BLOCK_W"]) * cdiv(C, blocks["BLOCK_C"]),)
     with torch.cuda.device_of(x):
         depthwise_conv2d_bwd_input_kernel[grid](
             grad, x, rows, grad_x, H, W, OH, OW, top, left, C // v, rows.stride(0), VECTOR=v,
@@ -319,11 +355,12 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OW, channels_last)
+    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last)
     n_w = cdiv(OW, blocks["BLOCK_W"])
-    programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of rows
-    chunks = min(max(2048 // programs, 1), cdiv(N * OH, 8))  # fills a large GPU, but at least 8 rows a program
-    rows = cdiv(N * OH, chunks) if chunks else 0
+    programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
+    tiles_total = N * cdiv(OH, blocks["BLOCK_H"])
+    tiles = max(cdiv(tiles_total * programs, 2048), 2)  # of a program: fills a large GPU, yet pays for the partial sums
+    chunks = cdiv(tiles_total, tiles)
     v = vector(K, x) if channels_last else 1
     partial = torch.empty((chunks * n_w, taps + 1, cdiv(K, PANEL) * PANEL), dtype=accumulator(x), device=x.device)
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
@@ -331,7 +368,7 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     with torch.cuda.device_of(x):
         if partial.numel():
             depthwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
-                grad, x, partial, H, W, OH, OW, top, left, N * OH, rows, K // v, partial.stride(1), VECTOR=v,
+                grad, x, partial, H, W, OH, OW, top, left, tiles_total, tiles, K // v, partial.stride(1), VECTOR=v,
                 PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
                 **geometry(kernel, stride, dilation, K // C), **blocks,
             )  # fmt: skip

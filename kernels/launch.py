@@ -11,12 +11,7 @@ def dense(x, like=None):
     channels_last if its channels lie side by side. `like`: take that tensor's answer instead of x's own.
     """
     source = x if like is None else like
-    if source.is_contiguous():
-        channels_last = False
-    elif source.is_contiguous(memory_format=torch.channels_last):
-        channels_last = True
-    else:
-        channels_last = source.shape[1] > 1 and source.stride(1) == 1
+    channels_last = not source.is_contiguous() and source.shape[1] > 1 and source.stride(1) == 1
     return x.contiguous(memory_format=memory_format(channels_last)), channels_last
 
 
@@ -50,9 +45,23 @@ def vector(channels, x):
     return min(channels & -channels, 16 // x.element_size())
 
 
-def channel_block(channels, largest):
-    """The largest power of two <= `largest` that wastes at most an eighth of the lanes on channels that aren't there."""
-    block = min(largest, next_power_of_2(channels))
-    while block > 8 and cdiv(channels, block) * block * 8 > channels * 9:
+def fitting_power(size, largest):
+    """The largest power of two, 8 to `largest`, that leaves at most an eighth of its lanes idle on `size`.
+
+    Else the one that leaves the fewest; smaller than 8 only where size or `largest` is.
+    """
+    block = min(largest, next_power_of_2(size))
+    blocks = [block]
+    while block > 8:
         block //= 2
-    return block
+        blocks.append(block)
+    return next((block for block in blocks if waste(size, block) * 8 <= size), fitting(size, blocks))
+
+
+def fitting(size, blocks):
+    """The one of `blocks` that leaves the fewest lanes idle on `size`, the largest of equals."""
+    return max(blocks, key=lambda block: (-waste(size, block), block))
+
+
+def waste(size, block):
+    return cdiv(size, block) * block - size

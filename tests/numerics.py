@@ -141,23 +141,22 @@ def draw(
     shape: Sequence[int],
     dtype: torch.dtype = torch.float32,
     *,
-    decades: float = 0.0,
-    channel_dim: int = 1,
+    scale: float | Tensor = 1.0,
     away_from_kinks: bool = False,
-    scale: float = 1.0,
 ) -> Tensor:
-    """Normal numbers; channel scales spread over `decades`; `away_from_kinks` of relu and relu6 by at least 1/16."""
+    """Normal numbers times `scale`; `away_from_kinks` of relu and relu6 by at least 1/16."""
     x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * scale
-    if decades and x.dim() > channel_dim and x.shape[channel_dim] > 1:
-        channels = x.shape[channel_dim]
-        exponents = torch.linspace(-decades, 0, channels, dtype=torch.float64)
-        exponents = exponents[torch.randperm(channels, generator=generator)]
-        x = x * (10.0**exponents).reshape([-1 if d == channel_dim else 1 for d in range(x.dim())])
     if away_from_kinks:
         for kink in (0.0, 6.0):
             near = (x - kink).abs() < 1 / 16
             x = torch.where(near, kink + torch.where(x < kink, -1 / 16, 1 / 16), x)
     return x.to(dtype)
+
+
+def channel_scales(generator: torch.Generator, channels: int, decades: float) -> Tensor:
+    """One scale a channel, spread evenly over `decades`, in random order."""
+    exponents = torch.linspace(-decades, 0, channels, dtype=torch.float64)
+    return 10.0 ** exponents[torch.randperm(channels, generator=generator)]
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from numerics import LAYOUTS, assert_close_by_policy, draw
+from numerics import LAYOUTS, assert_close_by_policy, channel_scales, draw
 from torch import Tensor
 
 import cnnfast.ops
@@ -107,37 +107,42 @@ def make(
     Weights are drawn so that pre-activations have a standard deviation of about 2: relu6 saturates now and then.
     """
 
-    def parameter(*shape: int) -> Tensor:
+    def parameters(prefix: str, *shape: int, scale_in: Tensor | float = 1.0) -> dict[str, Tensor]:
+        """Weight and bias, their scale the output channel's (times that of what comes in): a bias three decades above
+        the products would be a test of one long sum's rounding, not of the kernel."""
+        scale = channel_scales(generator, shape[0], decades)
         fan_in = torch.Size(shape[1:]).numel()
-        return draw(generator, shape, dtype, decades=decades, channel_dim=0, scale=2 / fan_in**0.5)
-
-    def parameters(prefix: str, *shape: int) -> dict[str, Tensor]:
-        tensors = {f"{prefix}weight": parameter(*shape)}
+        tensors = {f"{prefix}weight": draw(generator, shape, dtype, scale=2 / fan_in**0.5 * scale.reshape(-1, 1, 1, 1))}
         if bias:
-            tensors[f"{prefix}bias"] = draw(generator, shape[:1], dtype)
+            tensors[f"{prefix}bias"] = draw(generator, shape[:1], dtype, scale=scale * scale_in)
+        scales.append(scale * scale_in)
         return tensors
 
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    tensors = {"x": draw(generator, (n, c, *size), dtype, decades=decades, away_from_kinks=away_from_kinks)}
+    scales = [channel_scales(generator, c, decades)]  # of each stage's output
+    x = draw(generator, (n, c, *size), dtype, scale=scales[0].reshape(-1, 1, 1), away_from_kinks=away_from_kinks)
+    tensors = {"x": x}
     if op == "depthwise_conv2d":
-        tensors |= parameters("", c * multiplier, 1, *k)
+        tensors |= parameters("", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
         options = {**geometry, "pre_activation": activation, "activation": activation}
     elif op == "pointwise_conv2d":
         tensors |= parameters("", out, c, 1, 1)
         options = {"stride": stride, "activation": activation}
     elif op == "separable_conv2d":
-        tensors |= parameters("dw_", c * multiplier, 1, *k) | parameters("pw_", out, c * multiplier, 1, 1)
+        tensors |= parameters("dw_", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
+        tensors |= parameters("pw_", out, c * multiplier, 1, 1)
         options = {**geometry, "pre_activation": activation, "mid_activation": activation, "activation": activation}
     else:
         expanded = c * multiplier + 3  # any number, not only multiples of c
-        tensors |= parameters("expand_", expanded, c, 1, 1) | parameters("dw_", expanded, 1, *k)
+        tensors |= parameters("expand_", expanded, c, 1, 1)
+        tensors |= parameters("dw_", expanded, 1, *k, scale_in=scales[-1])
         tensors |= parameters("project_", out, expanded, 1, 1)
         options = {**geometry, "activation": activation}
     tensors = {name: LAYOUTS[layout](t) if t.dim() == 4 and name == "x" else t for name, t in tensors.items()}
     case = Case(op, tensors, options)
     if residual and op != "depthwise_conv2d":
         shape = case.reference(**tensors, **options).shape
-        case.tensors["residual"] = LAYOUTS[layout](draw(generator, shape, dtype, decades=decades))
+        case.tensors["residual"] = LAYOUTS[layout](draw(generator, shape, dtype, scale=scales[-1].reshape(-1, 1, 1)))
     return case
 
 

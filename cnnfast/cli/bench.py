@@ -47,10 +47,13 @@ def run(args: argparse.Namespace) -> int:
     progress = Console(stderr=True, highlight=False)
     with progress.status("starting") as status:
         dram_rate = ceilings.dram_rate(threads)
-        for measurement in run_cases(cases, settings, args.processes, isolate=args.kind == "models"):
-            measurements.append(measurement)
-            total = len(cases) * args.processes
-            status.update(f"{len(measurements)}/{total} {measurement.group} {measurement.name}")
+        total = len(cases) * args.processes
+        try:
+            for measurement in run_cases(cases, settings, args.processes, isolate=args.kind == "models"):
+                measurements.append(measurement)
+                status.update(f"{len(measurements)}/{total} {measurement.group} {measurement.name}")
+        except KeyboardInterrupt:
+            progress.print(f"interrupted: reporting {len(measurements)} of {total} measurements")
     rows = report.make_rows(measurements)
     report.print_report(rows, settings, Console())
     if path := args.json or (None if args.quick else report.default_path(args.kind)):

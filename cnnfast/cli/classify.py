@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help=summary,
         description=f"{summary}; exit status 1 if some images could not be read, 2 if nothing could be done.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files, or directories to walk")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, or directories to walk")
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="(default: %(default)s)")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint (default: the published ImageNet weights)")
     parser.add_argument("--topk", type=positive_int, default=5, metavar="K", help="labels an image (default: 5)")
@@ -67,13 +67,15 @@ def run(args: argparse.Namespace) -> int:
     require("PIL", "demo")
     from rich.console import Console
 
+    if not args.paths:
+        raise UsageError("no PATH given: name image files or directories")
     images, failures = find_images(args.paths)
     if not images:
         raise UsageError("; ".join(f"{path}: {reason}" for path, reason in failures))
     device = parse_device(args.device)
     threads = set_threads(args.threads)
     model, preprocessing, weights = load_model(args.model, args.weights)
-    model = model.to(device=device, dtype=DTYPES[args.dtype], memory_format=torch.channels_last).eval()
+    model = model.to(device, DTYPES[args.dtype]).eval()
     set_backend(model, args.backend)
 
     errors = Console(stderr=True, highlight=False)
@@ -111,33 +113,35 @@ def classify(
 ) -> tuple[list[Result], list[tuple[str, str]]]:
     """Results of the images that could be read, and (file, reason) of the others, which are reported as they come."""
     parameter = next(model.parameters())
-    to_model = {"device": parameter.device, "dtype": parameter.dtype}
-    results, failures = [], []
+    results: list[Result] = []
+    failures: list[tuple[str, str]] = []
     with torch.no_grad(), progress_bar(errors, len(images)) as advance:
-        size = preprocessing.size
-        warm_up = torch.zeros(1, 3, size, size).to(**to_model, memory_format=torch.channels_last)
+        warm_up = parameter.new_zeros(1, preprocessing.size, preprocessing.size, 3).permute(0, 3, 1, 2)
         try:
             model(warm_up)  # packs the weights: the first image's time is then like the others'
         except (ValueError, TypeError) as error:  # the backend can't run here
             raise UsageError(str(error)) from None
         for path in images:
             try:
-                results.append(classify_one(model, preprocessing, path, topk, to_model))
+                results.append(classify_one(model, preprocessing, path, topk, parameter))
             except (ValueError, OSError) as error:
-                failures.append((str(path), error.strerror if isinstance(error, OSError) else str(error)))
+                failures.append((str(path), getattr(error, "strerror", None) or str(error)))
                 report_failure(errors, *failures[-1])
             advance()
     return results, failures
 
 
-def classify_one(model: torch.nn.Module, preprocessing: Preprocessing, path: Path, topk: int, to_model: dict) -> Result:
+def classify_one(
+    model: torch.nn.Module, preprocessing: Preprocessing, path: Path, topk: int, like: torch.Tensor
+) -> Result:
+    """`like`: of the network's device and dtype."""
     start = time.perf_counter()
-    x = preprocessing.load(path).to(**to_model)
+    x = preprocessing.load(path).to(like)
     read = time.perf_counter()
     logits = model(x).float().cpu()[0]  # cpu() waits for a GPU
     done = time.perf_counter()
     if not logits.isfinite().all():
-        raise ValueError(f"the network's output is not finite in {str(to_model['dtype']).removeprefix('torch.')}")
+        raise ValueError(f"the network's output is not finite in {str(like.dtype).removeprefix('torch.')}")
     names = imagenet_labels() if len(logits) == 1000 else [f"class {i}" for i in range(len(logits))]
     probabilities, indices = logits.softmax(-1).topk(min(topk, len(logits)))
     labels = [Label(i, names[i], p) for i, p in zip(indices.tolist(), probabilities.tolist(), strict=True)]

@@ -56,7 +56,7 @@ class FusedModule(nn.Module):
 
     def fused(self) -> Any:
         """What `fuse` returned, made anew if the weights changed; None where `layers` is to run."""
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or self.backend == "reference":  # which has no packed form
             if self._packing is not None:
                 self._packing = None
             return None
@@ -91,8 +91,6 @@ class FusedModule(nn.Module):
         return None
 
     def _obstacle(self) -> str | None:
-        if self.backend == "reference":
-            return "the reference backend has no packed form"
         for module in self.folded_modules():
             reason = _obstacle(module, hooks=module is not self)
             if reason:
@@ -170,11 +168,11 @@ def repack(model: nn.Module) -> None:
 
 
 def set_backend(model: nn.Module, backend: str) -> None:
-    """Has every block of `model` run on `backend`, one of those `cnnfast info` lists."""
+    """Has every op of `model` run on `backend`, one of those `cnnfast info` lists."""
     for module in model.modules():
-        if isinstance(module, FusedModule):
+        if hasattr(type(module), "backend"):
             module.backend = backend
-            module.drop_packing()
+    repack(model)
 
 
 def _tensor_slots(module: nn.Module) -> list[tuple[dict[str, Any], str]]:

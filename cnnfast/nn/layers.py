@@ -54,13 +54,15 @@ class PointwiseConv2d(nn.Conv2d):
     """1x1 convolution: an nn.Conv2d (same keys, same initialisation) that runs cnnfast.pointwise_conv2d on the devices
     for which there is a kernel, and ATen's convolution on others."""
 
+    backend: str = "auto"
+
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True, **factory: Any):
         super().__init__(in_channels, out_channels, 1, stride, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _has_pointwise_kernel(x.device.type):
+        if self.backend == "auto" and not _has_pointwise_kernel(x.device.type):
             return super().forward(x)
-        return ops.pointwise_conv2d(x, self.weight, self.bias, self.stride)
+        return ops.pointwise_conv2d(x, self.weight, self.bias, self.stride, backend=self.backend)
 
 
 def _has_pointwise_kernel(device_type: str) -> bool:

@@ -29,16 +29,22 @@ def empty_image(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
-def empty_gradients(x: Tensor, inputs: tuple[Tensor | None, ...], output_mask: int) -> tuple[Tensor, ...]:
-    """A `_backward` op's outputs: images laid out as x, parameters contiguous, 0 elements for those not wanted."""
+def empty_gradients(
+    output_mask: int, x: Tensor, parameters: tuple[Tensor | None, ...], residual: Tensor | None = None, images: int = 1
+) -> tuple[Tensor, ...]:
+    """A `_backward` op's outputs: of x and residual in their own memory format, of parameters contiguous.
+
+    One that is not wanted, or whose argument is None, has 0 elements. images: 2 for an op that takes a residual.
+    """
+    inputs = (x, *parameters, residual)[: len(parameters) + images]
     gradients = []
     for i, tensor in enumerate(inputs):
         if tensor is None or not output_mask >> i & 1:
-            gradients.append(x.new_empty((0,)))
-        elif tensor is x:
-            gradients.append(empty_image(x, x.shape))
-        else:
+            gradients.append((x if tensor is None else tensor).new_empty((0,)))
+        elif 0 < i <= len(parameters):
             gradients.append(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+        else:
+            gradients.append(empty_image(tensor, tensor.shape))
     return tuple(gradients)
 
 

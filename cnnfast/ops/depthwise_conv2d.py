@@ -143,7 +143,7 @@ def _(x, weight, bias, stride, padding, dilation, pre_activation, activation, ba
 
 @fake("depthwise_conv2d_backward")
 def _(grad, x, weight, bias, stride, padding, dilation, pre_activation, activation, output_mask, backend=0):
-    return empty_gradients(x, (x, weight, bias), output_mask)
+    return empty_gradients(output_mask, x, (weight, bias))
 
 
 @fake("pack_depthwise_conv2d")

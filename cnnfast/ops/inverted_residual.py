@@ -219,8 +219,8 @@ def _(
 
 @fake("inverted_residual_backward")
 def _(grad, x, *arguments):
-    parameters_and_residual, output_mask = arguments[:7], arguments[11]  # stride, padding, dilation, activation between
-    return empty_gradients(x, (x, *parameters_and_residual), output_mask)
+    parameters, residual, output_mask = arguments[:6], arguments[6], arguments[11]  # 7 to 10: stride to activation
+    return empty_gradients(output_mask, x, parameters, residual, images=2)
 
 
 @fake("pack_inverted_residual")

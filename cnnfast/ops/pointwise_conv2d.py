@@ -131,7 +131,7 @@ def _(x, weight, bias, residual, stride, activation, backend=0):
 
 @fake("pointwise_conv2d_backward")
 def _(grad, x, weight, bias, residual, stride, activation, output_mask, backend=0):
-    return empty_gradients(x, (x, weight, bias, residual), output_mask)
+    return empty_gradients(output_mask, x, (weight, bias), residual, images=2)
 
 
 @fake("pack_pointwise_conv2d")

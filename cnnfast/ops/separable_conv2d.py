@@ -196,7 +196,7 @@ def _(
 @fake("separable_conv2d_backward")
 def _(grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, *options):
     output_mask = options[6]  # after stride, padding, dilation and three activations
-    return empty_gradients(x, (x, dw_weight, dw_bias, pw_weight, pw_bias, residual), output_mask)
+    return empty_gradients(output_mask, x, (dw_weight, dw_bias, pw_weight, pw_bias), residual, images=2)
 
 
 @fake("pack_separable_conv2d")

@@ -102,17 +102,15 @@ bool is_channels_last(const Tensor& x) {
 
 Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) {
   const Ints size{n, c, h, w};
-  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  // Where both formats are the same in memory, the strides of dimensions of size 1 are those of the format that x has.
+  const bool either = c == 1 || h * w == 1;
+  const MemoryFormat format =
+      either && !is_channels_last(like) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
 Tensor in_format_of(const Tensor& x, const Tensor& y) {
-  if (is_channels_last(x)) return y;
-  // contiguous() hands y itself back, with channels_last strides, where the two formats coincide in memory.
-  if (y.size(1) == 1 || y.size(2) * y.size(3) == 1) {
-    const Ints size(y.sizes().begin(), y.sizes().end());
-    return torch::stable::view(y, size);
-  }
-  return torch::stable::contiguous(y);
+  return is_channels_last(x) ? y : torch::stable::contiguous(y);
 }
 
 Tensor to_dtype(const Tensor& t, ScalarType dtype) {

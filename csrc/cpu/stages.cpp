@@ -4,20 +4,22 @@ namespace cnnfast::cpu {
 
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
   const int64_t threads = torch::stable::get_num_threads();
-  int64_t rows = std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row_bytes, 1), 1, std::max<int64_t>(conv.out_h, 1));
-  int64_t per_image = ceil_div(conv.out_h, rows);
-  const auto uneven = [&](int64_t units) { return units % threads != 0 && units < 4 * threads; };
-  if (uneven(conv.n * per_image)) {
+  const int64_t out_h = std::max<int64_t>(conv.out_h, 1), n = std::max<int64_t>(conv.n, 1);
+  const int64_t fitting = std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row_bytes, 1), 1, out_h);
+  const auto rows_of = [&](int64_t per_image) { return ceil_div(out_h, per_image); };
+  const auto uneven = [&](int64_t per_image) {
+    const int64_t count = n * ceil_div(out_h, rows_of(per_image));
+    return count % threads != 0 && count < 4 * threads;
+  };
+  int64_t per_image = ceil_div(out_h, fitting);
+  if (per_image > 1 && uneven(per_image)) {
     // Smaller bands even the load out, as long as the halo stays small beside them.
-    const int64_t finer = per_image > 1 ? ceil_div(round_up(conv.n * per_image, threads), conv.n) : per_image;
-    const int64_t finer_rows = ceil_div(conv.out_h, std::max<int64_t>(finer, 1));
-    if (finer_rows * conv.window.stride_h >= 4 * halo && !uneven(conv.n * ceil_div(conv.out_h, std::max<int64_t>(finer_rows, 1)))) {
-      rows = finer_rows;
-      per_image = ceil_div(conv.out_h, rows);
-    }
+    const int64_t finer = ceil_div(round_up(n * per_image, threads), n);
+    if (rows_of(finer) * conv.window.stride_h >= 4 * halo && !uneven(finer)) per_image = finer;
   }
-  const int64_t count = conv.n * per_image;
-  return {rows, per_image, count, uneven(count)};
+  const int64_t rows = rows_of(per_image);
+  per_image = ceil_div(out_h, rows);
+  return {rows, per_image, conv.n * per_image, uneven(per_image)};
 }
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,

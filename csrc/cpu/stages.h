@@ -5,8 +5,9 @@
 
 namespace cnnfast::cpu {
 
-// Bytes of intermediate that a tile may keep: two thirds of the 2 MiB of L2 that a server core has, the rest for weights.
-constexpr int64_t kTileBytes = 1 << 20;
+// Bytes of intermediate that a tile may keep, so that it stays in L2 (1 to 2 MiB a core on servers) beside a group of
+// weight panels and the rows of x that are being read.
+constexpr int64_t kTileBytes = 1 << 19;
 
 // Distance between the rows of an intermediate: whole panels, and never a multiple of 4 KiB, where the rows of a
 // register block would all fall into one set of the L1 cache.

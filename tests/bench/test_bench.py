@@ -150,7 +150,7 @@ def test_report_says_where_it_loses(capsys):
     report.print_report(rows, quick_settings("eager_channels_last", "inductor"), Console(width=200))
     text = capsys.readouterr().out
     assert "op: 1.50x the better of eager_channels_last and inductor" in text
-    assert "op lost: 0.75x (0.75-0.75) eager_channels_last" in text
+    assert "op lost: 0.75 (0.75-0.75) eager_channels_last" in text
 
 
 def test_json_has_what_it_promises(tmp_path):

@@ -4,13 +4,16 @@ Fails if the weights, the padding, the preprocessing or the labels are another n
 change), or if a bad input ends in a traceback, stops the other images, or leaves the exit status 0.
 """
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from cnnfast.cli.classify import progress_bar
 from cnnfast.cli.main import main
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
@@ -115,13 +118,14 @@ def empty_directory(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (lambda tmp: [], "no PATH given"),
         (lambda tmp: [tmp / "absent.jpg"], "absent.jpg: no such file or directory"),
         (empty_directory, "empty: no images in this directory"),
         (lambda tmp: [PHOTOS, "--model", "efficientnet_light"], "'efficientnet_light'"),
         (lambda tmp: [PHOTOS, "--model", "xception"], "no package with weights of 'xception'"),
         (lambda tmp: [PHOTOS, "--weights", tmp / "absent.pth"], "absent.pth: no such file"),
         (truncated_weights, "half.pth"),
-        (foreign_weights, "tf_efficientnet_lite0"),
+        (foreign_weights, "1 not wanted (fc.weight)"),
         (lambda tmp: [PHOTOS, "--device", "cuda:77"], "--device cuda:77"),
         (lambda tmp: [PHOTOS, "--device", "toaster"], "--device toaster"),
         (lambda tmp: [PHOTOS, "--backend", "triton"], "triton"),
@@ -139,8 +143,17 @@ def test_weights_that_are_not_installed(classify, monkeypatch):
     assert status == 2 and 'pip install "cnnfast[demo]"' in err[0]
 
 
-@pytest.mark.parametrize("arguments", [[], ["classify"], ["classify", "x.jpg", "--topk", "0"], ["bench"], ["fly"]])
+@pytest.mark.parametrize("arguments", [[], ["classify", "x.jpg", "--topk", "0"], ["bench"], ["fly"]])
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)
     assert exit_info.value.code == 2 and "usage: cnnfast" in capsys.readouterr().err
+
+
+def test_progress_bar_only_on_a_terminal():
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        with progress_bar(Console(file=file, force_terminal=is_terminal, width=80), 3) as advance:
+            for _ in range(3):
+                advance()
+        assert ("3/3" in file.getvalue()) == is_terminal

@@ -3,6 +3,8 @@
 Fails if EXIF orientation, a mode's conversion, the crop, the order of channels or the normalisation is wrong.
 """
 
+import random
+
 import pytest
 import torch
 from PIL import Image
@@ -92,3 +94,22 @@ def test_labels():
     }
     assert {index: labels[index] for index in known} == known
     assert labels[134] == "crane (bird)" and labels[517] == "crane (machine)" and labels[999] == "toilet tissue"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tif", "webp"])
+def test_damaged_files_are_value_errors(image, suffix, tmp_path):
+    """Cut anywhere, or with any byte wrong, a file is read or is a ValueError, so that a run over a folder goes on."""
+    image.save(tmp_path / f"whole.{suffix}")
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for i in range(60):
+        place = draw.randrange(len(content))
+        changed = bytes([content[place] ^ draw.randrange(1, 256)])
+        broken = content[:place] if i % 2 else content[:place] + changed + content[place + 1 :]
+        (tmp_path / "broken").write_bytes(broken)
+        try:
+            assert PLAIN.load(tmp_path / "broken").shape == (1, 3, 32, 32)
+        except ValueError:
+            refused += 1
+    assert refused >= 10

@@ -60,14 +60,23 @@ CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t 
   const int64_t count = t.channels - channel;
   const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
   const Clamp<S> pre(t.pre_activation);
+  // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[Strip];
+#pragma GCC unroll 8
   for (int o = 0; o < Strip; ++o) acc[o] = bias;
   const int64_t i0 = larger(0, -ih0), i1 = smaller(K, t.height - ih0);
+  // The rows that the next output row needs and this one doesn't: pixels are far apart, no hardware prefetcher sees them.
+  for (int64_t ih = larger(0, ih0 + K); ih < smaller(t.height, ih0 + K + Stride); ++ih) {
+    const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + channel;
+    for (int64_t c = larger(0, iw0 + K - Stride); c < smaller(t.width, iw0 + K - Stride + Strip * Stride); ++c)
+      __builtin_prefetch(row + c * t.x_pixel, 0, 2);
+  }
   const bool inside = iw0 >= 0 && iw0 + kColumns <= t.width;
   for (int64_t i = i0; i < i1; ++i) {
     const T* row = static_cast<const T*>(t.x) + (ih0 + i - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
     const S* weight = static_cast<const S*>(t.weight) + i * K * t.weight_tap + channel;
     Vec<S> w[K];
+#pragma GCC unroll 8
     for (int j = 0; j < K; ++j) w[j] = load<S>(weight + j * t.weight_tap, count);
     const auto columns = [&]<bool Edge>() {
 #pragma GCC unroll 24
@@ -89,14 +98,18 @@ CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t 
   }
   const Clamp<S> activate(t.activation);
   Y* y = static_cast<Y*>(t.y) + (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
-  for (int o = 0; o < Strip && ow + o < t.out_width; ++o) store(y + o * t.y_pixel, activate(acc[o]), count);
+#pragma GCC unroll 8
+  for (int o = 0; o < Strip; ++o)
+    if (ow + o < t.out_width) store(y + o * t.y_pixel, activate(acc[o]), count);
 }
 
+// A row at a time through all channels: the kernel_h rows of x that it reads stay in L2 for the next row.
 template <class S, class T, class Y, int K, int Stride, bool Pre>
 void depthwise_strips(const DepthwiseTile& t) {
-  for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
-    const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, t.channels - channel) : Vec<S>::zero();
-    for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+  for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
+    for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+      const int64_t count = t.channels - channel;
+      const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
       for (int64_t ow = 0; ow < t.out_width;) {
         if (t.out_width - ow > 4) {
           depthwise_strip<S, T, Y, K, Stride, 7, Pre>(t, oh, ow, channel, bias);
@@ -106,7 +119,7 @@ void depthwise_strips(const DepthwiseTile& t) {
           ow += 4;
         }
       }
-  }
+    }
 }
 
 template <class S, class T, class Y>

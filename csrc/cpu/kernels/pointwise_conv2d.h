@@ -50,25 +50,41 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
   const int64_t first = panel * kPanel;
   // Only the last panel of an unpacked b ends before its last lane.
   const auto lanes = [&](int p) { return Packed ? kPanel : t.cols - first - p * kPanel; };
-  const S* a = static_cast<const S*>(t.a) + row * t.a_row;
+  // Three pointers reach seven rows (pointer + 0, 1, 2 row strides): no address arithmetic between the multiplications.
+  const int64_t a_row = t.a_row;
+  const S* a0 = static_cast<const S*>(t.a) + row * a_row;
+  const S* a3 = a0 + (R > 3 ? 3 * a_row : 0);
+  const S* a6 = a0 + (R > 6 ? 6 * a_row : 0);
   const S* b = static_cast<const S*>(t.b) + panel * t.b_panel;
 
+  // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R][P];
+#pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const Vec<S> start =
         t.bias ? load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p)) : Vec<S>::zero();
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][p] = start;
   }
-  for (int64_t k = 0; k < t.depth; ++k) {
+  for (int64_t k = t.depth; k > 0; --k) {
     Vec<S> w[P];
-    for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel + k * b_depth, lanes(p));
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel, lanes(p));
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<S> x = Vec<S>::set(a[r * t.a_row + k * a_depth]);
+      const Vec<S> x = Vec<S>::set((r < 3 ? a0 : r < 6 ? a3 : a6)[r % 3 * a_row]);
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
     }
+    a0 += a_depth;
+    a3 += a_depth;
+    a6 += a_depth;
+    b += b_depth;
   }
   const Clamp<S> activate(t.activation);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
       const int64_t column = first + p * kPanel, count = t.cols - column;
       Vec<S> y = acc[r][p];

@@ -1,0 +1,6 @@
+compiler: str
+isas_built: list[str]
+cpu_features: list[str]
+isa: str
+
+def packed_bytes(op: int, in_channels: int, mid_channels: int, out_channels: int, taps: int, itemsize: int) -> int: ...

@@ -1,0 +1,117 @@
+"""Compiles Triton kernels for GPUs that aren't here, with the arguments that their launchers pass.
+
+A launcher runs on meta tensors while `Recorder`s stand in for its kernels; each launch recorded is then specialised by
+Triton's own rules (alignment, integers that are 1) and compiled for a target. Not under TRITON_INTERPRET, which is read
+when a kernel is decorated: an interpreted kernel can't be compiled.
+"""
+
+import contextlib
+import pathlib
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (75, 80, 86, 89, 90, 100, 120)}
+TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
+# Bytes of shared memory (LDS) that one program may use.
+SHARED_LIMIT = dict(sm_75=65_536, sm_80=166_912, sm_86=101_376, sm_89=101_376, sm_90=232_448, sm_100=232_448)
+SHARED_LIMIT |= dict(sm_120=101_376, gfx942=65_536)
+
+
+@dataclass
+class Launch:
+    kernel: JITFunction
+    grid: tuple
+    args: tuple
+    kwargs: dict
+
+
+@dataclass
+class Compiled:
+    registers: int
+    spilled: int  # bytes of stack or local memory a thread; 0 wanted
+    shared: int  # bytes a program
+    widest_load: int  # bytes
+    instructions: int
+    assembly: str
+
+
+@contextlib.contextmanager
+def recording(module):
+    """The launches that `module`'s kernels get meanwhile, as a list; nothing runs."""
+    launches = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: launches.append(Launch(self.kernel, grid, args, kwargs))
+
+    kernels = {name: value for name, value in vars(module).items() if is_kernel(name, value)}
+    try:
+        for name, kernel in kernels.items():
+            setattr(module, name, Recorder(kernel))
+        yield launches
+    finally:
+        for name, kernel in kernels.items():
+            setattr(module, name, kernel)
+
+
+def is_kernel(name, value):
+    return name.endswith("_kernel") and isinstance(value, JITFunction)
+
+
+def compile_for(launch, target_name):
+    target = TARGETS[target_name]
+    backend = make_backend(target)
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    bound, specialization, options = bind(*launch.args, **launch.kwargs, debug=False)
+    options, signature, constexprs, attrs = launch.kernel._pack_args(
+        backend, dict(launch.kwargs), bound, specialization, options
+    )
+    source = ASTSource(launch.kernel, signature, constexprs, attrs)
+    built = triton.compile(source, target=target, options=options.__dict__)
+    return (amd_resources if target.backend == "hip" else nvidia_resources)(built)
+
+
+def nvidia_resources(built):
+    """From the machine code, by the tools that come with Triton."""
+    tools = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(built.asm["cubin"])
+        cubin.flush()
+        run = lambda tool, *args: subprocess.run([tools / tool, *args, cubin.name], capture_output=True, text=True)  # noqa: E731
+        usage = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", run("cuobjdump", "-res-usage").stdout))
+        assembly = run("nvdisasm", "-c").stdout
+    loads = re.findall(r"ld\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", built.asm["ptx"])
+    return Compiled(
+        registers=int(usage["REG"]),
+        spilled=int(usage["STACK"]) + int(usage["LOCAL"]),
+        shared=built.metadata.shared,
+        widest_load=max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0),
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, re.M)),
+        assembly=assembly,
+    )
+
+
+def amd_resources(built):
+    """From the assembler's notes on the kernel."""
+    assembly = built.asm["amdgcn"]
+    note = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))  # noqa: E731
+    widths = dict(dwordx4=16, dwordx3=12, dwordx2=8, dword=4, ushort=2, ubyte=1)
+    loads = re.findall(r"(?:global|buffer)_load_(\w+)", assembly)
+    return Compiled(
+        registers=note("vgpr_count"),
+        spilled=4 * note("vgpr_spill_count") + note("private_segment_fixed_size"),
+        shared=built.metadata.shared,
+        widest_load=max((widths.get(load, 0) for load in loads), default=0),
+        instructions=len(re.findall(r"^\t[vs]_|^\t(?:global|buffer|ds)_", assembly, re.M)),
+        assembly=assembly,
+    )
