@@ -22,10 +22,10 @@ struct PackedHeader {
   uint32_t magic;
   uint16_t version;
   PackedOp op;
-  int32_t itemsize;           // of one scalar: 4 float, 8 double
-  int32_t in_channels;        // of the op's input
-  int32_t mid_channels;       // of the depthwise stage's output
-  int32_t out_channels;       // of the op's output
+  int32_t itemsize;      // of one scalar: 4 float, 8 double
+  int32_t in_channels;   // of the op's input
+  int32_t mid_channels;  // of the depthwise stage's output
+  int32_t out_channels;  // of the op's output
   int32_t kernel_h, kernel_w;
   uint8_t reserved[32];
 };
@@ -34,11 +34,14 @@ static_assert(sizeof(PackedHeader) == 64);
 static constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Sections' sizes in scalars.
-static constexpr int64_t depthwise_section(int64_t channels, int64_t taps) { return round_up(channels, kPanel) * (1 + taps); }
+static constexpr int64_t depthwise_section(int64_t channels, int64_t taps) {
+  return round_up(channels, kPanel) * (1 + taps);
+}
 static constexpr int64_t pointwise_section(int64_t in, int64_t out) { return round_up(out, kPanel) * (1 + in); }
 
 // A packing's size in bytes.
-static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize) {
+static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps,
+                                      int64_t itemsize) {
   int64_t scalars = 0;
   switch (op) {
     case PackedOp::depthwise_conv2d: scalars = depthwise_section(out, taps); break;

@@ -66,11 +66,12 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     backward_op = getattr(torch.ops.cnnfast, f"{op}_backward").default
     arguments = overload._schema.arguments
     tensors = sum("Tensor" in str(argument.type) for argument in arguments)
-    residual = next((i for i, argument in enumerate(arguments) if argument.name == "residual"), None)
+    residual = tensors - 1  # the last tensor, where the op takes one
+    takes_residual = arguments[residual].name == "residual"
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         saved, options = list(inputs[:tensors]), inputs[tensors:-1]
-        ctx.linear = residual is not None and not (activation_after_residual and options[-1])
+        ctx.linear = takes_residual and not (activation_after_residual and options[-1])
         if ctx.linear:
             saved[residual] = None
         ctx.save_for_backward(*saved)

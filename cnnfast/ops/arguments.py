@@ -17,25 +17,30 @@ HEADER_BYTES = 64  # of a packing; csrc/packing.h
 
 
 def pair(name: str, value: Ints) -> Sequence[int]:
-    """[vertical, horizontal], each at least 1."""
+    """(vertical, horizontal), each at least 1."""
     if isinstance(value, int):
         value = (value, value)
-    elif not _is_ints(value):
+    elif not isinstance(value, (tuple, list)):
         raise TypeError(f"{name} must be an int or two (vertical, horizontal), got {value!r}")
-    if len(value) != 2 or value[0] < 1 or value[1] < 1:
+    if len(value) != 2:
+        raise ValueError(f"{name} must be a positive int or two (vertical, horizontal), got {value!r}")
+    vertical, horizontal = value
+    if not (isinstance(vertical, int) and isinstance(horizontal, int)):
+        raise TypeError(f"{name} must be an int or two (vertical, horizontal), got {value!r}")
+    if vertical < 1 or horizontal < 1:
         raise ValueError(f"{name} must be a positive int or two (vertical, horizontal), got {value!r}")
     return value
 
 
 def edges(padding: Ints | str) -> Sequence[int]:
-    """[top, bottom, left, right], or nothing for 'same'."""
+    """(top, bottom, left, right), or nothing for 'same'."""
     if isinstance(padding, int):
         padding = (padding, padding, padding, padding)
     elif isinstance(padding, str):
         if padding != "same":
             raise ValueError(f"padding must be 'same' or ints, got {padding!r}")
         return ()
-    elif not _is_ints(padding):
+    elif not isinstance(padding, (tuple, list)) or not all(isinstance(edge, int) for edge in padding):
         raise TypeError(
             f"padding must be an int, (vertical, horizontal), (top, bottom, left, right) or 'same', got {padding!r}"
         )
@@ -46,21 +51,18 @@ def edges(padding: Ints | str) -> Sequence[int]:
     return padding
 
 
-def _is_ints(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value)
-
-
 def output_size(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
-    """(height, width) of the output for an input of `size`; raises where the kernel doesn't fit."""
+    """(height, width) of the output for an x of `shape`; raises where the kernel doesn't fit."""
+    _, _, height, width = shape
     if not padding:  # 'same'
-        return (size[0] + stride[0] - 1) // stride[0], (size[1] + stride[1] - 1) // stride[1]
-    spare_h = size[0] + padding[0] + padding[1] - dilation[0] * (kernel[0] - 1) - 1
-    spare_w = size[1] + padding[2] + padding[3] - dilation[1] * (kernel[1] - 1) - 1
+        return (height + stride[0] - 1) // stride[0], (width + stride[1] - 1) // stride[1]
+    spare_h = height + padding[0] + padding[1] - dilation[0] * (kernel[0] - 1) - 1
+    spare_w = width + padding[2] + padding[3] - dilation[1] * (kernel[1] - 1) - 1
     if spare_h < 0 or spare_w < 0:
         raise ValueError(
-            f"x must be at least as large as the kernel once padded, got {size[0]} x {size[1]} with padding"
+            f"x must be at least as large as the kernel once padded, got {height} x {width} with padding"
             f" {list(padding)} for a kernel of {kernel[0]} x {kernel[1]} with dilation {list(dilation)}"
         )
     return spare_h // stride[0] + 1, spare_w // stride[1] + 1
@@ -149,23 +151,22 @@ def check_packed(packed: Tensor, x: Tensor, op: str) -> None:
     """packed: what pack_<op> returned; the C++ side reads its header."""
     if not isinstance(packed, Tensor):
         raise TypeError(f"packed must be the tensor that pack_{op} returned, got {type(packed).__name__}")
-    if packed.dtype is not torch.uint8 or packed.dim() != 1 or packed.shape[0] < HEADER_BYTES:
+    if packed.dtype is not torch.uint8 or packed.dim() != 1 or packed.shape[0] < HEADER_BYTES or packed.stride(0) != 1:
         raise ValueError(
-            f"packed must be the uint8 tensor that pack_{op} returned, got {packed.dtype} of shape"
-            f" {tuple(packed.shape)}"
+            f"packed must be the contiguous uint8 tensor that pack_{op} returned, got {packed.dtype} of shape"
+            f" {tuple(packed.shape)} and stride {packed.stride()}"
         )
     if packed.device != x.device:
         raise ValueError(f"packed must be on {x.device} like x, got {packed.device}")
 
 
 def check_inference(op: str, instead: str, **tensors: Tensor | None) -> None:
-    """Packed forms have no gradient: refuse to drop one silently."""
-    if torch.is_grad_enabled():
-        for name, tensor in tensors.items():
-            if tensor is not None and tensor.requires_grad:
-                raise ValueError(
-                    f"{name} requires grad and {op} is for inference only: call it under torch.no_grad(), or {instead}"
-                )
+    """Packed forms have no gradient: refuse to drop one silently. To be asked under grad mode only."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{name} requires grad and {op} is for inference only: call it under torch.no_grad(), or {instead}"
+            )
 
 
 def positive(name: str, value: int) -> int:

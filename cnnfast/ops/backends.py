@@ -19,6 +19,7 @@ from cnnfast import _library
 
 CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
 NAMES = tuple(CODES)
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 # By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
@@ -73,6 +74,8 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     if backend not in CODES and backend != "reference":
         raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     packed = op.endswith("_packed")
+    if op.removesuffix("_packed") not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)} (or one with _packed after it), got {op!r}")
     if backend == "reference":
         return ["reference takes plain weights, not packed ones"] if packed else []
     if device_type == "meta":

@@ -75,7 +75,7 @@ def depthwise_conv2d(
     weight_shape = check_depthwise_weight("weight", weight, x, shape[1])
     check_bias("bias", bias, x, weight_shape[0])
     strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    output_size(shape[2:], weight_shape[2:], strides, pads, dilations)
+    output_size(shape, weight_shape[2:], strides, pads, dilations)
     pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
     code = backends.code("depthwise_conv2d", backend, x.device.type)
     if code == backends.REFERENCE:
@@ -91,10 +91,11 @@ def pack_depthwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight (channels, 1, kh, kw) and bias (channels) as depthwise_conv2d takes them; on CPU. Inference only: under grad
     mode, weights that require grad are refused (ValueError).
     """
-    check_inference("pack_depthwise_conv2d", "detach it", weight=weight, bias=bias)
     check_weight("weight", weight)
     check_depthwise_weight("weight", weight, weight, 1)
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    if torch.is_grad_enabled():
+        check_inference("pack_depthwise_conv2d", "detach it", weight=weight, bias=bias)
     backends.code("depthwise_conv2d_packed", "auto", weight.device.type)
     return _pack_op(weight, bias)
 
@@ -118,7 +119,6 @@ def depthwise_conv2d_packed(
     for depthwise_conv2d. x is float64 exactly where the weight was. Under grad mode, an x that requires grad is
     refused (ValueError).
     """
-    check_inference("depthwise_conv2d_packed", "call depthwise_conv2d", x=x)
     shape = check_x(x)
     check_packed(packed, x, "depthwise_conv2d")
     if positive("out_channels", out_channels) % shape[1]:
@@ -129,15 +129,17 @@ def depthwise_conv2d_packed(
         edges(padding),
         pair("dilation", dilation),
     )
-    output_size(shape[2:], kernel, strides, pads, dilations)
+    output_size(shape, kernel, strides, pads, dilations)
     pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
+    if torch.is_grad_enabled():
+        check_inference("depthwise_conv2d_packed", "call depthwise_conv2d", x=x)
     code = backends.code("depthwise_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, out_channels, kernel, strides, pads, dilations, pre, post, code)
 
 
 @fake("depthwise_conv2d")
 def _(x, weight, bias, stride, padding, dilation, pre_activation, activation, backend=0):
-    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape, weight.shape[2:], stride, padding, dilation)
     return empty_image(x, (x.shape[0], weight.shape[0], *size))
 
 
@@ -154,7 +156,7 @@ def _(weight, bias):
 
 @fake("depthwise_conv2d_packed")
 def _(x, packed, out_channels, kernel_size, stride, padding, dilation, pre_activation, activation, backend=0):
-    size = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    size = output_size(x.shape, kernel_size, stride, padding, dilation)
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 

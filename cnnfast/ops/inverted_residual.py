@@ -89,7 +89,7 @@ def inverted_residual(
     check_bias("dw_bias", dw_bias, x, dw_shape[0])
     check_bias("project_bias", project_bias, x, project_shape[0])
     strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    size = output_size(shape[2:], dw_shape[2:], strides, pads, dilations)
+    size = output_size(shape, dw_shape[2:], strides, pads, dilations)
     check_residual(residual, x, (shape[0], project_shape[0], *size))
     act = activations.code("activation", activation)
     code = backends.code("inverted_residual", backend, x.device.type)
@@ -138,16 +138,6 @@ def pack_inverted_residual(
     Weights and biases as inverted_residual takes them; on CPU. Inference only: under grad mode, weights that require
     grad are refused (ValueError).
     """
-    check_inference(
-        "pack_inverted_residual",
-        "detach it",
-        expand_weight=expand_weight,
-        dw_weight=dw_weight,
-        project_weight=project_weight,
-        expand_bias=expand_bias,
-        dw_bias=dw_bias,
-        project_bias=project_bias,
-    )
     check_weight("expand_weight", expand_weight)
     expanded = check_pointwise_weight("expand_weight", expand_weight, expand_weight, expand_weight.shape[1])[0]
     check_depthwise_weight("dw_weight", dw_weight, expand_weight, expanded, like="expand_weight", multiplier=1)
@@ -155,6 +145,17 @@ def pack_inverted_residual(
     check_bias("expand_bias", expand_bias, expand_weight, expanded, like="expand_weight")
     check_bias("dw_bias", dw_bias, expand_weight, expanded, like="expand_weight")
     check_bias("project_bias", project_bias, expand_weight, project_weight.shape[0], like="expand_weight")
+    if torch.is_grad_enabled():
+        check_inference(
+            "pack_inverted_residual",
+            "detach it",
+            expand_weight=expand_weight,
+            dw_weight=dw_weight,
+            project_weight=project_weight,
+            expand_bias=expand_bias,
+            dw_bias=dw_bias,
+            project_bias=project_bias,
+        )
     backends.code("inverted_residual_packed", "auto", expand_weight.device.type)
     return _pack_op(expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias)
 
@@ -179,7 +180,6 @@ def inverted_residual_packed(
     raises); the rest as for inverted_residual. x is float64 exactly where the weights were. Under grad mode, an x or
     residual that requires grad is refused (ValueError).
     """
-    check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
     shape = check_x(x)
     check_packed(packed, x, "inverted_residual")
     positive("expanded_channels", expanded_channels)
@@ -190,9 +190,11 @@ def inverted_residual_packed(
         edges(padding),
         pair("dilation", dilation),
     )
-    size = output_size(shape[2:], kernel, strides, pads, dilations)
+    size = output_size(shape, kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
     act = activations.code("activation", activation)
+    if torch.is_grad_enabled():
+        check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
     code = backends.code("inverted_residual_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, expanded_channels, out_channels, kernel, strides, pads, dilations, act, code)
 
@@ -213,7 +215,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape, dw_weight.shape[2:], stride, padding, dilation)
     return empty_image(x, (x.shape[0], project_weight.shape[0], *size))
 
 
@@ -244,7 +246,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    size = output_size(x.shape, kernel_size, stride, padding, dilation)
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 

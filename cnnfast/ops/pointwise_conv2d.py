@@ -74,7 +74,7 @@ def pointwise_conv2d(
     check_bias("bias", bias, x, weight_shape[0])
     strides = pair("stride", stride)
     if residual is not None:
-        check_residual(residual, x, (shape[0], weight_shape[0], *output_size(shape[2:], _ONE, strides, _NONE, _ONE)))
+        check_residual(residual, x, (shape[0], weight_shape[0], *output_size(shape, _ONE, strides, _NONE, _ONE)))
     post = activations.code("activation", activation)
     code = backends.code("pointwise_conv2d", backend, x.device.type)
     if code == backends.REFERENCE:
@@ -88,10 +88,11 @@ def pack_pointwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight (out_channels, C, 1, 1) and bias (out_channels) as pointwise_conv2d takes them; on CPU. Inference only:
     under grad mode, weights that require grad are refused (ValueError).
     """
-    check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias)
     check_weight("weight", weight)
     check_pointwise_weight("weight", weight, weight, weight.shape[1])
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    if torch.is_grad_enabled():
+        check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias)
     backends.code("pointwise_conv2d_packed", "auto", weight.device.type)
     return _pack_op(weight, bias)
 
@@ -112,21 +113,22 @@ def pointwise_conv2d_packed(
     x is float64 exactly where the weight was. Under grad mode, an x or residual that requires grad is refused
     (ValueError).
     """
-    check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, residual=residual)
     shape = check_x(x)
     check_packed(packed, x, "pointwise_conv2d")
     positive("out_channels", out_channels)
     strides = pair("stride", stride)
     if residual is not None:
-        check_residual(residual, x, (shape[0], out_channels, *output_size(shape[2:], _ONE, strides, _NONE, _ONE)))
+        check_residual(residual, x, (shape[0], out_channels, *output_size(shape, _ONE, strides, _NONE, _ONE)))
     post = activations.code("activation", activation)
+    if torch.is_grad_enabled():
+        check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, residual=residual)
     code = backends.code("pointwise_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, out_channels, strides, post, code)
 
 
 @fake("pointwise_conv2d")
 def _(x, weight, bias, residual, stride, activation, backend=0):
-    return empty_image(x, (x.shape[0], weight.shape[0], *output_size(x.shape[2:], _ONE, stride, _NONE, _ONE)))
+    return empty_image(x, (x.shape[0], weight.shape[0], *output_size(x.shape, _ONE, stride, _NONE, _ONE)))
 
 
 @fake("pointwise_conv2d_backward")
@@ -142,7 +144,7 @@ def _(weight, bias):
 
 @fake("pointwise_conv2d_packed")
 def _(x, packed, residual, out_channels, stride, activation, backend=0):
-    return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape[2:], _ONE, stride, _NONE, _ONE)))
+    return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape, _ONE, stride, _NONE, _ONE)))
 
 
 register_gradients("pointwise_conv2d", activation_after_residual=True)

@@ -85,7 +85,7 @@ def separable_conv2d(
     check_bias("dw_bias", dw_bias, x, dw_shape[0])
     check_bias("pw_bias", pw_bias, x, pw_shape[0])
     strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    size = output_size(shape[2:], dw_shape[2:], strides, pads, dilations)
+    size = output_size(shape, dw_shape[2:], strides, pads, dilations)
     check_residual(residual, x, (shape[0], pw_shape[0], *size))
     pre, mid, post = (
         activations.code("pre_activation", pre_activation),
@@ -119,14 +119,20 @@ def pack_separable_conv2d(
     Weights and biases as separable_conv2d takes them; on CPU. Inference only: under grad mode, weights that require
     grad are refused (ValueError).
     """
-    check_inference(
-        "pack_separable_conv2d", "detach it", dw_weight=dw_weight, pw_weight=pw_weight, dw_bias=dw_bias, pw_bias=pw_bias
-    )
     check_weight("dw_weight", dw_weight)
     check_depthwise_weight("dw_weight", dw_weight, dw_weight, 1)
     check_pointwise_weight("pw_weight", pw_weight, dw_weight, dw_weight.shape[0], like="dw_weight")
     check_bias("dw_bias", dw_bias, dw_weight, dw_weight.shape[0], like="dw_weight")
     check_bias("pw_bias", pw_bias, dw_weight, pw_weight.shape[0], like="dw_weight")
+    if torch.is_grad_enabled():
+        check_inference(
+            "pack_separable_conv2d",
+            "detach it",
+            dw_weight=dw_weight,
+            pw_weight=pw_weight,
+            dw_bias=dw_bias,
+            pw_bias=pw_bias,
+        )
     backends.code("separable_conv2d_packed", "auto", dw_weight.device.type)
     return _pack_op(dw_weight, dw_bias, pw_weight, pw_bias)
 
@@ -152,7 +158,6 @@ def separable_conv2d_packed(
     for separable_conv2d. x is float64 exactly where the weights were. Under grad mode, an x or residual that requires
     grad is refused (ValueError).
     """
-    check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
     shape = check_x(x)
     check_packed(packed, x, "separable_conv2d")
     positive("out_channels", out_channels)
@@ -162,13 +167,15 @@ def separable_conv2d_packed(
         edges(padding),
         pair("dilation", dilation),
     )
-    size = output_size(shape[2:], kernel, strides, pads, dilations)
+    size = output_size(shape, kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
     pre, mid, post = (
         activations.code("pre_activation", pre_activation),
         activations.code("mid_activation", mid_activation),
         activations.code("activation", activation),
     )
+    if torch.is_grad_enabled():
+        check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
     code = backends.code("separable_conv2d_packed", backend, x.device.type)
     return _packed_op(x, packed, residual, out_channels, kernel, strides, pads, dilations, pre, mid, post, code)
 
@@ -189,7 +196,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape, dw_weight.shape[2:], stride, padding, dilation)
     return empty_image(x, (x.shape[0], pw_weight.shape[0], *size))
 
 
@@ -220,7 +227,7 @@ def _(
     activation,
     backend=0,
 ):
-    size = output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+    size = output_size(x.shape, kernel_size, stride, padding, dilation)
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 

@@ -104,14 +104,11 @@ Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, 
   const Ints size{n, c, h, w};
   // Where both formats are the same in memory, the strides of dimensions of size 1 are those of the format that x has.
   const bool either = c == 1 || h * w == 1;
-  const MemoryFormat format =
-      either && !is_channels_last(like) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+  const MemoryFormat format = either && !is_channels_last(like) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
   return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
-Tensor in_format_of(const Tensor& x, const Tensor& y) {
-  return is_channels_last(x) ? y : torch::stable::contiguous(y);
-}
+Tensor in_format_of(const Tensor& x, const Tensor& y) { return is_channels_last(x) ? y : torch::stable::contiguous(y); }
 
 Tensor to_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);

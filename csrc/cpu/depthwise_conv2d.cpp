@@ -29,7 +29,8 @@ Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, In
 
   const KernelTable& table = kernels(storage);
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t rows = std::max<int64_t>(1, conv.out_h / std::max<int64_t>(1, ceil_div(4 * threads, std::max<int64_t>(1, conv.n))));
+  const int64_t rows =
+      std::max<int64_t>(1, conv.out_h / std::max<int64_t>(1, ceil_div(4 * threads, std::max<int64_t>(1, conv.n))));
   const int64_t bands = ceil_div(conv.out_h, rows);
   const char* from = bytes_of(xs);
   char* to = mutable_bytes_of(y);

@@ -156,8 +156,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inver
                                                                          activation_code, depthwise_mask, backend)
                                              : std::tuple(no_gradient(e), no_gradient(dws), no_gradient(dws));
   const auto [dx, dew, deb, unused] =
-      expand_mask ? pointwise_conv2d_backward(de, xs, ews, ebs, std::nullopt, unit, activation_code, expand_mask, backend)
-                  : std::tuple(no_gradient(xs), no_gradient(ews), no_gradient(ews), no_gradient(xs));
+      expand_mask
+          ? pointwise_conv2d_backward(de, xs, ews, ebs, std::nullopt, unit, activation_code, expand_mask, backend)
+          : std::tuple(no_gradient(xs), no_gradient(ews), no_gradient(ews), no_gradient(xs));
   const auto like = [](const Tensor& gradient, const Maybe& of, const Tensor& otherwise) {
     return to_dtype(gradient, of ? of->scalar_type() : otherwise.scalar_type());
   };

@@ -103,7 +103,8 @@ Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias) {
 Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias) {
   check_pointwise(weight, bias);
   return with_compute_type(weight, [&](auto s) {
-    Writer<decltype(s)> writer(PackedOp::pointwise_conv2d, weight.size(1), weight.size(1), weight.size(0), 1, 1, weight);
+    Writer<decltype(s)> writer(PackedOp::pointwise_conv2d, weight.size(1), weight.size(1), weight.size(0), 1, 1,
+                               weight);
     writer.pointwise(weight, bias);
     return writer.done();
   });

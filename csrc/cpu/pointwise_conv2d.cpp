@@ -16,7 +16,9 @@ namespace {
 // Rows of pixels [first, first + count) of the output's, as compute-type rows in this thread's scratch.
 const char* gather(const KernelTable& table, Storage storage, const Conv& conv, const char* x, int64_t first,
                    int64_t count, int64_t row) {
-  const int64_t itemsize = compute_size(storage), stored = storage == Storage::f64 ? 8 : storage == Storage::f32 ? 4 : 2;
+  const int64_t itemsize = compute_size(storage), stored = storage == Storage::f64   ? 8
+                                                           : storage == Storage::f32 ? 4
+                                                                                     : 2;
   char* to = scratch(Slot::gathered, count * row * itemsize);
   for (int64_t p = 0; p < count; ++p) {
     const int64_t pixel = first + p, ow = pixel % conv.out_w, oh = pixel / conv.out_w % conv.out_h;

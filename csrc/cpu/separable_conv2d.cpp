@@ -8,8 +8,8 @@
 namespace cnnfast::cpu {
 
 Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size,
-                               Ints stride, Ints padding, Ints dilation, int64_t pre_activation,
-                               int64_t mid_activation, int64_t activation_code, int64_t backend) {
+                               Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t mid_activation,
+                               int64_t activation_code, int64_t backend) {
   check_backend(backend);
   STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
   const Storage storage = storage_of(x, "x");
@@ -105,16 +105,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_back
   const Ints unit{1, 1};
   const Tensor xs = to_dtype(x, dtype), dws = to_dtype(dw_weight, dtype), pws = to_dtype(pw_weight, dtype);
   const Maybe dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(pw_bias, dtype), rs = to_dtype(residual, dtype);
-  const Tensor mid =
-      depthwise_conv2d(xs, dws, dbs, stride, padding, dilation, pre_activation, mid_activation, backend);
+  const Tensor mid = depthwise_conv2d(xs, dws, dbs, stride, padding, dilation, pre_activation, mid_activation, backend);
   const int64_t pointwise_mask = (output_mask & 7 ? 1 : 0) | (output_mask >> 3 & 1) << 1 | (output_mask >> 4 & 1) << 2 |
                                  (output_mask >> 5 & 1) << 3;
   const auto [dmid, dpw, dpb, dres] = pointwise_conv2d_backward(to_dtype(grad, dtype), mid, pws, pbs, rs, unit,
                                                                 activation_code, pointwise_mask, backend);
-  const auto [dx, ddw, ddb] =
-      output_mask & 7 ? depthwise_conv2d_backward(dmid, xs, dws, dbs, stride, padding, dilation, pre_activation,
-                                                  mid_activation, output_mask & 7, backend)
-                      : std::tuple(no_gradient(xs), no_gradient(dws), no_gradient(dws));
+  const auto [dx, ddw, ddb] = output_mask & 7
+                                  ? depthwise_conv2d_backward(dmid, xs, dws, dbs, stride, padding, dilation,
+                                                              pre_activation, mid_activation, output_mask & 7, backend)
+                                  : std::tuple(no_gradient(xs), no_gradient(dws), no_gradient(dws));
   const auto wanted = [&](int bit) { return (output_mask >> bit & 1) != 0; };
   return {wanted(0) ? image_gradient(x, channels_last(dx)) : no_gradient(x),
           to_dtype(ddw, dw_weight.scalar_type()),

@@ -143,17 +143,17 @@ void depthwise(const DepthwiseTile& t) {
   const bool square = w.kernel_h == w.kernel_w && w.stride_h == w.stride_w && w.dilation_h == 1 && w.dilation_w == 1;
   const bool pre = t.pre_activation.code != 0;
   if constexpr (kUnrolled) {
-  if (square && t.multiplier == 1 && w.stride_h <= 2) {
-    const bool two = w.stride_h == 2;
-    if (w.kernel_h == 3) {
-      if (pre) return two ? depthwise_strips<S, T, Y, 3, 2, true>(t) : depthwise_strips<S, T, Y, 3, 1, true>(t);
-      return two ? depthwise_strips<S, T, Y, 3, 2, false>(t) : depthwise_strips<S, T, Y, 3, 1, false>(t);
+    if (square && t.multiplier == 1 && w.stride_h <= 2) {
+      const bool two = w.stride_h == 2;
+      if (w.kernel_h == 3) {
+        if (pre) return two ? depthwise_strips<S, T, Y, 3, 2, true>(t) : depthwise_strips<S, T, Y, 3, 1, true>(t);
+        return two ? depthwise_strips<S, T, Y, 3, 2, false>(t) : depthwise_strips<S, T, Y, 3, 1, false>(t);
+      }
+      if (w.kernel_h == 5) {
+        if (pre) return two ? depthwise_strips<S, T, Y, 5, 2, true>(t) : depthwise_strips<S, T, Y, 5, 1, true>(t);
+        return two ? depthwise_strips<S, T, Y, 5, 2, false>(t) : depthwise_strips<S, T, Y, 5, 1, false>(t);
+      }
     }
-    if (w.kernel_h == 5) {
-      if (pre) return two ? depthwise_strips<S, T, Y, 5, 2, true>(t) : depthwise_strips<S, T, Y, 5, 1, true>(t);
-      return two ? depthwise_strips<S, T, Y, 5, 2, false>(t) : depthwise_strips<S, T, Y, 5, 1, false>(t);
-    }
-  }
   }
   depthwise_any<S, T, Y>(t);
 }
@@ -174,7 +174,8 @@ void activation_grad(const ActivationGradTile& t) {
 
 // Calls f(output index, tap) for each output along one axis that reads input position `in`.
 template <class F>
-CNNFAST_INLINE void outputs_of(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation, int64_t out, F f) {
+CNNFAST_INLINE void outputs_of(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation, int64_t out,
+                               F f) {
   for (int64_t tap = 0; tap < kernel; ++tap) {
     const int64_t shifted = in + pad - tap * dilation;
     if (shifted >= 0 && shifted % stride == 0 && shifted / stride < out) f(shifted / stride, tap);
@@ -195,17 +196,20 @@ void depthwise_grad_input(const DepthwiseGradInputTile& t) {
         const int64_t count = smaller(kPanel, t.channels - channel);
         alignas(64) S sum[kPanel] = {};
         Vec<S> acc = Vec<S>::zero();
-        outputs_of(ih, win.pad_top, win.kernel_h, win.stride_h, win.dilation_h, t.out_height, [&](int64_t oh, int64_t i) {
-          outputs_of(iw, win.pad_left, win.kernel_w, win.stride_w, win.dilation_w, t.out_width, [&](int64_t ow, int64_t j) {
-            const S* g = grad + (oh * t.out_width + ow) * out_channels;
-            const S* w = weight + (i * win.kernel_w + j) * t.weight_tap;
-            if (m == 1) {
-              acc = fma(load<S>(g + channel, count), load<S>(w + channel, count), acc);
-            } else {
-              for (int64_t c = 0; c < count * m; ++c) sum[c / m] += g[channel * m + c] * w[channel * m + c];
-            }
-          });
-        });
+        outputs_of(ih, win.pad_top, win.kernel_h, win.stride_h, win.dilation_h, t.out_height,
+                   [&](int64_t oh, int64_t i) {
+                     outputs_of(iw, win.pad_left, win.kernel_w, win.stride_w, win.dilation_w, t.out_width,
+                                [&](int64_t ow, int64_t j) {
+                                  const S* g = grad + (oh * t.out_width + ow) * out_channels;
+                                  const S* w = weight + (i * win.kernel_w + j) * t.weight_tap;
+                                  if (m == 1) {
+                                    acc = fma(load<S>(g + channel, count), load<S>(w + channel, count), acc);
+                                  } else {
+                                    for (int64_t c = 0; c < count * m; ++c)
+                                      sum[c / m] += g[channel * m + c] * w[channel * m + c];
+                                  }
+                                });
+                   });
         if (m == 1) store(sum, acc);
         for (int64_t c = 0; c < count; ++c)
           dx[channel + c] = x && !passes(x[channel + c], t.pre_activation) ? S{0} : sum[c];

@@ -90,8 +90,8 @@ struct ActivationGradTile {
 struct KernelTable {
   const char* isa;
   // [storage of x]; a null entry means that this ISA has none and the generic table serves
-  void (*depthwise[kStorages])(const DepthwiseTile&);             // y in x's storage
-  void (*depthwise_to_compute[kStorages])(const DepthwiseTile&);  // y in S
+  void (*depthwise[kStorages])(const DepthwiseTile&);               // y in x's storage
+  void (*depthwise_to_compute[kStorages])(const DepthwiseTile&);    // y in S
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   // [0] float, [1] double
   void (*gemm[2])(const GemmTile&);

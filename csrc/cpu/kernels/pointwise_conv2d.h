@@ -57,6 +57,11 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
   const S* a6 = a0 + (R > 6 ? 6 * a_row : 0);
   const S* b = static_cast<const S*>(t.b) + panel * t.b_panel;
 
+  // While this group of panels works from L2, the next one comes from memory, an even share during each block of rows.
+  const char* next = reinterpret_cast<const char*>(b + P * t.b_panel);
+  const int64_t blocks = (t.rows + R - 1) / R, share = P * kPanel * static_cast<int64_t>(sizeof(S)) / blocks;
+  next += row / R * share * t.depth;
+
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R][P];
 #pragma GCC unroll 8
@@ -75,6 +80,10 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
       const Vec<S> x = Vec<S>::set((r < 3 ? a0 : r < 6 ? a3 : a6)[r % 3 * a_row]);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
+    }
+    if constexpr (Packed) {
+      __builtin_prefetch(next, 0, 2);
+      next += share;
     }
     a0 += a_depth;
     a3 += a_depth;

@@ -15,11 +15,21 @@ namespace {
 
 #define CNNFAST_INLINE inline __attribute__((always_inline))
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 
-template <class T> struct Compute { using type = float; };
-template <> struct Compute<double> { using type = double; };
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
 
 template <class To, class From>
 CNNFAST_INLINE To bit_cast(From from) {
@@ -41,15 +51,24 @@ CNNFAST_INLINE float widen(f16 x) {
   return bit_cast<float>(bit_cast<uint32_t>(magnitude) | sign);
 }
 
-template <class T> T narrow(typename Compute<T>::type x);
-template <> CNNFAST_INLINE float narrow<float>(float x) { return x; }
-template <> CNNFAST_INLINE double narrow<double>(double x) { return x; }
-template <> CNNFAST_INLINE bf16 narrow<bf16>(float x) {
+template <class T>
+T narrow(typename Compute<T>::type x);
+template <>
+CNNFAST_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+CNNFAST_INLINE double narrow<double>(double x) {
+  return x;
+}
+template <>
+CNNFAST_INLINE bf16 narrow<bf16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fc0};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
-template <> CNNFAST_INLINE f16 narrow<f16>(float x) {
+template <>
+CNNFAST_INLINE f16 narrow<f16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x), rest = bits & 0x7fffffffu;
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   if (rest > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
@@ -71,12 +90,27 @@ struct Vec {
   static CNNFAST_INLINE Vec set(S s) { return {Lanes{} + s}; }
 };
 
-template <class S> CNNFAST_INLINE Vec<S> fma(Vec<S> a, Vec<S> b, Vec<S> c) { return {a.v * b.v + c.v}; }
-template <class S> CNNFAST_INLINE Vec<S> add(Vec<S> a, Vec<S> b) { return {a.v + b.v}; }
-template <class S> CNNFAST_INLINE Vec<S> mul(Vec<S> a, Vec<S> b) { return {a.v * b.v}; }
+template <class S>
+CNNFAST_INLINE Vec<S> fma(Vec<S> a, Vec<S> b, Vec<S> c) {
+  return {a.v * b.v + c.v};
+}
+template <class S>
+CNNFAST_INLINE Vec<S> add(Vec<S> a, Vec<S> b) {
+  return {a.v + b.v};
+}
+template <class S>
+CNNFAST_INLINE Vec<S> mul(Vec<S> a, Vec<S> b) {
+  return {a.v * b.v};
+}
 // A NaN in x stays: the comparison is false.
-template <class S> CNNFAST_INLINE Vec<S> clamp_low(Vec<S> x, Vec<S> lo) { return {x.v < lo.v ? lo.v : x.v}; }
-template <class S> CNNFAST_INLINE Vec<S> clamp_high(Vec<S> x, Vec<S> hi) { return {x.v > hi.v ? hi.v : x.v}; }
+template <class S>
+CNNFAST_INLINE Vec<S> clamp_low(Vec<S> x, Vec<S> lo) {
+  return {x.v < lo.v ? lo.v : x.v};
+}
+template <class S>
+CNNFAST_INLINE Vec<S> clamp_high(Vec<S> x, Vec<S> hi) {
+  return {x.v > hi.v ? hi.v : x.v};
+}
 
 template <class S, class T>
 CNNFAST_INLINE Vec<S> load(const T* p, int64_t count = kPanel) {
@@ -110,39 +144,61 @@ struct Vec<float> {
   static CNNFAST_INLINE Vec set(float s) { return {_mm512_set1_ps(s)}; }
 };
 
-template <> CNNFAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-template <> CNNFAST_INLINE Vec<float> add(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
-template <> CNNFAST_INLINE Vec<float> mul(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
+template <>
+CNNFAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+template <>
+CNNFAST_INLINE Vec<float> add(Vec<float> a, Vec<float> b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+template <>
+CNNFAST_INLINE Vec<float> mul(Vec<float> a, Vec<float> b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
 // vmaxps and vminps return their second operand where either is NaN.
-template <> CNNFAST_INLINE Vec<float> clamp_low(Vec<float> x, Vec<float> lo) { return {_mm512_max_ps(lo.v, x.v)}; }
-template <> CNNFAST_INLINE Vec<float> clamp_high(Vec<float> x, Vec<float> hi) { return {_mm512_min_ps(hi.v, x.v)}; }
+template <>
+CNNFAST_INLINE Vec<float> clamp_low(Vec<float> x, Vec<float> lo) {
+  return {_mm512_max_ps(lo.v, x.v)};
+}
+template <>
+CNNFAST_INLINE Vec<float> clamp_high(Vec<float> x, Vec<float> hi) {
+  return {_mm512_min_ps(hi.v, x.v)};
+}
 
 CNNFAST_INLINE __mmask16 mask(int64_t count) {
   return count >= kPanel ? __mmask16{0xffff} : static_cast<__mmask16>((1u << count) - 1);
 }
 
-template <> CNNFAST_INLINE Vec<float> load<float, float>(const float* p, int64_t count) {
+template <>
+CNNFAST_INLINE Vec<float> load<float, float>(const float* p, int64_t count) {
   return {_mm512_maskz_loadu_ps(mask(count), p)};
 }
-template <> CNNFAST_INLINE Vec<float> load<float, bf16>(const bf16* p, int64_t count) {
+template <>
+CNNFAST_INLINE Vec<float> load<float, bf16>(const bf16* p, int64_t count) {
   const __m256i bits = _mm256_maskz_loadu_epi16(mask(count), p);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
-template <> CNNFAST_INLINE Vec<float> load<float, f16>(const f16* p, int64_t count) {
+template <>
+CNNFAST_INLINE Vec<float> load<float, f16>(const f16* p, int64_t count) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), p))};
 }
-template <> CNNFAST_INLINE void store<float, float>(float* p, Vec<float> x, int64_t count) {
+template <>
+CNNFAST_INLINE void store<float, float>(float* p, Vec<float> x, int64_t count) {
   _mm512_mask_storeu_ps(p, mask(count), x.v);
 }
-template <> CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
+template <>
+CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   const __m512i word = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
   _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtepi32_epi16(word));
 }
-template <> CNNFAST_INLINE void store<float, f16>(f16* p, Vec<float> x, int64_t count) {
+template <>
+CNNFAST_INLINE void store<float, f16>(f16* p, Vec<float> x, int64_t count) {
   _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
