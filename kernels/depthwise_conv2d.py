@@ -21,9 +21,18 @@ import triton
 import triton.language as tl
 
 from .activation import activate, gate
-from .launch import cdiv, dense, fitting, fitting_power, memory_format, next_power_of_2, output_size, vector
+from .launch import cdiv, dense, fitting_power, memory_format, output_size, spatial_blocks, spatial_grid, vector
+from .packing import accumulator, pack_depthwise_conv2d, padded, taps_major, unpack_depthwise
 
-PANEL = 16  # channels of packed weights are rounded up to it: csrc/packing.h
+__all__ = [
+    "depthwise_conv2d",
+    "depthwise_conv2d_backward",
+    "depthwise_conv2d_backward_input",
+    "depthwise_conv2d_backward_weight",
+    "depthwise_conv2d_packed",
+    "pack_depthwise_conv2d",
+]
+
 SIZES = ["H", "W", "OH", "OW", "pad_top", "pad_left", "vectors"]  # one compiled kernel serves every size
 
 
@@ -245,44 +254,16 @@ def depthwise_conv2d_bwd_weight_sum_kernel(
         tl.store(grad_bias + o_k, total.to(grad_bias.dtype.element_ty), (o_k < K) & (tap == TAPS))
 
 
-def taps_major(weight, x):
-    """weight (K, 1, kh, kw) with any strides as [taps, K rounded up] in the accumulator's dtype, one small copy."""
-    K, taps = weight.shape[0], weight.shape[2] * weight.shape[3]
-    rows = torch.empty((taps, cdiv(K, PANEL) * PANEL), dtype=accumulator(x), device=x.device)
-    rows[:, :K].copy_(weight.reshape(K, taps).t())
-    return rows
-
-
-def accumulator(x):
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def spatial_blocks(channels, height, width, kernel_h, x, channels_last, row_multiple=1):
-    """Tile of the forward and input-gradient kernels: 128 threads of 16 bytes of x, as many rows as registers allow.
-
-    BLOCK_C < 32 * num_warps, or Triton sends the weights through shared memory to spread them over the threads.
-    """
-    per_thread = 16 // x.element_size()
-    block_c = fitting_power(channels, 64 if channels_last else 16)
-    pixels = max(128 * per_thread // block_c, 1)
-    block_w = fitting_power(width, min(pixels, 32))
-    strips = min(pixels // block_w, next_power_of_2(height))
-    most = max(8 - kernel_h // 2, 2) // row_multiple
-    block_h = fitting(height, [strips * row_multiple * n for n in range(max(most // 2, 1), max(most, 1) + 1)]) // strips
-    warps = min(max(strips * block_w * block_c // (32 * per_thread), 1), 4)
-    return dict(STRIPS=strips, BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
-
-
-def weight_blocks(channels, kernel, height, width, x, channels_last):
+def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h):
     """Tile of the weight-gradient kernel: a thread holds about 100 running sums, whatever the filter's size."""
     tap_rows = kernel[0] if kernel[0] * kernel[1] <= 49 else max(49 // kernel[1], 1)
     per_thread = 8 if channels_last else 4
     while per_thread > 1 and per_thread * tap_rows * kernel[1] * max(x.element_size(), 4) > 400:
         per_thread //= 2
-    block_c = fitting_power(channels, 64 if channels_last else 16)
-    block_w = fitting_power(width, min(max(128 * per_thread // block_c, 1), 32))
+    block_c = fitting_power(channels, 16, 64 if channels_last else 16)
+    block_w = fitting_power(width, 8, min(max(128 * per_thread // block_c, 1), 32))
     warps = min(max(block_w * block_c // (32 * per_thread), 1), 4)
-    return dict(TAP_ROWS=tap_rows, BLOCK_H=min(4, height), BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
+    return dict(TAP_ROWS=tap_rows, BLOCK_H=min(max(4 // stride_h, 1), height), BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
 
 
 def geometry(kernel, stride, dilation, multiplier):
@@ -302,9 +283,9 @@ def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activ
         return y
     if grad is not None:
         grad, _ = dense(grad, like=x)
-    blocks = spatial_blocks(K, OH, OW, kernel[0], x, channels_last)
+    blocks = spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0])
     v = vector(K, x) if channels_last else 1
-    grid = (N * cdiv(OH, blocks["STRIPS"] * blocks["BLOCK_H"]) * cdiv(OW, blocks["BLOCK_W"]) * cdiv(K, blocks["BLOCK_C"]),)
+    grid = spatial_grid(N, OH, OW, K, blocks)
     with torch.cuda.device_of(x):
         depthwise_conv2d_fwd_kernel[grid](
             x, rows, bias, grad, y, H, W, OH, OW, top, left, K // v, rows.stride(0), VECTOR=v,
@@ -316,8 +297,17 @@ def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activ
 
 def depthwise_conv2d(x, weight, bias, stride, padding, dilation, pre_activation, activation):
     K, _, *kernel = weight.shape
-    rows = taps_major(weight, x)
+    rows = taps_major(weight, accumulator(x))
     return forward(x, rows, bias, None, K, kernel, stride, padding, dilation, pre_activation, activation)
+
+
+def depthwise_conv2d_packed(
+    x, packed, out_channels, kernel_size, stride, padding, dilation, pre_activation, activation
+):
+    bias, rows = unpack_depthwise(packed, x, out_channels, kernel_size)
+    return forward(
+        x, rows, bias, None, out_channels, kernel_size, stride, padding, dilation, pre_activation, activation
+    )
 
 
 def before_activation(grad, x, rows, bias, K, kernel, stride, padding, dilation, pre_activation, activation):
@@ -335,9 +325,9 @@ def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_acti
     grad_x = torch.empty_like(x)
     if grad_x.numel() == 0:
         return grad_x
-    blocks = spatial_blocks(C, H, W, kernel[0], x, channels_last, row_multiple=stride[0])
+    blocks = spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0])
     v = vector(C, x) if channels_last else 1
-    grid = (N * cdiv(H + top % stride[0], blocks["STRIPS"] * blocks["BLOCK_H"]) * cdiv(W, blocks["BLOCK_W"]) * cdiv(C, blocks["BLOCK_C"]),)
+    grid = spatial_grid(N, H + top % stride[0], W, C, blocks)
     with torch.cuda.device_of(x):
         depthwise_conv2d_bwd_input_kernel[grid](
             grad, x, rows, grad_x, H, W, OH, OW, top, left, C // v, rows.stride(0), VECTOR=v,
@@ -355,14 +345,14 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last)
+    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0])
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])
     tiles = max(cdiv(tiles_total * programs, 2048), 2)  # of a program: fills a large GPU, yet pays for the partial sums
     chunks = cdiv(tiles_total, tiles)
     v = vector(K, x) if channels_last else 1
-    partial = torch.empty((chunks * n_w, taps + 1, cdiv(K, PANEL) * PANEL), dtype=accumulator(x), device=x.device)
+    partial = torch.empty((chunks * n_w, taps + 1, padded(K)), dtype=accumulator(x), device=x.device)
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     grad_bias = None if bias is None else torch.empty_like(bias)
     with torch.cuda.device_of(x):
@@ -395,9 +385,9 @@ def depthwise_conv2d_backward_weight(grad, x, weight, bias, stride, padding, dil
 def depthwise_conv2d_backward(
     grad, x, weight, bias, stride, padding, dilation, pre_activation, activation, output_mask
 ):
-    """Gradients of (x, weight, bias); one that output_mask leaves out, or of a bias that isn't there, has 0 elements."""
+    """Gradients of (x, weight, bias): 0 elements for one that output_mask leaves out or that has no bias to go to."""
     K, _, *kernel = weight.shape
-    rows = taps_major(weight, x)
+    rows = taps_major(weight, accumulator(x))
     grad = before_activation(grad, x, rows, bias, K, kernel, stride, padding, dilation, pre_activation, activation)
     grads = [x.new_empty(0), weight.new_empty(0), x.new_empty(0) if bias is None else bias.new_empty(0)]
     if output_mask & 0b001:

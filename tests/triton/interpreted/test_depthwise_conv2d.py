@@ -1,0 +1,260 @@
+"""The Triton kernels of depthwise_conv2d, run by the interpreter on CPU tensors through their launchers.
+
+Fails if an element is wrong by the policy of numerics.py or unwritten (outputs and scratch are NaN-filled), or a memory
+format or dtype is not what the fakes promise. test_faults shows that it would: it breaks a copy of the kernels, a line
+at a time, and wants the same checks to fail.
+"""
+
+import importlib
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from numerics import assert_gradients_by_policy, channels_last, draw, fresh_generator, nan_filled
+from op_cases import all_pairs, identifier, make
+
+import cnnfast.kernels.depthwise_conv2d as kernels
+from cnnfast.ops import activations
+from cnnfast.ops.arguments import edges, pair
+
+FORWARD = pytest.mark.proof("interpreted", kernel="depthwise_conv2d_fwd_kernel")
+INPUT = pytest.mark.proof("interpreted", kernel="depthwise_conv2d_bwd_input_kernel")
+WEIGHT = pytest.mark.proof("interpreted", kernel="depthwise_conv2d_bwd_weight_kernel")
+WEIGHT_SUM = pytest.mark.proof("interpreted", kernel="depthwise_conv2d_bwd_weight_sum_kernel")
+FACTORS = {
+    "dtype": (torch.float32, torch.float16, torch.float64),
+    "layout": ("channels_last", "nchw"),
+    "k": ((3, 3), (5, 5), (2, 3), (1, 1)),
+    "stride": (1, 2, (3, 1)),
+    "dilation": (1, (2, 1)),
+    "padding": ("same", 0, (1, 0, 2, 3)),
+    "activation": ("relu6", None, "relu"),
+    "c": (17, 3, 40),
+    "multiplier": (1, 2),
+    "bias": (True, False),
+    "size": ((5, 7), (6, 5)),
+}
+FAST = all_pairs({**FACTORS, "k": ((3, 3), (2, 3)), "c": (17, 3)})
+ALL = all_pairs(FACTORS | {"k": (*FACTORS["k"], (7, 7)), "c": (16, 1, 3, 17, 40, 31), "size": ((5, 7), (13, 17))})
+SMALL = {  # what is left of the policy's shapes
+    "1x1 image": dict(size=(1, 1), k=(3, 3), padding=1),
+    "W=1": dict(size=(5, 1), k=(3, 3), padding=1),
+    "C=1": dict(c=1, size=(5, 4)),
+    "primes": dict(c=13, size=(11, 7), n=1),
+    "batch 0": dict(n=0, size=(4, 4)),
+    "stride > size": dict(size=(2, 3), stride=4, padding=1),
+    "several tiles": dict(n=2, c=67, size=(21, 20), k=(1, 2)),
+}
+
+
+def options_of(case):
+    options = case.options
+    return (
+        pair("stride", options["stride"]),
+        edges(options["padding"]),
+        pair("dilation", options["dilation"]),
+        activations.code("pre_activation", options["pre_activation"]),
+        activations.code("activation", options["activation"]),
+    )
+
+
+def parameters_of(case):
+    return case.tensors["x"], case.tensors["weight"], case.tensors.get("bias")
+
+
+def run(case, module=kernels):
+    with nan_filled():
+        return module.depthwise_conv2d(*parameters_of(case), *options_of(case))
+
+
+def check(case, module=kernels):
+    ours = run(case, module)
+    case.check(ours)
+    x = case.x
+    nhwc = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    assert ours.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+
+
+def gradients(case, grad, output_mask=0b111, module=kernels):
+    with nan_filled():
+        computed = module.depthwise_conv2d_backward(grad, *parameters_of(case), *options_of(case), output_mask)
+    return dict(zip(("x", "weight", "bias"), computed, strict=True))
+
+
+def check_gradients(case, generator, module=kernels):
+    shape = case.reference(**case.tensors, **case.options).shape
+    grad = draw(generator, shape, case.x.dtype)
+    ours = gradients(case, grad, module=module)
+    if "bias" not in case.tensors:
+        assert ours.pop("bias").numel() == 0
+    for name, gradient in ours.items():
+        assert gradient.dtype is case.tensors[name].dtype, name
+        assert name != "x" or gradient.stride() == case.x.stride()
+    pixels = max(shape[0] * shape[2] * shape[3], 1)
+    terms = {"x": case.terms * case.tensors["weight"].shape[0] // case.x.shape[1], "weight": pixels, "bias": pixels}
+    assert_gradients_by_policy(ours, case.reference, grad, case.tensors, case.options, terms=terms)
+
+
+def away_from_kinks(generator, **row):
+    """A case none of whose pre-activations is within 1e-3 of 0 or 6, where a rounding could flip a gradient."""
+    while True:
+        case = make("depthwise_conv2d", generator, away_from_kinks=True, **row)
+        doubles = {name: tensor.double() for name, tensor in case.tensors.items()}
+        y = case.reference(**doubles, **{**case.options, "activation": None})
+        if not y.numel() or min(y.abs().min(), (y - 6).abs().min()) > 1e-3:
+            return case
+
+
+@FORWARD
+@pytest.mark.parametrize("row", FAST, ids=identifier)
+def test_forward(row):
+    check(make("depthwise_conv2d", fresh_generator(), n=1, decades=3.0, **row))
+
+
+@INPUT
+@WEIGHT
+@WEIGHT_SUM
+@pytest.mark.parametrize("row", FAST, ids=identifier)
+def test_gradients(row):
+    generator = fresh_generator()
+    check_gradients(away_from_kinks(generator, n=1, **row), generator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ALL, ids=identifier)
+def test_all_pairs(row):
+    generator = fresh_generator()
+    check(make("depthwise_conv2d", generator, decades=3.0, **row))
+    check_gradients(away_from_kinks(generator, **row), generator)
+
+
+@FORWARD
+@INPUT
+@WEIGHT
+@WEIGHT_SUM
+@pytest.mark.parametrize("layout", ("channels_last", "nchw"))
+@pytest.mark.parametrize("row", SMALL.values(), ids=SMALL.keys())
+def test_small_shapes(row, layout):
+    generator = fresh_generator()
+    case = away_from_kinks(generator, **{"n": 1, "c": 5, "activation": "relu6", "layout": layout, **row})
+    check(case)
+    check_gradients(case, generator)
+
+
+@FORWARD
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float64))
+def test_packed(dtype):
+    case = make("depthwise_conv2d", fresh_generator(), n=1, c=9, size=(4, 5), multiplier=2, dtype=dtype)
+    x, weight, bias = parameters_of(case)
+    with nan_filled():
+        packed = kernels.pack_depthwise_conv2d(weight, bias)
+        ours = kernels.depthwise_conv2d_packed(x, packed, 18, (3, 3), *options_of(case))
+    assert torch.equal(packed, case.pack()), "the C++ packer makes another packing"
+    assert torch.equal(ours, run(case))
+    with pytest.raises(ValueError, match="packed"):
+        kernels.depthwise_conv2d_packed(x, packed, 36, (3, 3), *options_of(case))
+
+
+@WEIGHT
+def test_large_filter_in_groups_of_rows():
+    """More than 49 taps don't fit a thread's registers: several programs share them."""
+    generator = fresh_generator()
+    row = dict(n=1, c=2, size=(3, 4), k=(9, 7), activation=None, layout="nchw")
+    check_gradients(make("depthwise_conv2d", generator, **row), generator)
+
+
+@FORWARD
+def test_special_values():
+    case = make("depthwise_conv2d", fresh_generator(), n=1, c=3, size=(6, 6), activation="relu6")
+    for i, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+        case.x[0, i, 2, 3] = value
+    check(case)
+
+
+def test_inputs_that_are_not_dense():
+    generator = fresh_generator()
+    case = make("depthwise_conv2d", generator, n=2, c=6, size=(4, 5), activation="relu")
+    wide = draw(generator, (2, 4, 5, 12)).permute(0, 3, 1, 2)[:, ::2]  # neither format
+    beside = draw(generator, (2, 4, 5, 12)).permute(0, 3, 1, 2)[:, :6]  # channels side by side
+    for x in (wide, beside):
+        case.tensors["x"] = x
+        check(case)
+    case.tensors["weight"] = draw(generator, (3, 3, 1, 6)).permute(3, 2, 0, 1)
+    check(case)
+
+
+def test_repeatable_and_independent_of_the_batch():
+    generator = fresh_generator()
+    case = make("depthwise_conv2d", generator, n=3, c=5, size=(9, 9), activation=None)
+    y = run(case)
+    grad = draw(generator, y.shape)
+    first, second = gradients(case, grad), gradients(case, grad)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    case.tensors["x"] = channels_last(case.x[1:2])
+    assert torch.equal(run(case), y[1:2])
+
+
+@pytest.mark.parametrize("output_mask", (0b001, 0b010, 0b100))
+def test_output_mask(output_mask):
+    generator = fresh_generator()
+    case = make("depthwise_conv2d", generator, n=1, c=3, size=(4, 4))
+    grad = draw(generator, case.run().shape)
+    every, some = gradients(case, grad), gradients(case, grad, output_mask)
+    for i, name in enumerate(every):
+        assert torch.equal(some[name], every[name]) if output_mask >> i & 1 else some[name].numel() == 0, name
+
+
+# (what breaks, the text to replace, its replacement); the first occurrence is taken.
+FAULTS = {
+    "no mask at the right edge": ("& (left + j * DILATION_W < W)\n", "\n"),
+    "no mask at the bottom": ("m_w & (top + r >= 0) & (top + r < H)", "m_w & (top + r >= 0)"),
+    "columns past the output stored": ("m_y = ((o_h < OH) & (o_w < OW))", "m_y = (o_h < OH)"),
+    "bias twice": ("accs[o] + b_bias", "accs[o] + b_bias + b_bias"),
+    "last channels left out": ("m_k = o_k < K", "m_k = o_k < K - 1"),
+    "a filter row too few": ("if hits(r - o * STRIDE_H, KH,", "if hits(r - o * STRIDE_H, KH - 1,"),
+    "a gradient's column off by one": ("t_w = o_w + pad_left", "t_w = o_w + 1 + pad_left"),
+    "gradients of odd columns too": ("& (t_w % STRIDE_W == 0)", ""),
+    "a tile left out of the sum": ("tl.minimum(first_tile + tiles, tiles_total)", "first_tile + tiles - 1"),
+    "a chunk left out of the sum": ("(s + o_s < chunks)", "(s + o_s < chunks - 1)"),
+    "grad not masked": ("m_g = ((i_h + o < OH) & (o_w < OW))", "m_g = ((i_h + o < OH + 1) & (o_w < OW))"),
+    "the activation's gate forgotten": ("if grad is None:", "if grad is not None:"),
+}
+
+
+def padded_by_nan(tensor):
+    """The tensor inside a larger NaN-filled one, so that a read over its edges is seen and is none over the heap's."""
+    flat = torch.full((3 * tensor.numel() + 256,), float("nan"), dtype=tensor.dtype)
+    inside = flat.as_strided(tensor.shape, tensor.stride(), tensor.numel() + 128)
+    return inside.copy_(tensor)
+
+
+def test_faults(tmp_path, monkeypatch):
+    source = Path(kernels.__file__).parent
+    counter = itertools.count()
+    monkeypatch.syspath_prepend(tmp_path)
+    generator = fresh_generator(1)
+    row = dict(n=1, c=5, size=(5, 5), k=(3, 3), stride=2, padding=(1, 1, 1, 0), activation="relu")
+    case = away_from_kinks(generator, **row).to(padded_by_nan)
+
+    def passes(old="", new=""):
+        package = tmp_path / f"kernels_{next(counter)}"
+        package.mkdir()
+        for file in source.glob("*.py"):
+            text = file.read_text()
+            if file.stem == "depthwise_conv2d":
+                assert old in text, f"no longer in the kernels: {old}"
+                text = text.replace(old, new, 1)
+            (package / file.name).write_text(text)
+        module = importlib.import_module(f"{package.name}.depthwise_conv2d")
+        try:
+            check(case, module)
+            check_gradients(case, generator, module)
+        except AssertionError:
+            return False
+        return True
+
+    assert passes(), "the copy without a fault is wrong"
+    survivors = [name for name, (old, new) in FAULTS.items() if passes(old, new)]
+    assert not survivors

@@ -1,0 +1,58 @@
+"""Every Triton kernel compiles for GPUs that aren't here, without spills, within their shared memory, loads wide.
+
+Fails also if docs/kernels.md was made from other sources than these (slow: if its figures are others).
+"""
+
+import kernels_table
+import pytest
+import triton
+from ahead_of_time import TARGETS
+
+QUICK = ("sm_75", "sm_90", "gfx942")
+KERNELS = [
+    "depthwise_conv2d_fwd_kernel",
+    "depthwise_conv2d_bwd_input_kernel",
+    "depthwise_conv2d_bwd_weight_kernel",
+    "depthwise_conv2d_bwd_weight_sum_kernel",
+]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case", "target"),
+    [
+        pytest.param(
+            kernel,
+            case,
+            target,
+            id=f"{kernel}-{case}-{target}",
+            marks=[
+                pytest.mark.proof("compiled", kernel=kernel, target=target),
+                *([] if case == "3x3, bf16" and target in QUICK else [pytest.mark.slow]),
+            ],
+        )
+        for kernel in KERNELS
+        for case in kernels_table.CASES
+        for target in TARGETS
+    ],
+)
+def test_compiles(kernel, case, target):
+    result = kernels_table.compiled(case, kernel, target)
+    assert not kernels_table.objections(case, kernel, target, result)
+
+
+def test_every_kernel_is_compiled():
+    assert {kernel for case in kernels_table.CASES for kernel in kernels_table.launches(case)} == set(KERNELS)
+
+
+def test_table_is_of_these_sources():
+    assert kernels_table.made_with()[1] == kernels_table.digest(), "run python tests/kernels_table.py"
+
+
+@pytest.mark.slow
+def test_table_is_up_to_date():
+    version, _ = kernels_table.made_with()
+    if version != triton.__version__:
+        pytest.skip(f"docs/kernels.md is of Triton {version}, this is {triton.__version__}")
+    text, wrong = kernels_table.table()
+    assert not wrong
+    assert text == kernels_table.FILE.read_text(encoding="utf-8"), "run python tests/kernels_table.py"
