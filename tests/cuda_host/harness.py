@@ -26,6 +26,7 @@ GCC = ("-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-fu
 ASAN = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 TSAN = ("-O1", "-fsanitize=thread")
 NVCC = ("-std=c++20", "-O3", "-Xptxas", "-v", "-cubin")
+NVCC_QUICK = (("bfloat16", "90a"), ("bfloat16", "80"), ("float32", "90a"))
 TYPES = {"bfloat16": "__nv_bfloat16", "float32": "float", "float16": "__half", "float64": "double"}
 
 
@@ -57,10 +58,9 @@ def nvcc(arch: str, dtype: str) -> Callable[[], Path]:
 
 def builds() -> dict[str, Callable[[], Path]]:
     """All that the tests build by default, the longest first."""
-    resources = {f"{dtype} sm_{arch}": nvcc(arch, dtype) for dtype in ("bfloat16", "float32") for arch in ("90a", "80")}
     return {
         "library": gcc("depthwise_conv2d.cpp", *library_flags()),
-        **resources,
+        **{f"{dtype} sm_{arch}": nvcc(arch, dtype) for dtype, arch in NVCC_QUICK},
         "sanitized asan": gcc("sanitized.cpp", *ASAN),
         "sanitized tsan": gcc("sanitized.cpp", *TSAN),
         "faults": gcc("faults.cpp", "-O0"),
@@ -83,7 +83,9 @@ def built(name: str) -> Path:
 def build(command: list[str], source: Path, last: list[str]) -> Path:
     """Runs the command for the source, unless that was done before; what it said lies beside the result as .log."""
     digest = hashlib.sha256(f"{find_compiler().version} {command} {last}".encode())
-    for file in sorted([*HERE.glob("*.h"), *HERE.glob("*.c*"), *(ROOT / "csrc/cuda").rglob("*"), ROOT / "csrc/packing.h"]):
+    for file in sorted(
+        [*HERE.glob("*.h"), *HERE.glob("*.c*"), *(ROOT / "csrc/cuda").rglob("*"), ROOT / "csrc/packing.h"]
+    ):
         if file.is_file():
             digest.update(file.read_bytes())
     made = ROOT / "build" / "cuda_host" / f"{source.stem}-{digest.hexdigest()[:16]}"

@@ -147,14 +147,14 @@ struct WeightGradientSumArguments {
   int chunks = 0;
   int64_t out_channels = 0;
   int taps = 0;
-  T* dweight = nullptr;    // [out_channels][taps]; none: not wanted
-  void* dbias = nullptr;   // [out_channels]; none: not wanted
+  T* dweight = nullptr;   // [out_channels][taps]; none: not wanted
+  void* dbias = nullptr;  // [out_channels]; none: not wanted
   bool bias_float32 = false;
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) depthwise_conv2d_weight_gradient_sum_kernel(
-    const WeightGradientSumArguments<T> a) {
+__global__ void __launch_bounds__(kThreads)
+    depthwise_conv2d_weight_gradient_sum_kernel(const WeightGradientSumArguments<T> a) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;  // [tap][channel]
   const int64_t count = (a.taps + 1) * a.out_channels;
   if (i >= count) return;
