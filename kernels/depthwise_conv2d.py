@@ -263,7 +263,9 @@ def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h):
     block_c = fitting_power(channels, 16, 64 if channels_last else 16)
     block_w = fitting_power(width, 8, min(max(128 * per_thread // block_c, 1), 32))
     warps = min(max(block_w * block_c // (32 * per_thread), 1), 4)
-    return dict(TAP_ROWS=tap_rows, BLOCK_H=min(max(4 // stride_h, 1), height), BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
+    return dict(
+        TAP_ROWS=tap_rows, BLOCK_H=min(max(4 // stride_h, 1), height), BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps
+    )
 
 
 def geometry(kernel, stride, dilation, multiplier):

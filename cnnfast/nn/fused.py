@@ -178,7 +178,7 @@ def set_backend(model: nn.Module, backend: str) -> None:
         raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     for module in model.modules():
         if hasattr(type(module), "backend"):
-            module.backend = backend
+            setattr(module, "backend", backend)  # noqa: B010 (nn.Module's own attributes are tensors to a type checker)
     repack(model)
 
 

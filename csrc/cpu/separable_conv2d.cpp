@@ -96,7 +96,8 @@ void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, 
   const int64_t rows = ceil_div(pooled_h, tasks), per_image = ceil_div(pooled_h, rows);
   const int64_t held_rows = (step - 1) * pool.stride + pool.kernel;
   for_each(conv.n * per_image, [&](int64_t i) {
-    const int64_t n = i / per_image, task_begin = i % per_image * rows, task_end = std::min(task_begin + rows, pooled_h);
+    const int64_t n = i / per_image, task_begin = i % per_image * rows,
+                  task_end = std::min(task_begin + rows, pooled_h);
     char* tile = scratch(Slot::depthwise, op.tile_bytes(held_rows));
     char* convolved = scratch(Slot::expanded, held_rows * row_bytes);
     int64_t held = std::max<int64_t>(0, task_begin * pool.stride - pool.padding), done = held;  // rows [held, done)
@@ -165,9 +166,9 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
     return in_format_of(x, y);
   }
   STD_TORCH_CHECK(!residual, "residual can't be combined with max_pool");
-  STD_TORCH_CHECK(max_pool.size() == 3 && max_pool[0] > 0 && max_pool[1] > 0 && max_pool[2] >= 0 &&
-                      2 * max_pool[2] <= max_pool[0],
-                  "max_pool must be a positive kernel and stride, and a padding of at most half the kernel");
+  STD_TORCH_CHECK(
+      max_pool.size() == 3 && max_pool[0] > 0 && max_pool[1] > 0 && max_pool[2] >= 0 && 2 * max_pool[2] <= max_pool[0],
+      "max_pool must be a positive kernel and stride, and a padding of at most half the kernel");
   const auto pooled = [&](int64_t size) { return (size + 2 * max_pool[2] - max_pool[0]) / max_pool[1] + 1; };
   STD_TORCH_CHECK(std::min(conv.out_h, conv.out_w) + 2 * max_pool[2] >= max_pool[0],
                   "max_pool's kernel is larger than the padded result");
