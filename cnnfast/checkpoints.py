@@ -101,7 +101,7 @@ def _check(model: nn.Module, own: Mapping[str, Tensor], theirs: dict[str, str], 
 
 def _describe(state: Any) -> str:
     if not isinstance(state, Mapping):
-        return f"a {type(state).__name__}"
+        return type(state).__name__
     keys = [str(key) for key in state]
     return f"{len(keys)} entries from {keys[0]} to {keys[-1]}" if keys else "nothing"
 
