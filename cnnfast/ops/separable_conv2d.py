@@ -162,8 +162,8 @@ def separable_conv2d_packed(
     for separable_conv2d. x is float64 exactly where the weights were. Under grad mode, an x or residual that requires
     grad is refused (ValueError).
 
-    `max_pool`, (kernel, stride, padding), has the result max-pooled as F.max_pool2d does, in the same pass: the unpooled
-    one is never in memory. Not together with a residual.
+    `max_pool`, (kernel, stride, padding), has the result max-pooled as F.max_pool2d does, in the same pass: the
+    unpooled one is never in memory. Not together with a residual.
     """
     shape = check_x(x)
     check_packed(packed, x, "separable_conv2d")
