@@ -17,9 +17,15 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
   int64_t per_image = bands_within(kTileBytes);
   // Bands that a halo dominates: rather a larger tile.
   if (!halo_is_small(per_image)) per_image = bands_within(4 * kTileBytes);
+  // Bands that leave threads idle at the end: rather a few more or fewer.
   if (per_image > 1 && uneven(per_image)) {
-    const int64_t finer = ceil_div(round_up(n * per_image, threads), n);
-    if (halo_is_small(finer) && !uneven(finer)) per_image = finer;
+    for (int64_t change : {1, -1, 2, -2, 3}) {
+      const int64_t other = per_image + change;
+      if (other > 1 && other <= out_h && halo_is_small(other) && !uneven(other)) {
+        per_image = other;
+        break;
+      }
+    }
   }
   const int64_t rows = rows_of(per_image);
   per_image = ceil_div(out_h, rows);
