@@ -89,3 +89,10 @@ def test_no_residual():
     x, packed, options = arguments(1, 8, 6, 6, 8, torch.float32, torch.channels_last)
     with pytest.raises(ValueError, match="max_pool can't be combined with a residual"):
         cnnfast.separable_conv2d_packed(x, packed, x, **options, max_pool=(3, 2, 1))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_opcheck(memory_format):
+    x, packed, _ = arguments(2, 8, 7, 6, 8, torch.float32, memory_format)
+    overload = torch.ops.cnnfast.separable_conv2d_packed.default
+    torch.library.opcheck(overload, (x, packed, None, 8, [3, 3], [1, 1], [1] * 4, [1, 1], 1, 0, 2, [3, 2, 1]))
