@@ -16,7 +16,8 @@ DepthwiseShape make_shape(const Tensor& x, int64_t out_channels, const Ints& ker
   check_image(x, "x");
   STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2,
                   "kernel_size, stride and dilation are [vertical, horizontal]");
-  STD_TORCH_CHECK(padding.size() <= 1 || padding.size() == 4, "padding is [top, bottom, left, right], or [-1] for 'same'");
+  STD_TORCH_CHECK(padding.size() <= 1 || padding.size() == 4,
+                  "padding is [top, bottom, left, right], or [-1] for 'same'");
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(channels > 0 && out_channels > 0 && out_channels % channels == 0 && out_channels < (1 << 29),
                   "weight has ", out_channels, " output channels; a multiple of x's ", channels, " is wanted");
