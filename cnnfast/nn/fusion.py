@@ -142,7 +142,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
     converted = dict(
         options,
         padding=arguments.edges(options.get("padding", 0)),
-        max_pool=options.get("max_pool", ()),
+        max_pool=options.get("max_pool", arguments.NO_POOL),
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},
     )

@@ -237,7 +237,7 @@ def _(
     backend=0,
 ):
     size = output_size(x.shape, kernel_size, stride, padding, dilation)
-    if max_pool:
+    if len(max_pool) == 3:
         kernel, stride, padding = max_pool
         size = output_size((*x.shape[:2], *size), (kernel,) * 2, (stride,) * 2, (padding,) * 4, (1, 1))
     return empty_image(x, (x.shape[0], out_channels, *size))

@@ -160,7 +160,7 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   op.pointwise.a_row = op.row;
   op.pointwise.y_row = op.pointwise.residual_row = out_channels;
 
-  if (max_pool.empty()) {
+  if (max_pool.size() == 1 && max_pool[0] == -1) {
     Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
     if (y.numel() > 0) run(op, y);
     return in_format_of(x, y);
@@ -196,7 +196,7 @@ Tensor separable_conv2d(Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_wei
                   "dw_weight and pw_weight must have x's dtype");
   const Tensor packed = pack_separable_conv2d(dw_weight, dw_bias, pw_weight, pw_bias);
   return separable_conv2d_packed(x, packed, residual, pw_weight.size(0), {dw_weight.size(2), dw_weight.size(3)}, stride,
-                                 padding, dilation, pre_activation, mid_activation, activation_code, {}, backend);
+                                 padding, dilation, pre_activation, mid_activation, activation_code, {-1}, backend);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(

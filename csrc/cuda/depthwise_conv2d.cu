@@ -16,11 +16,12 @@ DepthwiseShape make_shape(const Tensor& x, int64_t out_channels, const Ints& ker
   check_image(x, "x");
   STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2,
                   "kernel_size, stride and dilation are [vertical, horizontal]");
-  STD_TORCH_CHECK(padding.empty() || padding.size() == 4, "padding is [top, bottom, left, right], or empty for 'same'");
+  STD_TORCH_CHECK(padding.size() <= 1 || padding.size() == 4,
+                  "padding is [top, bottom, left, right], or [-1] for 'same'");
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(channels > 0 && out_channels > 0 && out_channels % channels == 0 && out_channels < (1 << 29),
                   "weight has ", out_channels, " output channels; a multiple of x's ", channels, " is wanted");
-  const int64_t* pads = padding.empty() ? nullptr : padding.data();
+  const int64_t* pads = padding.size() <= 1 ? nullptr : padding.data();
   const Axis vertical = output_axis(x.size(2), kernel[0], stride[0], dilation[0], pads);
   const Axis horizontal = output_axis(x.size(3), kernel[1], stride[1], dilation[1], pads ? pads + 2 : nullptr);
   STD_TORCH_CHECK(kernel[0] * kernel[1] < (1 << 29), "the kernel has ", kernel[0] * kernel[1], " taps");
