@@ -35,6 +35,9 @@ class FusedModule(nn.Module):
     A subclass defines `layers(x)`, the differentiable form made of its children, and `fuse()`, which folds and packs
     the children's weights and returns the function that replaces `layers` in eval mode with grad disabled.
 
+    torch.compile and torch.export record the folding and packing as ops on the parameters: a compiled network follows
+    its weights. Inductor's freezing and AOTInductor compute them once; without freezing every call packs anew.
+
     The block is the unit for hooks, FSDP and parametrizations: the fused form doesn't call the children. Where a child
     carries a hook or a parametrization, or is of a kind that can't be folded, `layers` runs, and that is logged once.
     """

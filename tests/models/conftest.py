@@ -29,3 +29,9 @@ def pair(request):
     ours = cnnfast.create_model(request.param).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return theirs, ours
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Ratios of two errors are compared with a bound: a new draw each run would pass it now and then."""
+    torch.manual_seed(0)

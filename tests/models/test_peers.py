@@ -3,47 +3,41 @@
 Fails if the helper hides another error, or declares schemas where torchvision loads by itself.
 """
 
-import subprocess
 import sys
-import textwrap
+import types
 
+import pytest
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+from cnnfast import _peers
 
 
 def test_import():
-    result = run("""
-        from cnnfast._peers import import_timm, import_torchvision
-        timm = import_timm()
-        assert import_timm() is timm
-        assert import_torchvision().models.mobilenet_v2(weights=None, num_classes=3)
-        assert timm.create_model("tf_efficientnet_lite0", num_classes=3)
-    """)
-    assert result.returncode == 0, result.stderr
+    timm = _peers.import_timm()
+    assert _peers.import_timm() is timm
+    assert _peers.import_torchvision().models.mobilenet_v2(weights=None, num_classes=3)
 
 
-def test_it_steps_in_only_for_the_known_failure():
-    """A torchvision that works, and one that fails otherwise, are left alone."""
-    result = run("""
-        import sys, types
-        import cnnfast._peers as peers
+@pytest.fixture
+def without_torchvision(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(_peers, "_declared", [])
 
-        sys.modules["torchvision"] = working = types.ModuleType("torchvision")
-        assert peers.import_torchvision() is working and not peers._declared
 
-        del sys.modules["torchvision"]
-        class Broken:
-            def find_spec(self, name, path=None, target=None):
-                if name == "torchvision":
-                    raise RuntimeError("something else")
-        sys.meta_path.insert(0, Broken())
-        try:
-            peers.import_torchvision()
-        except RuntimeError as error:
-            assert str(error) == "something else"
-        else:
-            raise AssertionError("hidden")
-        assert not peers._declared
-    """)
-    assert result.returncode == 0, result.stderr
+def test_one_that_works_is_left_alone(without_torchvision, monkeypatch):
+    working = types.ModuleType("torchvision")
+    monkeypatch.setitem(sys.modules, "torchvision", working)
+    assert _peers.import_torchvision() is working
+    assert not _peers._declared
+
+
+def test_another_failure_is_not_hidden(without_torchvision, monkeypatch):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torchvision":
+                raise RuntimeError("something else")
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(RuntimeError, match="something else"):
+        _peers.import_torchvision()
+    assert not _peers._declared

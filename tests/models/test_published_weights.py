@@ -58,4 +58,4 @@ def test_what_the_photos_show(ours, photos):
     for (name, labels), probability, label in zip(SHOWN.items(), probabilities, best, strict=True):
         shown = imagenet_labels()[label]
         assert any(word in shown for word in labels), f"{name} is taken for {shown}"
-        assert probability > 0.3, name
+        assert probability > 0.2, name

@@ -7,12 +7,12 @@ unfused one differs from torch.nn layers in output or gradients, or if either fo
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import assert_as_exact_as, draw_batch_norms, in_float64, ops_of, relative
+from networks import assert_as_exact_as, assert_same_gradients, draw_batch_norms, in_float64, ops_of, relative
 from numerics import assert_close_by_policy
 from torch import nn
 
 from cnnfast import reference
-from cnnfast.nn import Conv2dSame, ConvBN, DepthwiseConv2d, InvertedResidual, PointwiseConvBN, SeparableConv2d
+from cnnfast.nn import Conv2dSame, ConvBN, DepthwiseConv2d, InvertedResidual, PointwiseConvBN, SeparableConv2d, fusion
 
 ACTIVATIONS = {nn.Identity: lambda x: x, nn.ReLU: F.relu, nn.ReLU6: F.relu6}
 
@@ -124,6 +124,18 @@ def test_fused_in_low_precision(name, dtype):
         assert_as_exact_as(ours, plain(block, x), plain(in_float64(block), x.double()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", [name for name in BLOCKS if BLOCKS[name][1]])
+def test_where_kernels_take_plain_weights(name, dtype, monkeypatch):
+    """As on a GPU: the plain op with folded weights in the parameters' dtype, one call a block."""
+    monkeypatch.setattr(fusion, "_takes_packed", lambda op, device, backend: False)
+    block, x = make(name, dtype), torch.randn(4, 5, 13, 14).to(dtype)
+    with torch.no_grad():
+        ours = block(x)
+        assert ops_of(block, x) == [BLOCKS[name][1][0].removesuffix("_packed")]
+        assert_as_exact_as(ours, plain(block, x), plain(in_float64(block), x.double()))
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_layers_and_gradients(name, mode):
@@ -138,8 +150,7 @@ def test_layers_and_gradients(name, mode):
     ours.backward(grad)
     theirs.backward(grad)
     assert relative(inputs[0].grad, inputs[1].grad) <= 1e-9
-    for (key, p), q in zip(block.named_parameters(), other.parameters(), strict=True):
-        assert relative(p.grad, q.grad) <= 1e-9, key
+    assert_same_gradients(block, other, 1e-9)
     for (key, p), q in zip(block.named_buffers(), other.buffers(), strict=True):
         if key.startswith("running"):
             assert relative(p, q) <= 1e-9, key
