@@ -60,12 +60,13 @@ def locate(
     n_c = tl.cdiv(channels, BLOCK_C)
     n_w = tl.cdiv(columns, BLOCK_W)
     n_h = tl.cdiv(rows, STRIPS * BLOCK_H)
-    i_tile = tl.program_id(0) // n_c
-    o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_tile = tl.program_id(0) // n_c  # (image, tile of rows, tile of columns)
+    i_rows = i_tile // n_w  # (image, tile of rows)
     o_p = tl.arange(0, STRIPS * BLOCK_W)
+    o_s = i_rows % n_h * STRIPS + o_p // BLOCK_W
     o_w = i_tile % n_w * BLOCK_W + o_p % BLOCK_W
-    o_s = i_tile // n_w % n_h * STRIPS + o_p // BLOCK_W
-    return (i_tile // (n_w * n_h)).to(tl.int64), o_s, o_w, o_c
+    o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    return (i_rows // n_h).to(tl.int64), o_s, o_w, o_c
 
 
 # Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from.
@@ -106,16 +107,16 @@ def depthwise_conv2d_fwd_kernel(
     if bias is not None:
         b_bias = tl.load(bias + o_k, m_k, 0.0).to(weight.dtype.element_ty)[None, :]
     y_c, y_h, y_w = strides(K, OH, OW, CHANNELS_LAST)
+    o_h = o_s * BLOCK_H
+    o_y = (i_n * K * OH * OW + o_h * y_h + o_w * y_w)[:, None] + (o_k * y_c)[None, :]  # [BP, BC]
     for o in tl.static_range(BLOCK_H):
-        o_h = o_s * BLOCK_H + o
-        m_y = ((o_h < OH) & (o_w < OW))[:, None] & m_k[None, :]
-        o_y = (i_n * K * OH * OW + o_h * y_h + o_w * y_w)[:, None] + (o_k * y_c)[None, :]
+        m_y = ((o_h + o < OH) & (o_w < OW))[:, None] & m_k[None, :]
         b_y = accs[o] + b_bias
         if grad is None:
             b_y = activate(b_y, ACTIVATION)
         else:
-            b_y = gate(b_y, tl.load(grad + o_y, m_y, 0.0).to(b_y.dtype), ACTIVATION)
-        tl.store(y + o_y, b_y.to(y.dtype.element_ty), m_y)
+            b_y = gate(b_y, tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype), ACTIVATION)
+        tl.store(y + (o_y + o * y_h), b_y.to(y.dtype.element_ty), m_y)
 
 
 # Gradient of x: each of its pixels gathers the outputs that it went into. A strip starts at a row that, padding
@@ -158,14 +159,14 @@ def depthwise_conv2d_bwd_input_kernel(
                         accs = accs[:o] + (b_x,) + accs[o + 1 :]
 
     x_c, x_h, x_w = strides(C, H, W, CHANNELS_LAST)
+    o_h = o_s * BLOCK_H - above
+    o_x = (i_n * C * H * W + o_h * x_h + o_w * x_w)[:, None] + (o_c * x_c)[None, :]  # [BP, BC]
     for o in tl.static_range(BLOCK_H):
-        o_h = o_s * BLOCK_H - above + o
-        m_x = ((o_h >= 0) & (o_h < H) & (o_w < W))[:, None] & m_c[None, :]
-        o_x = (i_n * C * H * W + o_h * x_h + o_w * x_w)[:, None] + (o_c * x_c)[None, :]
+        m_x = ((o_h + o >= 0) & (o_h + o < H) & (o_w < W))[:, None] & m_c[None, :]
         b_g = accs[o]
         if PRE_ACTIVATION != 0:
-            b_g = gate(tl.load(x + o_x, m_x, 0.0).to(b_g.dtype), b_g, PRE_ACTIVATION)
-        tl.store(grad_x + o_x, b_g.to(grad_x.dtype.element_ty), m_x)
+            b_g = gate(tl.load(x + (o_x + o * x_h), m_x, 0.0).to(b_g.dtype), b_g, PRE_ACTIVATION)
+        tl.store(grad_x + (o_x + o * x_h), b_g.to(grad_x.dtype.element_ty), m_x)
 
 
 # Gradients of weight and bias, first stage: TAP_ROWS rows of the filter, summed over `tiles` tiles of outputs that lie
