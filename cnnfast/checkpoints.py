@@ -101,7 +101,7 @@ def _check(model: nn.Module, own: Mapping[str, Tensor], theirs: dict[str, str], 
 
 def _describe(state: Any) -> str:
     if not isinstance(state, Mapping):
-        return f"a {type(state).__name__}"
+        return type(state).__name__
     keys = [str(key) for key in state]
     return f"{len(keys)} entries from {keys[0]} to {keys[-1]}" if keys else "nothing"
 
@@ -125,7 +125,8 @@ def _efficientnet_lite_pytorch(model: nn.Module, own: Mapping[str, Tensor]) -> d
     separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
     inverted = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
     inverted.update(conv_pwl="_project_conv", bn3="_bn2")
-    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(model.blocks) for b, block in enumerate(stage)]
+    stages = [list(stage.children()) for stage in model.blocks]
+    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)]
     for n, (prefix, block) in enumerate(blocks):
         names = separable if isinstance(block, SeparableConv2d) else inverted
         modules.update({f"{prefix}.{ours}": f"_blocks.{n}.{theirs}" for ours, theirs in names.items()})

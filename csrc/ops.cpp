@@ -3,13 +3,15 @@
 // Conventions, the same in every schema:
 //   x                 (N, C, H, W), any dtype of {float32, float64, bfloat16, float16}; channels_last is the fast path
 //   stride, dilation  [vertical, horizontal]
-//   padding           [top, bottom, left, right], or empty for 'same': output = ceil(input / stride), the odd row or
+//   padding           [top, bottom, left, right], or [-1] for 'same': output = ceil(input / stride), the odd row or
 //                     column of zeros at the bottom or right (TensorFlow's rule; for stride 1 also PyTorch's)
 //   *activation       a code of cnnfast.ops.activations: 0 identity, 1 relu, 2 relu6
 //   output_mask       bit i set: gradient i of the returned list is wanted; one that is not comes back with 0 elements
 //   backend           a code of cnnfast.ops.backends: 0 auto, 1 cpu, 2 cuda, 3 triton
+//   max_pool          [kernel, stride, padding] of a max pooling of the result, or [-1] for none
 //   packed            what pack_<op> returned: uint8, opaque, a 64-byte header first (csrc/packing.h)
-// No str anywhere: the stable ABI's string conversion leaks.
+// No str anywhere: the stable ABI's string conversion leaks. No empty list either: AOTInductor passes None for it
+// (pytorch/pytorch#194324).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cnnfast, m) {
@@ -56,7 +58,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "separable_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size,"
       " int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation, int activation,"
-      " int backend=0) -> Tensor");
+      " int[] max_pool, int backend=0) -> Tensor");
 
   // e = activation(conv1x1(x, expand_weight) + expand_bias);  d = activation(depthwise(e, dw_weight) + dw_bias)
   // y = conv1x1(d, project_weight) + project_bias + residual

@@ -20,11 +20,11 @@ def memory_format(channels_last):
 
 
 def output_size(size, kernel, stride, padding, dilation):
-    """(OH, OW, top, left) of a convolution; padding [top, bottom, left, right] or [] for 'same'."""
+    """(OH, OW, top, left) of a convolution; padding [top, bottom, left, right] or [-1] for 'same'."""
     out, before = [], []
     for axis in (0, 1):
         extent = (kernel[axis] - 1) * dilation[axis] + 1
-        if padding:
+        if len(padding) == 4:
             first, last = padding[2 * axis : 2 * axis + 2]
             n = (size[axis] + first + last - extent) // stride[axis] + 1
         else:

@@ -38,8 +38,8 @@ def pack_depthwise_conv2d(weight, bias):
     section[1:, :K].copy_(weight.reshape(K, kh * kw).t())
     # The input's channels aren't known from the weight alone; the op checks them against the output's.
     header = HEADER.pack(MAGIC, VERSION, DEPTHWISE_CONV2D, section.element_size(), K, K, K, kh, kw)
-    header = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
-    return torch.cat([header, section.view(torch.uint8).flatten()])
+    header_bytes = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(weight.device)
+    return torch.cat([header_bytes, section.view(torch.uint8).flatten()])
 
 
 def unpack_depthwise(packed, x, out_channels, kernel_size):

@@ -62,28 +62,40 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def assert_as_exact_as(ours: Tensor, theirs: Tensor, ref: Tensor) -> None:
-    """The numerics policy for a network's output: per channel, our RMS error against float64 is at most 1.5 times, our
-    largest at most 3 times PyTorch's own in the same dtype, plus a tenth of a rounding.
+    """The numerics policy for a network's output: against float64, each channel's RMS error is at most 1.5 times, its
+    largest error at most 3 times PyTorch's own in the same dtype, plus a tenth of a rounding.
 
-    PyTorch's own is estimated from few pixels, and by luck near 0 in some channels: the larger of the channel's and of
-    what the median channel's relative error makes of this one.
+    Errors are relative to the channel's size. A channel has few pixels here, and PyTorch's error in it is near 0 by
+    luck now and then; so the channels are compared as ranked: our median with 1.5 times theirs, the 99th percentile
+    with twice theirs, the worst with 3 times their worst. A wrong channel is orders of magnitude above either.
     """
     assert ours.dtype == theirs.dtype and ref.dtype == torch.float64 and ours.shape == theirs.shape == ref.shape
+    if ref.dim() == 2:  # logits, of a few images: one channel
+        ours, theirs, ref = (t.reshape(1, 1, 1, -1) for t in (ours, theirs, ref))
     rounding = torch.finfo(ours.dtype).eps / 20
-    axes = [axis for axis in range(ref.dim()) if axis != 1] if ref.dim() == 4 else [0, 1]  # logits: one channel
-    for measure, factor in ((_rms, 1.5), (_largest, 3.0)):
-        size = measure(ref, axes)
-        own = measure(theirs.double() - ref, axes)
-        typical = (own / size.clamp_min(torch.finfo(torch.float32).tiny)).median()
-        bound = factor * torch.maximum(own, typical * size) + rounding * size
-        error = measure(ours.double() - ref, axes)
-        worst = (error / bound.clamp_min(torch.finfo(torch.float64).tiny)).max().item()
-        assert worst <= 1, f"{measure.__name__} error of a channel is {worst:.2f} times the bound"
+    size = _rms(ref)
+    size = size.clamp_min(size.median() / 10)  # dead channels have none
+    for measure, ranks in ((_rms, {0.5: 1.5, 0.99: 2.0, 1.0: 3.0}), (_largest, {0.5: 3.0, 1.0: 3.0})):
+        error, own = (measure(output.double() - ref) / size for output in (ours, theirs))
+        for rank, factor in ranks.items():
+            bound = factor * own.quantile(rank).item() + rounding * measure(ref).div(size).quantile(rank).item()
+            got = error.quantile(rank).item()
+            assert got <= bound, f"{measure.__name__} error of the channel at rank {rank}: {got:.3g}, bound {bound:.3g}"
 
 
-def _rms(x: Tensor, axes: list[int]) -> Tensor:
-    return x.square().mean(axes).sqrt()
+def assert_same_gradients(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
+    """Relative L2, parameter by parameter. Some are 0 but for rounding (of a bias before batch normalisation): what is
+    less than 1e-4 of all gradients together counts as that."""
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    total = torch.stack([grad.norm() for grad in expected.values()]).norm().item()
+    for name, parameter in ours.named_parameters():
+        difference = (parameter.grad - expected[name]).norm().item()
+        assert difference <= tolerance * max(expected[name].norm().item(), 1e-4 * total), name
 
 
-def _largest(x: Tensor, axes: list[int]) -> Tensor:
-    return x.abs().amax(axes)
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean((0, 2, 3)).sqrt()
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().amax((0, 2, 3))

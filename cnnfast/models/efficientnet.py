@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnnfast.models.network import Network
 from cnnfast.models.registry import register_model
-from cnnfast.nn import Conv2dSame, InvertedResidual, PointwiseConv2d, SeparableConv2d
+from cnnfast.nn import Conv2dSame, FusedModule, InvertedResidual, PointwiseConv2d, SeparableConv2d
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
 from cnnfast.nn.layers import activation_module
 
@@ -93,6 +93,7 @@ class EfficientNet(Network):
                     drop_path=drop_path_rate * index / total,
                     **norm,
                 )
+                block: FusedModule
                 if stage.expand_ratio == 1:
                     block = SeparableConv2d(channels, stage.channels, mid_activation=activation, **options)
                 else:

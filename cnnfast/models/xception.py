@@ -29,7 +29,7 @@ class Block(FusedModule):
     """`reps` units of (ReLU, separable convolution, BN), max pooling if strided, plus x or its strided projection.
 
     (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). For inference one call a unit: BN
-    is folded, each ReLU works on registers, the block's input is added inside the last call.
+    is folded, each ReLU works on registers, pooling on a tile, the block's input is added inside the last call.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class Block(FusedModule):
         for i in range(0, len(rep), 3):  # each unit's ReLU works on the output of the unit before
             separable, bn = rep[i : i + 2]
             after = activation_name(rep[i + 2]) if i + 2 < len(rep) else None
-            calls.append(_fuse_separable(separable, bn, self.backend, first if i == 0 else None, after))
+            before, max_pool = first if i == 0 else None, pool if i + 3 > len(rep) else None
+            calls.append(_fuse_separable(separable, bn, self.backend, before, after, max_pool))
         *units, last = calls
         skip = None
         if self.skip is not None:
@@ -84,17 +85,25 @@ class Block(FusedModule):
                 y = unit(y)
             if pool is None:
                 return last(y, residual=x if skip is None else skip(x))
-            y = pool(last(y))
+            y = last(y)
             return y + x if skip is None else skip(x, residual=y)
 
         return call
 
 
-def _fuse_separable(separable: nn.Module, bn: nn.Module, backend: str, before: str | None, after: str | None) -> Any:
+def _fuse_separable(
+    separable: nn.Module,
+    bn: nn.Module,
+    backend: str,
+    before: str | None,
+    after: str | None,
+    max_pool: nn.Module | None = None,
+) -> Any:
     if type(separable) is not Separable:
         raise NotFusable(f"{type(separable).__name__} isn't a separable convolution")
     activations = dict(pre_activation=before, mid_activation=None, activation=after)
-    return fuse_separable_conv2d(separable.conv1, None, separable.pointwise, bn, **activations, backend=backend)
+    layers = separable.conv1, None, separable.pointwise, bn, max_pool
+    return fuse_separable_conv2d(*layers, **activations, backend=backend)
 
 
 @register_model("xception")

@@ -56,7 +56,7 @@ class DepthwiseConv2d(FusedModule, nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self.padding = (padding, padding) if isinstance(padding, int) else padding
+        self.padding: Any = (padding, padding) if isinstance(padding, int) else padding
         self.pre_activation = pre_activation
         self.activation = activation
 

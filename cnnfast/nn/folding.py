@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def fold(conv: nn.Conv2d, bn: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+def fold(conv: Any, bn: Any = None) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the convolution that equals `conv` followed by `bn` with its running statistics.
 
     The arithmetic is float64 and the result float32 (float64 for a float64 `conv`) whatever the dtype of the

@@ -35,6 +35,9 @@ class FusedModule(nn.Module):
     A subclass defines `layers(x)`, the differentiable form made of its children, and `fuse()`, which folds and packs
     the children's weights and returns the function that replaces `layers` in eval mode with grad disabled.
 
+    torch.compile and torch.export record the folding and packing as ops on the parameters: a compiled network follows
+    its weights. Inductor's freezing and AOTInductor compute them once; without freezing every call packs anew.
+
     The block is the unit for hooks, FSDP and parametrizations: the fused form doesn't call the children. Where a child
     carries a hook or a parametrization, or is of a kind that can't be folded, `layers` runs, and that is logged once.
     """
@@ -61,8 +64,6 @@ class FusedModule(nn.Module):
         if self.training or torch.is_grad_enabled() or self.backend == "reference":  # which has no packed form
             if self._packing is not None:
                 self._packing = None
-            return None
-        if self.backend == "reference":  # plain torch; it has no packed form
             return None
         if torch.compiler.is_compiling():  # recorded as ops on the parameters, which freezing folds; nothing is cached
             return self._recorded()
@@ -180,7 +181,7 @@ def set_backend(model: nn.Module, backend: str) -> None:
         raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     for module in model.modules():
         if hasattr(type(module), "backend"):
-            module.backend = backend
+            setattr(module, "backend", backend)  # noqa: B010 (nn.Module's own attributes are tensors to a type checker)
     repack(model)
 
 

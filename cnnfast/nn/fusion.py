@@ -22,6 +22,7 @@ from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d
 from cnnfast.ops import activations, arguments, backends
 
 Call = Callable[..., Tensor]
+Layer = Any  # an nn.Module whose attributes are read by name; `_weights` and `_pooling` refuse what doesn't fit
 
 _CONV_FORWARDS = (nn.Conv2d.forward, Conv2dSame.forward, PointwiseConv2d.forward, FusedModule.forward)
 _ACTIVATIONS: dict[type[nn.Module], str | None] = {nn.Identity: None, nn.ReLU: "relu", nn.ReLU6: "relu6"}
@@ -34,35 +35,46 @@ def activation_name(module: nn.Module) -> str | None:
     return _ACTIVATIONS[type(module)]
 
 
-def fuse_depthwise_conv2d(conv: nn.Module, bn: nn.Module | None = None, **options: Any) -> Call:
+def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
     """x -> activation(bn(conv(pre_activation(x))))"""
     weights = [_depthwise_weights(conv, bn)]
     shape = dict(kernel_size=conv.kernel_size)
     return _fuse("depthwise_conv2d", [conv], weights, shape, dict(**_geometry(conv), **options))
 
 
-def fuse_pointwise_conv2d(conv: nn.Module, bn: nn.Module | None = None, **options: Any) -> Call:
+def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
     """x, residual=None -> activation(bn(conv(x)) + residual)"""
     weights = [_pointwise_weights(conv, bn, strided=True)]
     return _fuse("pointwise_conv2d", [conv], weights, {}, dict(stride=conv.stride, **options))
 
 
 def fuse_separable_conv2d(
-    dw: nn.Module, dw_bn: nn.Module | None, pw: nn.Module, pw_bn: nn.Module | None, **options: Any
+    dw: Layer,
+    dw_bn: Layer | None,
+    pw: Layer,
+    pw_bn: Layer | None,
+    max_pool: Layer | None = None,
+    **options: Any,
 ) -> Call:
-    """x, residual=None -> activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual)"""
+    """x, residual=None -> max_pool(activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual))
+
+    The pooling is part of the same pass where the packed form runs.
+    """
     weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
-    shape = dict(kernel_size=dw.kernel_size)
-    return _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
+    if max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
+        shape["max_pool"], max_pool = _pooling(max_pool), None
+    call = _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    return call if max_pool is None else lambda x: max_pool(call(x))
 
 
 def fuse_inverted_residual(
-    expand: nn.Module,
-    expand_bn: nn.Module | None,
-    dw: nn.Module,
-    dw_bn: nn.Module | None,
-    project: nn.Module,
-    project_bn: nn.Module | None,
+    expand: Layer,
+    expand_bn: Layer | None,
+    dw: Layer,
+    dw_bn: Layer | None,
+    project: Layer,
+    project_bn: Layer | None,
     **options: Any,
 ) -> Call:
     """x, residual=None -> project_bn(project(activation(dw_bn(dw(activation(expand_bn(expand(x)))))))) + residual"""
@@ -76,7 +88,7 @@ def fuse_inverted_residual(
 
 
 def fuse_conv2d(
-    conv: nn.Conv2d, bn: nn.Module | None = None, *, activation: str | None = None, channels_last: bool = False
+    conv: Layer, bn: Layer | None = None, *, activation: str | None = None, channels_last: bool = False
 ) -> Call:
     """x -> activation(bn(conv(x))), a dense convolution by ATen with its bias.
 
@@ -100,7 +112,7 @@ def fuse_conv2d(
 
 def _fuse(
     op: str,
-    convs: list[nn.Module],
+    convs: list[Layer],
     folded: list[tuple[Tensor, Tensor | None]],
     shape: dict[str, Any],
     options: dict[str, Any],
@@ -109,17 +121,18 @@ def _fuse(
     if _takes_packed(op, convs[0].weight.device, options["backend"]):
         weights, biases = zip(*folded, strict=True)
         packed = getattr(ops, f"pack_{op}")(*weights, *biases)
-        return _packed_call(op, packed, dict(shape, out_channels=convs[-1].out_channels, **options))
+        options = dict(shape, out_channels=convs[-1].out_channels, **options)
+        return _packed_call(op, packed, options, convs[0].in_channels, weights[0].dtype)
     low = [_low_precision(*pair, conv.weight.dtype) for conv, pair in zip(convs, folded, strict=True)]
     weights, biases = zip(*low, strict=True)
     plain = getattr(ops, op)
     return lambda x, **residual: plain(x, *weights, *biases, **residual, **options)
 
 
-def _packed_call(op: str, packed: Tensor, options: dict[str, Any]) -> Call:
+def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: int, dtype: torch.dtype) -> Call:
     """<op>_packed with its options converted and checked once, not at every call (half of the call's time).
 
-    An x that doesn't fit is refused by the C++ op; the public function then says why, in one sentence.
+    An x that doesn't fit is refused by the C++ op; only then is it looked at here, to say why in one sentence.
     """
     checked = functools.partial(getattr(ops, f"{op}_packed"), packed=packed, **options)
     if torch.compiler.is_compiling():
@@ -129,27 +142,37 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any]) -> Call:
     converted = dict(
         options,
         padding=arguments.edges(options.get("padding", 0)),
+        max_pool=options.get("max_pool", arguments.NO_POOL),
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},
     )
-    if "residual" not in names:
-        tail = [converted[name] for name in names[2:]]
+    takes_residual = "residual" in names
+    tail = [converted[name] for name in names[3 if takes_residual else 2 :]]
 
-        def call(x: Tensor) -> Tensor:
-            try:
-                return overload(x, packed, *tail)
-            except (RuntimeError, TypeError):
-                return checked(x)
-    else:
-        tail = [converted[name] for name in names[3:]]
+    def call(x: Tensor) -> Tensor:
+        try:
+            return overload(x, packed, *tail)
+        except (RuntimeError, TypeError):
+            _check_fits(x, in_channels, dtype)
+            return checked(x)
 
-        def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
-            try:
-                return overload(x, packed, residual, *tail)
-            except (RuntimeError, TypeError):
-                return checked(x, residual=residual)
+    def call_with_residual(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        try:
+            return overload(x, packed, residual, *tail)
+        except (RuntimeError, TypeError):
+            _check_fits(x, in_channels, dtype)
+            return checked(x, residual=residual)
 
-    return call
+    return call_with_residual if takes_residual else call
+
+
+def _check_fits(x: Tensor, in_channels: int, dtype: torch.dtype) -> None:
+    """What <op>_packed can't say, because only the kernels read a packing's header."""
+    arguments.check_x(x)
+    if x.shape[1] != in_channels:
+        raise ValueError(f"x must have shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
+    if (x.dtype == torch.float64) != (dtype == torch.float64):
+        raise TypeError(f"x must have the dtype of the weights, {dtype} or lower, got {x.dtype}")
 
 
 def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
@@ -162,11 +185,21 @@ def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
     return False  # where a backend that the user named can't run, the op itself says why
 
 
-def _geometry(conv: nn.Module) -> dict[str, Any]:
+def _pooling(pool: Layer) -> tuple[int, int, int]:
+    """(kernel, stride, padding)"""
+    kernel, stride, padding = (getattr(pool, name, None) for name in ("kernel_size", "stride", "padding"))
+    if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):
+        raise NotFusable(f"{pool} isn't a square max pooling")
+    if type(pool) is not nn.MaxPool2d or pool.dilation != 1 or pool.ceil_mode or pool.return_indices:
+        raise NotFusable(f"{pool} isn't a plain max pooling")
+    return kernel, stride, padding
+
+
+def _geometry(conv: Layer) -> dict[str, Any]:
     return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation)
 
 
-def _weights(conv: nn.Module, bn: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def _weights(conv: Layer, bn: Layer | None) -> tuple[Tensor, Tensor | None]:
     if getattr(type(conv), "forward", None) not in _CONV_FORWARDS or conv.padding_mode != "zeros":
         raise NotFusable(f"{type(conv).__name__} isn't a zero-padded nn.Conv2d")
     if bn is not None and type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
@@ -174,14 +207,14 @@ def _weights(conv: nn.Module, bn: nn.Module | None) -> tuple[Tensor, Tensor | No
     return fold(conv, bn)
 
 
-def _depthwise_weights(conv: nn.Module, bn: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def _depthwise_weights(conv: Layer, bn: Layer | None) -> tuple[Tensor, Tensor | None]:
     weights = _weights(conv, bn)
     if conv.groups != conv.in_channels:
         raise NotFusable(f"{type(conv).__name__} isn't a depthwise convolution")
     return weights
 
 
-def _pointwise_weights(conv: nn.Module, bn: nn.Module | None, strided: bool = False) -> tuple[Tensor, Tensor | None]:
+def _pointwise_weights(conv: Layer, bn: Layer | None, strided: bool = False) -> tuple[Tensor, Tensor | None]:
     weights = _weights(conv, bn)
     if (conv.kernel_size, conv.padding, conv.groups) != ((1, 1), (0, 0), 1) or (conv.stride != (1, 1) and not strided):
         raise NotFusable(f"{type(conv).__name__} isn't a 1x1 convolution")

@@ -56,8 +56,6 @@ class PointwiseConv2d(nn.Conv2d):
 
     backend: str = "auto"
 
-    backend: str = "auto"
-
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True, **factory: Any):
         super().__init__(in_channels, out_channels, 1, stride, bias=bias, **factory)
 

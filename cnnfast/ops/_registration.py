@@ -66,11 +66,12 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     backward_op = getattr(torch.ops.cnnfast, f"{op}_backward").default
     arguments = overload._schema.arguments
     tensors = sum("Tensor" in str(argument.type) for argument in arguments)
-    residual = next((i for i, argument in enumerate(arguments) if argument.name == "residual"), None)
+    residual = tensors - 1  # the last tensor, where the op takes one
+    takes_residual = arguments[residual].name == "residual"
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         saved, options = list(inputs[:tensors]), inputs[tensors:-1]
-        ctx.linear = residual is not None and not (activation_after_residual and options[-1])
+        ctx.linear = takes_residual and not (activation_after_residual and options[-1])
         if ctx.linear:
             saved[residual] = None
         ctx.save_for_backward(*saved)
@@ -97,10 +98,15 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     torch.library.register_autograd(f"cnnfast::{op}_backward", backward_twice, lib=library)
 
 
-def register_cuda(op: str) -> None:
-    """cnnfast::<op> and its `_backward` on CUDA: C++ or Triton, which take the same arguments less `backend`."""
-    for name in (op, f"{op}_backward"):
+def register_cuda(op: str, packed: bool = False) -> None:
+    """cnnfast::<op> and its `_backward` on CUDA: C++ or Triton, which take the same arguments less `backend`.
+
+    packed: its packed form, too.
+    """
+    for name in (op, f"{op}_backward", *([f"{op}_packed"] if packed else [])):
         library.impl(name, _cuda_kernel(op, name), "CUDA")
+    if packed:
+        library.impl(f"pack_{op}", _cuda_packer(f"pack_{op}"), "CUDA")
 
 
 def _cuda_kernel(op: str, name: str) -> Callable:
@@ -109,11 +115,18 @@ def _cuda_kernel(op: str, name: str) -> Callable:
     def kernel(*args: Any) -> Any:
         backend = args[backend_position] if len(args) > backend_position else 0  # defaults are dropped on the way
         args = args[:backend_position]
-        if backends.choose(op, backends.NAMES[backend], "cuda") == "cuda":
+        if backends.choose(name.removesuffix("_backward"), backends.NAMES[backend], "cuda") == "cuda":
             return getattr(torch.ops.cnnfast_cuda, name)(*args)
         return getattr(importlib.import_module(f"cnnfast.kernels.{op}"), name)(*args)
 
     return kernel
+
+
+def _cuda_packer(name: str) -> Callable:
+    def pack(*weights: Tensor | None) -> Tensor:  # plain torch: one layout serves both GPU backends
+        return getattr(importlib.import_module("cnnfast.kernels.packing"), name)(*weights)
+
+    return pack
 
 
 def register_autocast(op: str) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 Ints = int | Sequence[int]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SAME = (-1,)  # the schemas' code of padding 'same'
+NO_POOL = (-1,)
 HEADER_BYTES = 64  # of a packing; csrc/packing.h
 
 
@@ -33,13 +35,13 @@ def pair(name: str, value: Ints) -> Sequence[int]:
 
 
 def edges(padding: Ints | str) -> Sequence[int]:
-    """(top, bottom, left, right), or nothing for 'same'."""
+    """(top, bottom, left, right), or SAME."""
     if isinstance(padding, int):
         padding = (padding, padding, padding, padding)
     elif isinstance(padding, str):
         if padding != "same":
             raise ValueError(f"padding must be 'same' or ints, got {padding!r}")
-        return ()
+        return SAME
     elif not isinstance(padding, (tuple, list)) or not all(isinstance(edge, int) for edge in padding):
         raise TypeError(
             f"padding must be an int, (vertical, horizontal), (top, bottom, left, right) or 'same', got {padding!r}"
@@ -56,7 +58,7 @@ def output_size(
 ) -> tuple[int, int]:
     """(height, width) of the output for an x of `shape`; raises where the kernel doesn't fit."""
     _, _, height, width = shape
-    if not padding:  # 'same'
+    if len(padding) == 1:  # SAME
         return (height + stride[0] - 1) // stride[0], (width + stride[1] - 1) // stride[1]
     spare_h = height + padding[0] + padding[1] - dilation[0] * (kernel[0] - 1) - 1
     spare_w = width + padding[2] + padding[3] - dilation[1] * (kernel[1] - 1) - 1
@@ -135,6 +137,24 @@ def check_residual(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> 
     _check_like("residual", residual, x)
     if residual.dim() != 4 or tuple(residual.shape) != tuple(shape):
         raise ValueError(f"residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}")
+
+
+def check_max_pool(pool: Sequence[int] | None, size: Sequence[int], residual: Tensor | None) -> Sequence[int]:
+    """(kernel, stride, padding) of a max pooling of a result of `size`, or NO_POOL."""
+    if pool is None:
+        return NO_POOL
+    if not isinstance(pool, (tuple, list)) or len(pool) != 3 or not all(isinstance(value, int) for value in pool):
+        raise TypeError(f"max_pool must be None or three ints (kernel, stride, padding), got {pool!r}")
+    kernel, stride, padding = pool
+    if kernel < 1 or stride < 1 or padding < 0 or 2 * padding > kernel:
+        raise ValueError(
+            f"max_pool must have a positive kernel and stride and a padding of at most half the kernel, got {pool!r}"
+        )
+    if min(size) + 2 * padding < kernel:
+        raise ValueError(f"max_pool's kernel must fit the padded result of {size[0]} x {size[1]}, got {pool!r}")
+    if residual is not None:
+        raise ValueError("max_pool can't be combined with a residual: pool first, then add")
+    return pool
 
 
 def check_weight(name: str, weight: Tensor, dims: int = 4) -> None:

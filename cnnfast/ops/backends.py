@@ -93,15 +93,16 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
         reasons.append(f"{backend} takes tensors on {DEVICE[backend]}, not {device_type}")
     if backend == "cpu":
         return reasons
-    if packed:
-        reasons.append(f"{backend} takes plain weights, not packed ones")
+    plain_op = op.removesuffix("_packed")
+    if packed and plain_op != "depthwise_conv2d":
+        reasons.append(f"{plain_op} has no packed form on the GPU yet")
     elif backend == "cuda":
         if _library.cuda_missing is not None:
             reasons.append(_library.cuda_missing)
         elif not hasattr(torch.ops.cnnfast_cuda, op):
             reasons.append(f"{op} has no CUDA C++ kernel yet")
     elif importlib.util.find_spec("cnnfast.kernels") is None or (
-        importlib.util.find_spec(f"cnnfast.kernels.{op}") is None
+        importlib.util.find_spec(f"cnnfast.kernels.{plain_op}") is None
     ):
         reasons.append(f"{op} has no Triton kernel yet")
     elif importlib.util.find_spec("triton") is None:

@@ -23,7 +23,7 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
 
 def pad(x: Tensor, padding: Ints | str, kernel_size: Sequence[int], stride: Ints, dilation: Ints) -> Tensor:
     """x with the zeros around it that `padding` asks for."""
-    if padding == "same":
+    if isinstance(padding, str):  # "same"
         top, bottom = _same(x.shape[2], kernel_size[0], _pair(stride)[0], _pair(dilation)[0])
         left, right = _same(x.shape[3], kernel_size[1], _pair(stride)[1], _pair(dilation)[1])
     elif isinstance(padding, int) or len(padding) == 2:

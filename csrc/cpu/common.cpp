@@ -55,18 +55,20 @@ std::pair<int64_t, int64_t> same_padding(int64_t size, int64_t kernel, int64_t s
   return {total / 2, out};
 }
 
+bool is_same(const Ints& padding) { return padding.size() == 1 && padding[0] == -1; }
+
 }  // namespace
 
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation) {
   STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
   STD_TORCH_CHECK(stride.size() == 2 && dilation.size() == 2, "stride and dilation must have 2 elements");
-  STD_TORCH_CHECK(padding.empty() || padding.size() == 4, "padding must have 4 elements, or none for 'same'");
+  STD_TORCH_CHECK(is_same(padding) || padding.size() == 4, "padding must have 4 elements, or be [-1] for 'same'");
   STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0,
                   "stride and dilation must be positive");
   Conv c{x.size(0), x.size(1), x.size(2), x.size(3), 0, 0, {}};
   c.window = {kernel_h, kernel_w, stride[0], stride[1], dilation[0], dilation[1], 0, 0};
-  if (padding.empty()) {
+  if (is_same(padding)) {
     std::tie(c.window.pad_top, c.out_h) = same_padding(c.h, kernel_h, stride[0], dilation[0]);
     std::tie(c.window.pad_left, c.out_w) = same_padding(c.w, kernel_w, stride[1], dilation[1]);
     return c;

@@ -2,22 +2,30 @@
 
 namespace cnnfast::cpu {
 
-Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes) {
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t out_h = std::max<int64_t>(conv.out_h, 1), n = std::max<int64_t>(conv.n, 1);
-  const int64_t fitting = std::clamp<int64_t>(kTileBytes / std::max<int64_t>(row_bytes, 1), 1, out_h);
+  const auto bands_within = [&](int64_t bytes) {
+    return ceil_div(out_h, std::clamp<int64_t>(bytes / std::max<int64_t>(row_bytes, 1), 1, out_h));
+  };
   const auto rows_of = [&](int64_t per_image) { return ceil_div(out_h, per_image); };
+  const auto halo_is_small = [&](int64_t per_image) { return rows_of(per_image) * conv.window.stride_h >= 4 * halo; };
   const auto uneven = [&](int64_t per_image) {
     const int64_t count = n * ceil_div(out_h, rows_of(per_image));
     return count % threads != 0 && count < 4 * threads;
   };
-  int64_t per_image = ceil_div(out_h, fitting);
-  // Weights larger than the image's intermediate: one shared band, so that each thread reads a part of them, once.
-  if (n < threads && weight_bytes > row_bytes * out_h && row_bytes * out_h <= 3 * kTileBytes) per_image = 1;
+  int64_t per_image = bands_within(kTileBytes);
+  // Bands that a halo dominates: rather a larger tile.
+  if (!halo_is_small(per_image)) per_image = bands_within(4 * kTileBytes);
+  // Bands that leave threads idle at the end: rather a few more or fewer.
   if (per_image > 1 && uneven(per_image)) {
-    // Smaller bands even the load out, as long as the halo stays small beside them.
-    const int64_t finer = ceil_div(round_up(n * per_image, threads), n);
-    if (rows_of(finer) * conv.window.stride_h >= 4 * halo && !uneven(finer)) per_image = finer;
+    for (int64_t change : {1, -1, 2, -2, 3}) {
+      const int64_t other = per_image + change;
+      if (other > 1 && other <= out_h && halo_is_small(other) && !uneven(other)) {
+        per_image = other;
+        break;
+      }
+    }
   }
   const int64_t rows = rows_of(per_image);
   per_image = ceil_div(out_h, rows);

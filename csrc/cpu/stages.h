@@ -7,7 +7,7 @@ namespace cnnfast::cpu {
 
 // Bytes of intermediate that a tile may keep, so that it stays in L2 (1 to 2 MiB a core on servers) beside a group of
 // weight panels and the rows of x that are being read.
-constexpr int64_t kTileBytes = 290000;
+constexpr int64_t kTileBytes = 290'000;
 
 // Distance between the rows of an intermediate: whole panels, and never a multiple of 4 KiB, where the rows of a
 // register block would all fall into one set of the L1 cache.
@@ -22,7 +22,7 @@ struct Bands {
   bool shared;  // the threads share each band, one stage after the other; else each takes bands of its own
 };
 // row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
-Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes);
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo);
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,
                              int64_t activation_code);

@@ -16,11 +16,12 @@ DepthwiseShape make_shape(const Tensor& x, int64_t out_channels, const Ints& ker
   check_image(x, "x");
   STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2,
                   "kernel_size, stride and dilation are [vertical, horizontal]");
-  STD_TORCH_CHECK(padding.empty() || padding.size() == 4, "padding is [top, bottom, left, right], or empty for 'same'");
+  STD_TORCH_CHECK(padding.size() <= 1 || padding.size() == 4,
+                  "padding is [top, bottom, left, right], or [-1] for 'same'");
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(channels > 0 && out_channels > 0 && out_channels % channels == 0 && out_channels < (1 << 29),
                   "weight has ", out_channels, " output channels; a multiple of x's ", channels, " is wanted");
-  const int64_t* pads = padding.empty() ? nullptr : padding.data();
+  const int64_t* pads = padding.size() <= 1 ? nullptr : padding.data();
   const Axis vertical = output_axis(x.size(2), kernel[0], stride[0], dilation[0], pads);
   const Axis horizontal = output_axis(x.size(3), kernel[1], stride[1], dilation[1], pads ? pads + 2 : nullptr);
   STD_TORCH_CHECK(kernel[0] * kernel[1] < (1 << 29), "the kernel has ", kernel[0] * kernel[1], " taps");
@@ -76,16 +77,11 @@ struct Weights {
 template <class F>
 void with_type(const Tensor& x, F f) {
   switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(__half{});
-    case ScalarType::BFloat16:
-      return f(__nv_bfloat16{});
-    default:
-      STD_TORCH_CHECK(false, "x's dtype has to be float32, float64, bfloat16 or float16");
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::Half: return f(__half{});
+    case ScalarType::BFloat16: return f(__nv_bfloat16{});
+    default: STD_TORCH_CHECK(false, "x's dtype has to be float32, float64, bfloat16 or float16");
   }
 }
 
@@ -98,10 +94,10 @@ Tensor forward(const Tensor& x_any, const DepthwiseShape& s, const Parameter& we
   const Tensor x = torch::stable::contiguous(x_any, format);
   const Tensor y = empty_like(x, {s.batch, s.out_channels(), s.out_height, s.out_width}, format);
   with_type(x, [&]<class T>(T) {
-    depthwise_conv2d_forward<T>({static_cast<const T*>(x.data_ptr()), weight, bias, packed, nullptr,
-                                 static_cast<T*>(y.data_ptr()), s, static_cast<int>(pre_activation),
-                                 static_cast<int>(activation)},
-                                current_stream(x));
+    depthwise_conv2d_forward<T>(
+        {static_cast<const T*>(x.data_ptr()), weight, bias, packed, nullptr, static_cast<T*>(y.data_ptr()), s,
+         static_cast<int>(pre_activation), static_cast<int>(activation)},
+        current_stream(x));
   });
   return y;
 }
@@ -150,15 +146,17 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward_op(const Tensor& gr
   const Tensor grad = torch::stable::contiguous(grad_any, format);
   const bool want_x = output_mask & 1, want_weight = output_mask & 2, want_bias = (output_mask & 4) && bias;
 
-  const Tensor none = empty_1d(x, 0, x.scalar_type());
+  const Tensor none = empty_1d(x, 0, x.scalar_type());  // not wanted
   const Tensor dx = want_x ? empty_like(x, {s.batch, s.channels, s.height, s.width}, format) : none;
   const Tensor dweight =
       want_weight ? empty_like(x, {weight.size(0), 1, s.kernel_h, s.kernel_w}, MemoryFormat::Contiguous) : none;
-  const Tensor dbias = want_bias ? empty_1d(x, s.out_channels(), bias->scalar_type()) : none;
+  const Tensor dbias = bias ? empty_1d(x, want_bias ? s.out_channels() : 0, bias->scalar_type()) : none;
   with_type(x, [&]<class T>(T) {
     const Workspace<T> workspace = depthwise_conv2d_workspace<T>(s, static_cast<int>(activation));
-    const Tensor masked = workspace.masked ? empty_like(grad, {s.batch, s.out_channels(), s.out_height, s.out_width}, format) : none;
-    const Tensor partial = empty_1d(x, want_weight || want_bias ? workspace.sums : 0, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+    const Tensor masked =
+        workspace.masked ? empty_like(grad, {s.batch, s.out_channels(), s.out_height, s.out_width}, format) : none;
+    const Tensor partial = empty_1d(x, want_weight || want_bias ? workspace.sums : 0,
+                                    sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
     BackwardArguments<T> a;
     a.gradient = static_cast<const T*>(grad.data_ptr());
     a.x = static_cast<const T*>(x.data_ptr());

@@ -18,9 +18,9 @@ template <class T>
 bool vectorized(const DepthwiseShape& s, std::initializer_list<const void*> images) {
   bool aligned = true;
   for (const void* image : images) aligned &= reinterpret_cast<uintptr_t>(image) % 16 == 0;
-  return aligned && sizeof(T) <= 4 && s.channels_last && s.multiplier == 1 && s.channels % kVec<T> == 0 && s.kernel_h == s.kernel_w &&
-         (s.kernel_h == 3 || s.kernel_h == 5) && s.stride_h == s.stride_w && (s.stride_h == 1 || s.stride_h == 2) &&
-         s.dilation_h == 1 && s.dilation_w == 1;
+  return aligned && sizeof(T) <= 4 && s.channels_last && s.multiplier == 1 && s.channels % kVec<T> == 0 &&
+         s.kernel_h == s.kernel_w && (s.kernel_h == 3 || s.kernel_h == 5) && s.stride_h == s.stride_w &&
+         (s.stride_h == 1 || s.stride_h == 2) && s.dilation_h == 1 && s.dilation_w == 1;
 }
 
 // Calls f.template operator()<K, S>() for the shape's kernel size and stride.
@@ -40,8 +40,7 @@ void depthwise_conv2d_forward(const ForwardArguments<T>& a, cudaStream_t stream)
   if (!vectorized<T>(s, {a.x, a.y, a.gradient}))
     return launch_generic("depthwise_conv2d_forward_generic_kernel", depthwise_conv2d_forward_generic_kernel<T>, a,
                           elements, stream);
-  if constexpr (sizeof(T) <= 4)
-    with_kernel_and_stride(s, [&]<int K, int S>() { launch_forward<T, K, S>(a, stream); });
+  if constexpr (sizeof(T) <= 4) with_kernel_and_stride(s, [&]<int K, int S>() { launch_forward<T, K, S>(a, stream); });
 }
 
 template <class T>
@@ -59,9 +58,9 @@ void depthwise_conv2d_input_gradient(const InputGradientArguments<T>& a, cudaStr
 // What depthwise_conv2d_backward needs besides its outputs.
 template <class T>
 struct Workspace {
-  bool masked;     // an image like y: the gradient through the activation
-  Chunks chunks;   // of the weight gradient's first stage
-  int64_t sums;    // Accumulate<T> elements of its partial sums
+  bool masked;    // an image like y: the gradient through the activation
+  Chunks chunks;  // of the weight gradient's first stage
+  int64_t sums;   // Accumulate<T> elements of its partial sums
 };
 
 template <class T>
@@ -88,13 +87,14 @@ struct BackwardArguments {
 template <class T>
 void depthwise_conv2d_weight_gradient(const BackwardArguments<T>& a, const T* gradient, cudaStream_t stream) {
   const DepthwiseShape& s = a.shape;
-  const WeightGradientArguments<T> first{gradient, a.x, a.partial, s, a.pre_activation,
-                                         depthwise_conv2d_workspace<T>(s, a.activation).chunks};
+  const WeightGradientArguments<T> first{
+      gradient, a.x, a.partial, s, a.pre_activation, depthwise_conv2d_workspace<T>(s, a.activation).chunks};
   if (first.chunks.count == 0) {
     // nothing to sum: the second stage writes zeros
   } else if (!vectorized<T>(s, {gradient, a.x})) {
-    launch_generic("depthwise_conv2d_weight_gradient_generic_kernel", depthwise_conv2d_weight_gradient_generic_kernel<T>,
-                   first, first.chunks.count * (s.taps() + 1) * s.out_channels(), stream);
+    launch_generic("depthwise_conv2d_weight_gradient_generic_kernel",
+                   depthwise_conv2d_weight_gradient_generic_kernel<T>, first,
+                   first.chunks.count * (s.taps() + 1) * s.out_channels(), stream);
   } else if constexpr (sizeof(T) <= 4) {
     with_kernel_and_stride(s, [&]<int K, int S>() { launch_weight_gradient<T, K, S>(first, stream); });
   }

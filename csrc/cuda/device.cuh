@@ -156,8 +156,8 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return;
   char message[512];
-  std::snprintf(message, sizeof(message), "%s, grid (%u, %u, %u), block (%u, %u, %u), %d bytes of shared memory: %s", name,
-                grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, cudaGetErrorString(error));
+  std::snprintf(message, sizeof(message), "%s, grid (%u, %u, %u), block (%u, %u, %u), %d bytes of shared memory: %s",
+                name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, cudaGetErrorString(error));
   throw std::runtime_error(message);
 }
 

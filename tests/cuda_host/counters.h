@@ -45,9 +45,9 @@ struct AccessLog {
 
 // Requests of one kind: to one buffer of global memory, or to shared memory.
 struct Counts {
-  int64_t requests = 0;  // of warps, with at least one active lane
-  int64_t bytes = 0;     // asked for by all lanes
-  int64_t sectors = 0;   // global: 32-byte sectors touched, request by request
+  int64_t requests = 0;        // of warps, with at least one active lane
+  int64_t bytes = 0;           // asked for by all lanes
+  int64_t sectors = 0;         // global: 32-byte sectors touched, request by request
   int64_t block_sectors = 0;   // global: different sectors touched, block by block: L2 -> L1 with a perfect L1
   int64_t unique_sectors = 0;  // global: different sectors touched in the launch: DRAM with a perfect L2
   int64_t wavefronts = 0;      // shared: passes that the banks need
@@ -159,11 +159,14 @@ inline std::string counters_json() {
            "], \"shared_bytes\": " + std::to_string(k.shared_bytes) + ", \"counts\": {";
     bool first = true;
     for (const auto& [name, c] : k.counts) {
-      const std::pair<const char*, int64_t> fields[] = {
-          {"requests", c.requests},           {"bytes", c.bytes},
-          {"sectors", c.sectors},             {"block_sectors", c.block_sectors},
-          {"unique_sectors", c.unique_sectors}, {"wavefronts", c.wavefronts},
-          {"conflicts", c.conflicts},         {"most_sectors", c.most_sectors}};
+      const std::pair<const char*, int64_t> fields[] = {{"requests", c.requests},
+                                                        {"bytes", c.bytes},
+                                                        {"sectors", c.sectors},
+                                                        {"block_sectors", c.block_sectors},
+                                                        {"unique_sectors", c.unique_sectors},
+                                                        {"wavefronts", c.wavefronts},
+                                                        {"conflicts", c.conflicts},
+                                                        {"most_sectors", c.most_sectors}};
       out += (first ? "\"" : ", \"") + name + "\": {";
       for (const auto& [field, value] : fields)
         out += std::string(field == fields[0].first ? "\"" : ", \"") + field + "\": " + std::to_string(value);

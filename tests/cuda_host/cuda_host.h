@@ -69,11 +69,6 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return __shfl_sync(mask, value, from < 32 ? from : host::lane());
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes) {
-  return __shfl_sync(mask, value, host::lane() ^ lanes);
-}
-
-template <class T>
 T atomicAdd(T* address, T value) {
   return std::atomic_ref<T>(*address).fetch_add(value);
 }

@@ -26,6 +26,7 @@ GCC = ("-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-fu
 ASAN = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 TSAN = ("-O1", "-fsanitize=thread")
 NVCC = ("-std=c++20", "-O3", "-Xptxas", "-v", "-cubin")
+NVCC_QUICK = (("bfloat16", "90a"), ("bfloat16", "80"), ("float32", "90a"))
 TYPES = {"bfloat16": "__nv_bfloat16", "float32": "float", "float16": "__half", "float64": "double"}
 
 
@@ -57,10 +58,9 @@ def nvcc(arch: str, dtype: str) -> Callable[[], Path]:
 
 def builds() -> dict[str, Callable[[], Path]]:
     """All that the tests build by default, the longest first."""
-    resources = {f"{dtype} sm_{arch}": nvcc(arch, dtype) for dtype in ("bfloat16", "float32") for arch in ("90a", "80")}
     return {
         "library": gcc("depthwise_conv2d.cpp", *library_flags()),
-        **resources,
+        **{f"{dtype} sm_{arch}": nvcc(arch, dtype) for dtype, arch in NVCC_QUICK},
         "sanitized asan": gcc("sanitized.cpp", *ASAN),
         "sanitized tsan": gcc("sanitized.cpp", *TSAN),
         "faults": gcc("faults.cpp", "-O0"),

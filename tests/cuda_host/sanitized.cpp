@@ -90,9 +90,10 @@ bool equal(const char* name, const Buffer<T>& a, const Buffer<T>& b) {
 template <class T>
 bool check(int channels, int height, int width, int k, int stride, int pad_before, int pad_after) {
   const int64_t padding[] = {pad_before, pad_after};
-  const Axis vertical = output_axis(height, k, stride, 1, padding), horizontal = output_axis(width, k, stride, 1, padding);
-  const DepthwiseShape s{2, channels, 1, height, width, vertical.out, horizontal.out, k, k,
-                         stride, stride, pad_before, pad_before, 1, 1, true};
+  const Axis vertical = output_axis(height, k, stride, 1, padding),
+             horizontal = output_axis(width, k, stride, 1, padding);
+  const DepthwiseShape s{2,      channels,   1,          height, width, vertical.out, horizontal.out, k, k, stride,
+                         stride, pad_before, pad_before, 1,      1,     true};
   const Buffer<T> x = integers<T>(s.batch * channels * height * width);
   const Buffer<T> gradient = integers<T>(s.batch * channels * s.out_height * s.out_width);
   const Buffer<T> weight = integers<T>(channels * k * k);
@@ -118,7 +119,11 @@ bool check_all() {
 
 int main() {
   host::settings.order = host::Order::threads;
+#ifdef __SANITIZE_THREAD__  // slow, and what races doesn't depend on the type
+  const bool right = check_all<__nv_bfloat16>();
+#else
   const bool right = check_all<float>() && check_all<__nv_bfloat16>();
+#endif
   std::printf(right ? "all equal\n" : "not equal\n");
   return !right;
 }

@@ -145,7 +145,8 @@ inline void fresh_block(dim3 grid, dim3 dim, int shared_bytes, uint3 index) {
   block.index = index;
   block.dim = dim;
   block.grid = grid;
-  block.shared.reset(shared_bytes ? static_cast<char*>(std::aligned_alloc(16, (shared_bytes + 15) / 16 * 16)) : nullptr);
+  block.shared.reset(shared_bytes ? static_cast<char*>(std::aligned_alloc(16, (shared_bytes + 15) / 16 * 16))
+                                  : nullptr);
   for (int i = 0; i + 4 <= shared_bytes; i += 4) {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     std::memcpy(block.shared.get() + i, &nan, 4);

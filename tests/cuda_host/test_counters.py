@@ -1,7 +1,7 @@
 """The bytes, sectors and bank conflicts that the headers of csrc/cuda/depthwise_conv2d/*.cuh promise, counted.
 
-Fails when a kernel loads more than its header says, loads something twice, or an access stops being coalesced or free of
-bank conflicts.
+Fails when a kernel loads more than its header says, loads something twice, or an access stops being coalesced or free
+of bank conflicts.
 """
 
 import pytest

@@ -15,7 +15,6 @@ from cuda_host import harness
 pytestmark = harness.needs_toolkit
 GENERIC_REGISTERS = 64  # generic.cuh
 KERNEL = re.compile(r"\d+(depthwise_conv2d_\w+?_kernel)I")
-ARCHES = ("90a", "80")
 
 
 def short_name(mangled):
@@ -62,22 +61,20 @@ def check_resources(cubin, record_proof, arch):
     return found
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("dtype", "arch"), harness.NVCC_QUICK)
 def test_registers_and_spills(dtype, arch, record_proof):
     found = check_resources(harness.built(f"{dtype} sm_{arch}"), record_proof, arch)
     assert set(harness.library().promises()) < set(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [*ARCHES, "75", "120"])
+@pytest.mark.parametrize("arch", ["75", "80", "90a", "120"])
 @pytest.mark.parametrize("dtype", harness.TYPES)
 def test_registers_and_spills_of_all_types(dtype, arch, record_proof):
     check_resources(harness.nvcc(arch, dtype)(), record_proof, arch)
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("dtype", "arch"), harness.NVCC_QUICK)
 def test_accesses_are_16_bytes_wide(dtype, arch):
     disassembler = find_disassembler()
     if disassembler is None:

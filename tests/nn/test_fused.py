@@ -144,7 +144,7 @@ def test_packing_follows(block, x, change):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float32])
 def test_packing_follows_dtype(block, x, dtype):
-    """A packing of float32 weights doesn't serve a block in another dtype; nor one of weights that were rounded since."""
+    """A packing of float32 weights serves neither a block in another dtype nor weights that were rounded since."""
     run(block, x)
     if dtype == torch.float32:
         for child in block.children():  # through the children: the block doesn't hear of it

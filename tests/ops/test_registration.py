@@ -20,7 +20,7 @@ CODES = {"relu": 1, "relu6": 2, None: 0}
 def schema_arguments(case, name):
     """The positional arguments of torch.ops.cnnfast.<name> for this case, by the schema's argument names."""
     options = {**case.options, **(case.packed_options if name.endswith("_packed") else {})}
-    values = {**case.tensors, "padding": [], "output_mask": 2 ** len(case.tensors) - 1}
+    values = {**case.tensors, "padding": [-1], "max_pool": [-1], "output_mask": 2 ** len(case.tensors) - 1}
     values |= {key: CODES[value] for key, value in options.items() if key.endswith("activation")}
     values |= {
         key: list(options[key]) if key == "kernel_size" else [options[key]] * 2

@@ -19,9 +19,6 @@ constexpr bool kUnrolled = true;
 constexpr bool kUnrolled = false;  // a strip wants the registers of AVX-512; without them it only swells the code
 #endif
 
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // `count` output channels from `channel` on, of a pixel with channels / multiplier input channels.
 template <class S, class T>
 CNNFAST_INLINE Vec<S> load_channels(const T* pixel, int64_t channel, int64_t count, int64_t multiplier) {

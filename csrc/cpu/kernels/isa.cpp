@@ -1,6 +1,7 @@
 // Compiled once per ISA with -DCNNFAST_ISA=<name> and that ISA's flags; see kernels.h.
 #include "depthwise_conv2d.h"
 #include "pointwise_conv2d.h"
+#include "separable_conv2d.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -18,6 +19,7 @@ const KernelTable table = {
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
     .activation_grad = {activation_grad<float>, nullptr},
+    .max_pool = {max_pool<float>, nullptr},
 #else
     .depthwise = {depthwise<float, float>, depthwise<double, double>, depthwise<bf16, bf16>, depthwise<f16, f16>},
     .depthwise_to_compute = {depthwise<float, float>, depthwise<double, double>, depthwise<bf16, float>,
@@ -27,6 +29,7 @@ const KernelTable table = {
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},
     .activation_grad = {activation_grad<float>, activation_grad<double>},
+    .max_pool = {max_pool<float>, max_pool<double>},
 #endif
 };
 

@@ -79,6 +79,16 @@ struct GemmTile {
   Activation activation;
 };
 
+// Max pooling of rows [row_begin, row_end) of one image, channels_last; padding counts as -inf, a NaN stays.
+struct MaxPoolTile {
+  const void* x;  // S; row x_first_row
+  int64_t x_first_row, height, width, channels;
+  void* y;  // row row_begin
+  Storage y_storage;
+  int64_t row_begin, row_end, out_width;
+  int64_t kernel, stride, padding;
+};
+
 // grad[i] *= activation'(z[i]), both S.
 struct ActivationGradTile {
   void* grad;
@@ -98,6 +108,7 @@ struct KernelTable {
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
+  void (*max_pool[2])(const MaxPoolTile&);
 };
 
 namespace generic {

@@ -68,7 +68,10 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p)
       __builtin_prefetch(static_cast<const char*>(t.y) +
-                             ((row + r) * t.y_row + first + p * kPanel) * (t.y_storage == Storage::f64 ? 8 : t.y_storage == Storage::f32 ? 4 : 2), 1, 3);
+                             ((row + r) * t.y_row + first + p * kPanel) * (t.y_storage == Storage::f64   ? 8
+                                                                           : t.y_storage == Storage::f32 ? 4
+                                                                                                         : 2),
+                         1, 3);
 
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R][P];

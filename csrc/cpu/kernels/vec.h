@@ -15,6 +15,9 @@ namespace {
 
 #define CNNFAST_INLINE inline __attribute__((always_inline))
 
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 struct bf16 {
   uint16_t bits;
 };
@@ -112,6 +115,12 @@ CNNFAST_INLINE Vec<S> clamp_high(Vec<S> x, Vec<S> hi) {
   return {x.v > hi.v ? hi.v : x.v};
 }
 
+// The larger; a NaN in either is the result.
+template <class S>
+CNNFAST_INLINE Vec<S> maximum(Vec<S> a, Vec<S> b) {
+  return {(b.v > a.v || b.v != b.v) ? b.v : a.v};
+}
+
 template <class S, class T>
 CNNFAST_INLINE Vec<S> load(const T* p, int64_t count = kPanel) {
   alignas(64) S lanes[kPanel] = {};
@@ -164,6 +173,11 @@ CNNFAST_INLINE Vec<float> clamp_low(Vec<float> x, Vec<float> lo) {
 template <>
 CNNFAST_INLINE Vec<float> clamp_high(Vec<float> x, Vec<float> hi) {
   return {_mm512_min_ps(hi.v, x.v)};
+}
+
+template <>
+CNNFAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) {
+  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
 }
 
 CNNFAST_INLINE __mmask16 mask(int64_t count) {

@@ -50,7 +50,8 @@ inline Axis output_axis(int64_t size, int64_t kernel, int64_t stride, int64_t di
     before = ((out - 1) * stride + reach - size) / 2;
   }
   if (size > kLargest || out > kLargest || before > kLargest || reach > kLargest)
-    throw std::runtime_error("sizes have to be below 2^29, got " + std::to_string(max(max(size, out), max(before, reach))));
+    throw std::runtime_error("sizes have to be below 2^29, got " +
+                             std::to_string(max(max(size, out), max(before, reach))));
   return {static_cast<int>(out), static_cast<int>(before)};
 }
 
@@ -148,9 +149,9 @@ __device__ inline Vec<T> narrow_vec(const float (&from)[kVec<T>]) {
   return to;
 }
 
-constexpr int kThreads = 256;      // at most, a block
+constexpr int kThreads = 256;  // at most, a block
 constexpr int kWarp = 32;
-constexpr int kRowsPerBlock = 8;   // rows that share one staging of the weights, where there are blocks enough
+constexpr int kRowsPerBlock = 8;        // rows that share one staging of the weights, where there are blocks enough
 constexpr int64_t kEnoughBlocks = 512;  // some four for each multiprocessor of a large GPU
 
 // threadIdx.x: 16-byte vector of channels; y: strip of a row; z: row. A block covers grid-wise `rows` rows of an image.
@@ -191,9 +192,7 @@ inline Tiling make_tiling(int64_t batch, int rows_total, int strips_total, int v
 }
 
 __device__ inline int threads_in_block() { return blockDim.x * blockDim.y * blockDim.z; }
-__device__ inline int thread_in_block() {
-  return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-}
+__device__ inline int thread_in_block() { return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x; }
 
 // Where this block's pixels begin.
 struct BlockOrigin {
@@ -215,7 +214,7 @@ struct StagedWeights {
   __host__ __device__ static constexpr int tap_stride(int lanes) { return lanes * kVec<T> + 4; }
   static constexpr int bytes(int lanes, int rows) { return rows * tap_stride(lanes) * 4; }
   __host__ __device__ static constexpr int at(int lanes, int tap, int c) {
-    return tap * tap_stride(lanes) + ((c % kVec<T>) / 4 * lanes + c / kVec<T>) * 4 + c % 4;
+    return tap * tap_stride(lanes) + ((c % kVec<T>) / 4 * lanes + c / kVec<T>)*4 + c % 4;
   }
 
   template <int taps>

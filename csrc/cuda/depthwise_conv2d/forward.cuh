@@ -4,19 +4,20 @@
 //   y = activation(depthwise(pre_activation(x), weight) + bias)
 //   or, given a gradient of y:  y = gradient * activation'(depthwise(...) + bias), what both gradients start from
 //
-// tile       a thread: kStrip = 4 neighbouring outputs x one 16-byte vector of channels, in registers; each of the
-//            (4 - 1) S + K input columns of a kernel row is loaded and widened once and used for all outputs it reaches
-// block      (lanes <= 32 vectors, strips, rows at once), at most 256 threads; walks down up to 8 rows and more, so that
-//            weights are staged once for all of them and neighbouring rows' loads meet in L1
+// tile       a thread: a strip of 4 neighbouring outputs (2 for 5x5 at stride 2) x one 16-byte vector of channels, in
+//            registers; each of the (strip - 1) S + K input columns of a kernel row is loaded and widened once and used
+//            for all outputs that it reaches
+// block      (lanes <= 32 vectors, strips, rows at once), at most 256 threads; walks down 8 rows or more where there are
+//            blocks enough: the weights are staged once for all of them, and neighbouring rows' loads meet in L1
 // grid       x: image, tile of rows, tile of strips; y: channel block
 // bytes      ideally x + weight + y once from DRAM, what holds while the halo rows of a tile stay in L2.
-//            L2 -> L1: a block's own halo: ((rows - 1) S + K) x ((4 strips - 1) S + K) pixels for rows x 4 strips outputs
-//            L1 -> registers: K ((4 - 1) S + K) vectors for 4 outputs (3x3: 4.5 an output at stride 1, 6.75 at 2)
+//            L2 -> L1: a block's own halo: ((rows - 1) S + K) x ((columns - 1) S + K) pixels for rows x columns outputs
+//            L1 -> registers: K ((strip - 1) S + K) vectors a strip (3x3: 4.5 an output at stride 1, 6.75 at 2)
 // sectors    16 of 32 bytes for a warp's request of 512: none is loaded for nothing, where a pixel's channels are whole
-//            sectors (C * sizeof(T) % 32 == 0); a request may touch one or two more where lanes is not 32
-// shared     K K (lanes kVec + 4) floats of weights, 9,360 B (3x3, 16-bit) to 26,000 B (5x5, 16-bit); loads free of bank
-//            conflicts where 8 divides lanes or lanes divides 8
-// registers  at most 128, so two blocks of 256 a multiprocessor
+//            sectors (C * sizeof(T) % 32 == 0)
+// shared     (K K + 1) (lanes kVec + 4) floats of weights and bias: 10,400 B (3x3, 16-bit) to 27,040 B (5x5, 16-bit);
+//            loads are free of bank conflicts where 8 divides lanes or lanes divides 8
+// registers  at most 128, so two blocks of 256 a multiprocessor (16-bit 114-128, float32 72-108)
 // can't      anything else: generic.cuh
 #pragma once
 #include "common.cuh"
@@ -119,7 +120,8 @@ __global__ void __launch_bounds__(kThreads, (ForwardTraits<K, S>::kMinBlocks))
 template <class T, int K, int S>
 void launch_forward(const ForwardArguments<T>& a, cudaStream_t stream) {
   const DepthwiseShape& s = a.shape;
-  const Tiling t = make_tiling(s.batch, s.out_height, ceil_div(s.out_width, ForwardTraits<K, S>::kStrip), s.channels / kVec<T>);
+  const Tiling t =
+      make_tiling(s.batch, s.out_height, ceil_div(s.out_width, ForwardTraits<K, S>::kStrip), s.channels / kVec<T>);
   launch("depthwise_conv2d_forward_kernel", depthwise_conv2d_forward_kernel<T, K, S>, t.grid(s.batch), t.block(),
          StagedWeights<T>::bytes(t.lanes, K * K + 1), stream, a, t);
 }

@@ -28,7 +28,8 @@ struct ImageLayout {
   bool channels_last;
 
   __host__ __device__ int64_t at(int64_t n, int64_t c, int h, int w) const {
-    return channels_last ? ((n * height + h) * width + w) * channels + c : ((n * channels + c) * height + h) * width + w;
+    return channels_last ? ((n * height + h) * width + w) * channels + c
+                         : ((n * channels + c) * height + h) * width + w;
   }
   __host__ __device__ ImageIndex index(int64_t i) const {
     const int64_t pixels = static_cast<int64_t>(height) * width;
@@ -136,11 +137,12 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int64_t h = static_cast<int64_t>(out_row) * s.stride_h - s.pad_top + static_cast<int64_t>(r) * s.dilation_h;
       if (tap < taps && (h < 0 || h >= s.height)) continue;
       for (int column = 0; column < s.out_width; ++column) {
-        const int64_t w = static_cast<int64_t>(column) * s.stride_w - s.pad_left + static_cast<int64_t>(k) * s.dilation_w;
+        const int64_t w =
+            static_cast<int64_t>(column) * s.stride_w - s.pad_left + static_cast<int64_t>(k) * s.dilation_w;
         if (tap < taps && (w < 0 || w >= s.width)) continue;
         const Accumulate<T> gradient = widen(global_load<T>(a.gradient, out.at(n, c, out_row, column)));
-        sum += tap == taps ? gradient
-                           : gradient * load_activated(a.x, in.at(n, c / s.multiplier, h, w), a.pre_activation);
+        sum +=
+            tap == taps ? gradient : gradient * load_activated(a.x, in.at(n, c / s.multiplier, h, w), a.pre_activation);
       }
     }
     global_store(a.partial, i, sum);

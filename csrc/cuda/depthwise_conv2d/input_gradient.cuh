@@ -17,10 +17,10 @@ namespace cnnfast::cuda {
 
 template <int K, int S>
 struct InputGradientTraits {
-  static constexpr int kStrip = 4;                                      // neighbouring pixels of dx of a thread
-  static constexpr int kBefore = (K - 1) / S;                           // gradient columns left of the strip's own
-  static constexpr int kColumns = (kStrip - 1) / S + kBefore + 1;       // gradient columns of a strip
-  static constexpr int kRows = ceil_div(K, S);                          // kernel rows that meet a row of dx, at most
+  static constexpr int kStrip = 4;                                 // neighbouring pixels of dx of a thread
+  static constexpr int kBefore = (K - 1) / S;                      // gradient columns left of the strip's own
+  static constexpr int kColumns = (kStrip - 1) / S + kBefore + 1;  // gradient columns of a strip
+  static constexpr int kRows = ceil_div(K, S);                     // kernel rows that meet a row of dx, at most
   static constexpr int kLoadsPerStrip = kRows * kColumns;
   static constexpr int kSectorsPerRequest = 16;
   static constexpr int kMaxRegisters = 128;
@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kThreads, (InputGradientTraits<K, S>::kMinBloc
       const int tap_row = first_tap + r * S;
       const int out_row = (row + s.pad_top) / S - r;
       const bool row_inside = tap_row < K && out_row >= 0 && out_row < s.out_height;
-      const int64_t row_at = ((origin.image * s.out_height + out_row) * s.out_width + first_column) * s.channels + channel;
+      const int64_t row_at =
+          ((origin.image * s.out_height + out_row) * s.out_width + first_column) * s.channels + channel;
       Vec<T> gradient[kColumns];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {

@@ -15,8 +15,8 @@
 //            partial sums: chunks * (K K + 1) * C floats written and read once; chunks <= 512 / channel blocks
 // sectors    16 for a warp's request of 512 bytes of x or gradient; for one of partial sums 32, half used (16 in float32)
 // shared     threads * kVec floats, 8 KB at most; free of bank conflicts
-// registers  at most 160 (K = 3, blocks of 192) and 192 (K = 5: 48 sums, 32 gradients widened, 32 or 44 of x; blocks
-//            of 160): two blocks a multiprocessor
+// registers  at most 168 (K = 3) and 200 (K = 5: 48 sums, 32 gradients widened, 32 or 44 of x): with 32 lanes blocks of
+//            192 and 160 threads, two a multiprocessor; float32 80-120
 // Stage 2: a thread sums one (tap, channel) over the chunks, in order; reads are coalesced.
 // Accuracy: float32 sums of at most rows * width / slots terms, then of slots, then of chunks.
 #pragma once
@@ -32,7 +32,7 @@ struct WeightGradientTraits {
   static constexpr int kColumns = (kStrip - 1) * S + K;
   static constexpr int kLoadsPerStrip = K * (kStrip + kColumns);
   static constexpr int kSectorsPerRequest = 16;
-  static constexpr int kMaxRegisters = K == 3 ? 160 : 192;
+  static constexpr int kMaxRegisters = K == 3 ? 168 : 200;
   static constexpr int kMinBlocks = 1;
 };
 
@@ -147,14 +147,14 @@ struct WeightGradientSumArguments {
   int chunks = 0;
   int64_t out_channels = 0;
   int taps = 0;
-  T* dweight = nullptr;    // [out_channels][taps]; none: not wanted
-  void* dbias = nullptr;   // [out_channels]; none: not wanted
+  T* dweight = nullptr;   // [out_channels][taps]; none: not wanted
+  void* dbias = nullptr;  // [out_channels]; none: not wanted
   bool bias_float32 = false;
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) depthwise_conv2d_weight_gradient_sum_kernel(
-    const WeightGradientSumArguments<T> a) {
+__global__ void __launch_bounds__(kThreads)
+    depthwise_conv2d_weight_gradient_sum_kernel(const WeightGradientSumArguments<T> a) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;  // [tap][channel]
   const int64_t count = (a.taps + 1) * a.out_channels;
   if (i >= count) return;

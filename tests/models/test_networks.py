@@ -1,0 +1,217 @@
+"""Our networks are timm's: keys, outputs, gradients, running statistics, arguments.
+
+Statistics and affine parameters are drawn. Fails if a layer, activation, padding, eps or residual differs, if a fused
+network is less exact than the policy allows, or if a block isn't the calls that it should be.
+"""
+
+import copy
+
+import pytest
+import torch
+from networks import assert_as_exact_as, assert_same_gradients, in_float64, ops_of, relative
+
+import cnnfast
+from cnnfast._peers import import_timm
+
+CALLS = {
+    "EfficientNet": {"separable_conv2d_packed": 1, "inverted_residual_packed": 15, "pointwise_conv2d_packed": 1},
+    "XceptionFused": {"separable_conv2d_packed": 4 * 2 + 8 * 3 + 2, "pointwise_conv2d_packed": 4},
+}
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_eval(pair, dtype, layout):
+    theirs, ours = (network.to(dtype).to(memory_format=layout) for network in pair)
+    exact = in_float64(theirs)
+    for size in ((3, 3, 75, 97), (1, 3, 96, 96)):
+        x = torch.randn(size).to(dtype).to(memory_format=layout)
+        with torch.no_grad():
+            assert_as_exact_as(ours.forward_features(x), theirs.forward_features(x), exact.forward_features(x.double()))
+            assert_as_exact_as(ours(x), theirs(x), exact(x.double()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_eval_at_full_resolution(pair, dtype):
+    theirs, ours = (network.to(dtype) for network in pair)
+    exact = in_float64(theirs)
+    x = torch.randn(4, 3, 299, 299).to(dtype)
+    with torch.no_grad():
+        assert_as_exact_as(ours.forward_features(x), theirs.forward_features(x), exact.forward_features(x.double()))
+        assert_as_exact_as(ours(x), theirs(x), exact(x.double()))
+
+
+def test_eval_in_float64(pair, nan_outputs):
+    """Nothing hides behind rounding there; nor what nobody wrote, behind zeros."""
+    theirs, ours = (network.double() for network in pair)
+    for size in ((2, 3, 64, 50), (1, 3, 41, 33)):
+        x = torch.randn(size, dtype=torch.float64)
+        with torch.no_grad():
+            assert relative(ours(x), theirs(x)) <= 1e-12
+            assert relative(ours.forward_features(x), theirs.forward_features(x)) <= 1e-12
+
+
+def test_calls(pair):
+    """One packed call a block, of whatever layout x is; features come in channels_last; twice the same to the bit."""
+    _, ours = pair
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        called = ops_of(ours, x)
+        assert {name: called.count(name) for name in called} == CALLS[type(ours).__name__]
+        assert ours.forward_features(x).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours(x), ours(x))
+        assert relative(ours(x), ours(x.to(memory_format=torch.channels_last))) <= 1e-6
+    assert ops_of(ours, x).count("depthwise_conv2d") >= 16  # with gradients: layer by layer
+
+
+@pytest.mark.parametrize("mode", ["train", "frozen"])
+def test_training(pair, mode):
+    """In float64; `frozen` is eval mode with gradients, as in fine-tuning with frozen statistics."""
+    theirs, ours = (network.double().train(mode == "train") for network in pair)
+    x = torch.randn(3, 3, 75, 64, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [network(i) for network, i in zip((ours, theirs), inputs, strict=True)]
+    assert relative(*outputs) <= 1e-9
+    grad = torch.randn_like(outputs[0])
+    for output in outputs:
+        output.backward(grad)
+    assert relative(inputs[0].grad, inputs[1].grad) <= 1e-9
+    assert_same_gradients(ours, theirs, 1e-9)
+    expected = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        assert relative(buffer.double(), expected[name].double()) <= 1e-9, name
+
+
+def test_a_step_of_training_is_seen_by_the_fused_form(pair):
+    _, ours = pair
+    x = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        before = ours(x)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.01)
+    ours.train()(x).square().mean().backward()
+    optimizer.step()
+    ours.eval()
+    with torch.no_grad():
+        after = ours(x)
+        expected = in_float64(ours).requires_grad_(False)
+    with torch.enable_grad():
+        expected = expected(x.double())
+    assert relative(after.double(), expected) <= 1e-4 < relative(before.double(), expected)
+
+
+def test_deepcopy(pair):
+    _, ours = pair
+    x = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        before = ours(x)
+        other = copy.deepcopy(ours)
+        next(other.parameters()).mul_(0)
+        assert not torch.equal(other(x), before)
+        assert torch.equal(ours(x), before)
+
+
+@pytest.mark.parametrize("name", ["conv2", "conv_stem", "conv_head", "conv3.conv1", "bn4", "bn2"])
+def test_hooks_on_layers_of_the_network_itself(pair, name):
+    """The stem's and the head's parameters lie on the network: hooks there run too, and blocks stay fused."""
+    _, ours = pair
+    if name not in dict(ours.named_modules()):
+        pytest.skip("a layer of the other network")
+    x, seen = torch.randn(1, 3, 40, 40), []
+    with torch.no_grad():
+        before = ours(x)
+        ours.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(ours(x), before, rtol=1e-4, atol=1e-4)
+        assert seen and len(ops_of(ours, x)) >= 16
+
+
+def test_arguments():
+    x = torch.randn(2, 1, 40, 40)
+    for name in cnnfast.list_models():
+        network = cnnfast.create_model(name, num_classes=7, in_chans=1, drop_rate=0.5, global_pool="catavgmax").eval()
+        with torch.no_grad():
+            y = network(x)
+            assert y.shape == (2, 7)
+            features = network.forward_features(x)
+            assert torch.equal(network.forward_head(features), y)
+            pooled = network.forward_head(features, pre_logits=True)
+            assert pooled.shape == (2, 2 * network.num_features)
+            assert torch.equal(network.get_classifier()(pooled), y)
+            network.reset_classifier(0)
+            assert torch.equal(network(x), pooled)
+            network.reset_classifier(0, "")
+            assert torch.equal(network(x), features)
+            network.double().reset_classifier(3, "avg")
+            assert network(x.double()).shape == (2, 3) and network.num_classes == 3
+        assert not network.get_classifier().training
+
+
+def test_drop_rates_as_timm():
+    """The same random numbers drop the same images and features."""
+    options = dict(drop_rate=0.3, drop_path_rate=0.4, num_classes=5)
+    theirs = import_timm().create_model("tf_efficientnet_lite0", **options).double().train()
+    ours = cnnfast.create_model("tf_efficientnet_lite0", **options).double().train()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    torch.manual_seed(3)
+    expected = theirs(x)
+    torch.manual_seed(3)
+    assert relative(ours(x), expected) <= 1e-9
+    assert relative(ours(x), expected) > 1e-3
+
+
+def test_initialisation_as_timm():
+    """Standard deviations of the weights, layer by layer."""
+    for ours, theirs in (("xception", "legacy_xception"), ("tf_efficientnet_lite0",) * 2):
+        ours, theirs = cnnfast.create_model(ours), import_timm().create_model(theirs)
+        expected = dict(theirs.named_parameters())
+        for name, parameter in ours.named_parameters():
+            if parameter.dim() > 1 and parameter.numel() > 1000:
+                assert 0.8 < parameter.std() / expected[name].std() < 1.25, name
+            elif "bn" in name:
+                assert torch.equal(parameter, expected[name]), name
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return [cnnfast.create_model(name).eval() for name in cnnfast.list_models()]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "x, error, says",
+    [
+        (torch.zeros(3, 40, 40), ValueError, r"\(N, 3, H, W\).*\(3, 40, 40\)"),
+        (torch.zeros(1, 1, 40, 40), ValueError, r"\(N, 3, H, W\).*\(1, 1, 40, 40\)"),
+        (torch.zeros(1, 3, 40, 40, dtype=torch.float64), TypeError, "float32.*float64"),
+        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), TypeError, "float32.*uint8"),
+        ([[1.0]], TypeError, "Tensor.*list"),
+        (torch.zeros(1, 3, 6, 0), ValueError, r"at least.*\(1, 3, 6, 0\)"),
+    ],
+)
+def test_mistakes_in_x(fresh, x, error, says, grad):
+    for network in fresh:
+        with torch.set_grad_enabled(grad), pytest.raises(error, match=f"x must.*{says}"):
+            network(x)
+
+
+def test_smallest_images(pair):
+    theirs, ours = (network.double() for network in pair)
+    x = torch.randn(1, 3, ours.min_size, ours.min_size, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(ours(x), theirs(x)) <= 1e-12
+
+
+def test_autocast(pair):
+    """bfloat16 where autocast says so, as exact as timm's."""
+    theirs, ours = pair
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        exact = in_float64(theirs)(x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            y = ours(x)
+            assert_as_exact_as(y, theirs(x), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours.train()(x).float().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in ours.parameters())

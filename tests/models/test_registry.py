@@ -1,0 +1,39 @@
+"""Names of networks. Fails if a name is lost or a mistake isn't explained."""
+
+import pytest
+import torch
+
+import cnnfast
+from cnnfast.models import register_model
+
+
+def test_list_models():
+    assert cnnfast.list_models() == ["tf_efficientnet_lite0", "xception"]
+    assert cnnfast.list_models("*lite*") == ["tf_efficientnet_lite0"]
+    assert cnnfast.list_models("nothing*") == []
+
+
+@pytest.mark.parametrize(
+    "name, class_name, parameters",
+    [("tf_efficientnet_lite0", "EfficientNet", 4_652_008), ("xception", "XceptionFused", 22_855_952)],
+)
+def test_create_model(name, class_name, parameters):
+    with torch.device("meta"):
+        network = cnnfast.create_model(name)
+    assert type(network).__name__ == class_name
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    "name, suggestion",
+    [("efficientnet_lite0", "tf_efficientnet_lite0"), ("legacy_xception", "xception"), (3, "xception")],
+)
+def test_unknown_name(name, suggestion):
+    with pytest.raises(ValueError, match=f"{suggestion}.*got {name!r}") as error:
+        cnnfast.create_model(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="xception"):
+        register_model("xception")(lambda: None)
