@@ -1,6 +1,6 @@
 """docs/predictions.md: what each GPU kernel should take on an H100, stated before the first measurement.
 
-    python -m cnnfast.bench.predictions [--check]
+    python -m cnnfast.bench.predictions      from the repository's root; keeps what was measured for unchanged rows
 
 The model, to be proven wrong: a launch takes LAUNCH, plus the longer of its bytes at the rate of a copy and its
 instructions at ISSUE of what the schedulers could issue. Instructions are those of the code that Triton makes for
@@ -138,13 +138,21 @@ the same op. 'Measured' becomes date, commit, device, time and error, and is sta
     return "\n".join(lines) + "\n"
 
 
+def keep_measured(made: str, written: str) -> str:
+    """`made` with the last cell of those rows of `written` that predict the same."""
+    cells = dict(line[:-2].rsplit("| ", 1) for line in written.splitlines() if line.startswith("| "))
+    lines = []
+    for line in made.splitlines():
+        prediction, _, _ = line.rpartition("| not yet |")
+        lines.append(f"{prediction}| {cells[prediction]} |" if cells.get(prediction) else line)
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="writes docs/predictions.md, from the repository's root")
-    parser.add_argument("--check", action="store_true", help="compare instead; exit code 1 if it is out of date")
-    if parser.parse_args().check:
-        return int(FILE.read_text(encoding="utf-8") != text())
+    argparse.ArgumentParser(description="writes docs/predictions.md, from the repository's root").parse_args()
+    written = FILE.read_text(encoding="utf-8") if FILE.exists() else ""
     FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(text(), encoding="utf-8")
+    FILE.write_text(keep_measured(text(), written), encoding="utf-8")
     return 0
 
 
