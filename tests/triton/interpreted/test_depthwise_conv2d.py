@@ -36,7 +36,7 @@ FACTORS = {
     "size": ((5, 7), (6, 5)),
 }
 FAST = all_pairs({**FACTORS, "k": ((3, 3), (2, 3)), "c": (17, 3)})
-ALL = all_pairs(FACTORS | {"k": (*FACTORS["k"], (7, 7)), "c": (16, 1, 3, 17, 40, 31), "size": ((5, 7), (13, 17))})
+ALL = all_pairs(FACTORS | {"k": (*FACTORS["k"], (7, 7)), "c": (16, 1, 3, 17, 40, 31), "size": ((13, 9), (14, 17))})
 SMALL = {  # what is left of the policy's shapes
     "1x1 image": dict(size=(1, 1), k=(3, 3), padding=1),
     "W=1": dict(size=(5, 1), k=(3, 3), padding=1),
