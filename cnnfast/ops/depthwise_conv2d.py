@@ -88,8 +88,8 @@ def depthwise_conv2d(
 def pack_depthwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The weights laid out for the kernel, as one opaque uint8 tensor for depthwise_conv2d_packed.
 
-    weight (channels, 1, kh, kw) and bias (channels) as depthwise_conv2d takes them, on CPU or CUDA. Inference only: under
-    grad mode, weights that require grad are refused (ValueError).
+    weight (channels, 1, kh, kw) and bias (channels) as depthwise_conv2d takes them, on CPU or CUDA. Inference only:
+    under grad mode, weights that require grad are refused (ValueError).
     """
     check_weight("weight", weight)
     check_depthwise_weight("weight", weight, weight, 1)

@@ -41,10 +41,10 @@ SMALL = {  # what is left of the policy's shapes
     "1x1 image": dict(size=(1, 1), k=(3, 3), padding=1),
     "W=1": dict(size=(5, 1), k=(3, 3), padding=1),
     "C=1": dict(c=1, size=(5, 4)),
-    "primes": dict(c=13, size=(11, 7), n=1),
+    "primes": dict(c=13, size=(7, 5), n=2),
     "batch 0": dict(n=0, size=(4, 4)),
     "stride > size": dict(size=(2, 3), stride=4, padding=1),
-    "several tiles": dict(n=2, c=35, size=(11, 20), k=(1, 2), activation=None),
+    "several tiles": dict(c=36, size=(13, 5), k=(1, 2), activation=None),
 }
 
 
@@ -212,7 +212,7 @@ def test_output_mask(output_mask):
 FAULTS = {
     "no mask at the right edge": ("& (left + j * DILATION_W < W)\n", "\n"),
     "no mask at the bottom": ("m_w & (top + r >= 0) & (top + r < H)", "m_w & (top + r >= 0)"),
-    "the last column not stored": ("m_y = ((o_h < OH) & (o_w < OW))", "m_y = ((o_h < OH) & (o_w < OW - 1))"),
+    "the last column not stored": ("(o_h + o < OH) & (o_w < OW)", "(o_h + o < OH) & (o_w < OW - 1)"),
     "bias twice": ("accs[o] + b_bias", "accs[o] + b_bias + b_bias"),
     "last channels left out": ("m_k = o_k < K", "m_k = o_k < K - 1"),
     "a filter row too few": ("if hits(r - o * STRIDE_H, KH,", "if hits(r - o * STRIDE_H, KH - 1,"),
@@ -220,10 +220,10 @@ FAULTS = {
     "gradients of odd columns too": ("& (t_w % STRIDE_W == 0)", ""),
     "a tile left out of the sum": ("tl.minimum(first_tile + tiles, tiles_total)", "first_tile + tiles - 1"),
     "a chunk left out of the sum": ("(s + o_s < chunks)", "(s + o_s < chunks - 1)"),
-    "grad not masked": ("m_g = ((i_h + o < OH) & (o_w < OW))", "m_g = ((i_h + o < OH + 1) & (o_w < OW))"),
+    "the last row of grad left out": ("m_g = ((i_h + o < OH) & (o_w < OW))", "m_g = ((i_h + o < OH - 1) & (o_w < OW))"),
     "the activation's gate forgotten": (
-        "gate(b_y, tl.load(grad + o_y, m_y, 0.0).to(b_y.dtype), ACTIVATION)",
-        "tl.load(grad + o_y, m_y, 0.0).to(b_y.dtype)",
+        "gate(b_y, tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype), ACTIVATION)",
+        "tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype)",
     ),
 }
 
