@@ -129,7 +129,8 @@ class FusedModule(nn.Module):
 class _Packing:
     """A fused function and what it was made from.
 
-    `is_fresh` runs before every call of every block, so its loops are C's: a few microseconds, half of what the op's call costs.
+    `is_fresh` runs before every call of every block, so its loops are C's: a few microseconds, half of what an op's call
+    costs.
     """
 
     def __init__(self, block: FusedModule):
