@@ -129,15 +129,16 @@ class FusedModule(nn.Module):
 class _Packing:
     """A fused function and what it was made from.
 
-    `is_fresh` runs before every call of every block, so its loops are C's: a few microseconds, half of what an op's call
-    costs.
+    `is_fresh` runs before every call of every block, so its loops are C's: a few microseconds, half of what the call of
+    an op costs.
     """
 
     def __init__(self, block: FusedModule):
         modules = block.folded_modules()
         self.function: Callable[..., Any] = block.fuse()
         # What was empty stays so, or matters not: an activation with a parameter is no longer one that is folded.
-        self.holders = [holder for module in modules for holder in (module._parameters, module._buffers) if holder]
+        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
+        self.holders: list[dict[str, Any]] = [holder for holder in holders if holder]
         self.held = self._held()
         self.tensors = [t for t in self.held if t is not None and t.is_floating_point()]
         # An inference tensor counts no versions.
@@ -152,10 +153,10 @@ class _Packing:
         self.watched = [module for module in modules if module is not block]
         self.hooks = [getattr(module, attribute) for module in self.watched for attribute in _HOOKS]
 
-    def _held(self) -> list[Tensor | None]:
+    def _held(self) -> list[Any]:
         return [*chain.from_iterable(map(dict.values, self.holders))]
 
-    def _children(self) -> list[nn.Module | None]:
+    def _children(self) -> list[Any]:
         return [*chain.from_iterable(map(dict.values, self.families))]
 
     def is_fresh(self) -> bool:
