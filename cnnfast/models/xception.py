@@ -68,6 +68,8 @@ class Block(FusedModule):
     def fuse(self) -> Any:
         *rep, pool = [*self.rep] if isinstance(self.rep[-1], nn.MaxPool2d) else [*self.rep, None]
         first = activation_name(rep.pop(0)) if len(rep) % 3 == 0 else None
+        if len(rep) % 3 != 2:
+            raise NotFusable("its layers aren't units of ReLU, separable convolution, BN")
         calls = []
         for i in range(0, len(rep), 3):  # each unit's ReLU works on the output of the unit before
             separable, bn = rep[i : i + 2]

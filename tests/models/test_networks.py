@@ -8,10 +8,11 @@ import copy
 
 import pytest
 import torch
-from networks import assert_as_exact_as, assert_same_gradients, in_float64, ops_of, relative
+from networks import assert_as_exact_as, assert_same_gradients, draw_batch_norms, in_float64, ops_of, relative
 
 import cnnfast
 from cnnfast._peers import import_timm
+from cnnfast.models.xception import Block
 
 CALLS = {
     "EfficientNet": {"separable_conv2d_packed": 1, "inverted_residual_packed": 15, "pointwise_conv2d_packed": 1},
@@ -124,6 +125,33 @@ def test_hooks_on_layers_of_the_network_itself(pair, name):
         ours.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
         torch.testing.assert_close(ours(x), before, rtol=1e-4, atol=1e-4)
         assert seen and len(ops_of(ours, x)) >= 16
+
+
+def other_activation(block):
+    block.rep[3] = torch.nn.GELU().eval()
+
+
+def other_normalisation(block):
+    block.rep[2] = torch.nn.Identity().eval()
+
+
+def another_layer(block):
+    block.rep.append(torch.nn.Conv2d(8, 8, 1).eval())
+
+
+@pytest.mark.parametrize("change", [other_activation, other_normalisation, another_layer])
+def test_a_changed_block_runs_as_it_is(change):
+    """A layer that was exchanged or added inside is not ignored: the block runs layer by layer."""
+    block, x = Block(8, 8, 2).eval(), torch.randn(1, 8, 6, 6)
+    draw_batch_norms(block, torch.randn(4, 8, 6, 6))
+    with torch.no_grad():
+        before = block(x)
+        change(block)
+        after = block(x)
+        called = ops_of(block, x)
+    assert relative(after, before) > 1e-3
+    assert relative(after.double(), in_float64(block)(x.double())) <= 1e-5
+    assert "separable_conv2d_packed" not in called
 
 
 def test_arguments():

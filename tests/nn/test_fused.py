@@ -110,6 +110,15 @@ def new_child(block):
     block.bn3 = nn.BatchNorm2d(6).eval()
 
 
+def removed_parameters(block):
+    block.bn1.weight = None
+    block.bn1.bias = None
+
+
+def added_bias(block):
+    block.conv_pwl.bias = nn.Parameter(torch.randn(6))
+
+
 def data_then_repack(block):
     before = run(block, torch.ones(1, 6, 5, 7))
     block.conv_dw.weight.data.mul_(2)
@@ -133,6 +142,8 @@ CHANGES = {
     "new_data": new_data,
     "new_parameter": new_parameter,
     "new_child": new_child,
+    "added_bias": added_bias,
+    "removed_parameters": removed_parameters,
     "data_then_repack": data_then_repack,
 }
 

@@ -220,7 +220,7 @@ FAULTS = {
     "gradients of odd columns too": ("& (t_w % STRIDE_W == 0)", ""),
     "a tile left out of the sum": ("tl.minimum(first_tile + tiles, tiles_total)", "first_tile + tiles - 1"),
     "a chunk left out of the sum": ("(s + o_s < chunks)", "(s + o_s < chunks - 1)"),
-    "grad not masked": ("m_g = ((i_h + o < OH) & (o_w < OW))", "m_g = ((i_h + o < OH + 1) & (o_w < OW))"),
+    "the last row of grad left out": ("m_g = ((i_h + o < OH) & (o_w < OW))", "m_g = ((i_h + o < OH - 1) & (o_w < OW))"),
     "the activation's gate forgotten": (
         "gate(b_y, tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype), ACTIVATION)",
         "tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype)",
