@@ -256,17 +256,17 @@ def depthwise_conv2d_bwd_weight_sum_kernel(
 
 
 def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h):
-    """Tile of the weight-gradient kernel: a thread holds about 100 running sums, whatever the filter's size."""
+    """Tile of the weight-gradient kernel: a thread holds about 100 registers of running sums, whatever the filter."""
     tap_rows = kernel[0] if kernel[0] * kernel[1] <= 49 else max(49 // kernel[1], 1)
     per_thread = 8 if channels_last else 4
-    while per_thread > 1 and per_thread * tap_rows * kernel[1] * max(x.element_size(), 4) > 400:
+    registers = 2 if x.dtype == torch.float64 else 1
+    while per_thread > 1 and per_thread * tap_rows * kernel[1] * registers > 100:
         per_thread //= 2
     block_c = fitting_power(channels, 16, 64 if channels_last else 16)
     block_w = fitting_power(width, 8, min(max(128 * per_thread // block_c, 1), 32))
     warps = min(max(block_w * block_c // (32 * per_thread), 1), 4)
-    return dict(
-        TAP_ROWS=tap_rows, BLOCK_H=min(max(4 // stride_h, 1), height), BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps
-    )
+    block_h = min(max(4 // (stride_h * registers), 1), height)
+    return dict(TAP_ROWS=tap_rows, BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
 
 
 def geometry(kernel, stride, dilation, multiplier):

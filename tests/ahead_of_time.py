@@ -37,7 +37,7 @@ class Compiled:
     registers: int
     spilled: int  # bytes of stack or local memory a thread; 0 wanted
     shared: int  # bytes a program
-    widest_load: int  # bytes
+    narrowest_load: int  # bytes a thread, from global memory
     instructions: int
     assembly: str
 
@@ -90,12 +90,12 @@ def nvidia_resources(built):
         run = lambda tool, *args: subprocess.run([tools / tool, *args, cubin.name], capture_output=True, text=True)  # noqa: E731
         usage = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", run("cuobjdump", "-res-usage").stdout))
         assembly = run("nvdisasm", "-c").stdout
-    loads = re.findall(r"ld\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", built.asm["ptx"])
+    loads = re.findall(r"\bld\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", built.asm["ptx"])
     return Compiled(
         registers=int(usage["REG"]),
         spilled=int(usage["STACK"]) + int(usage["LOCAL"]),
         shared=built.metadata.shared,
-        widest_load=max((int(count or 1) * int(bits) // 8 for count, bits in loads), default=0),
+        narrowest_load=min(int(count or 1) * int(bits) // 8 for count, bits in loads),
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, re.M)),
         assembly=assembly,
     )
@@ -106,12 +106,12 @@ def amd_resources(built):
     assembly = built.asm["amdgcn"]
     note = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))  # noqa: E731
     widths = dict(dwordx4=16, dwordx3=12, dwordx2=8, dword=4, ushort=2, ubyte=1)
-    loads = re.findall(r"(?:global|buffer)_load_(\w+)", assembly)
+    loads = re.findall(r"(?:global|buffer)_load_([a-z0-9]+)", assembly)
     return Compiled(
         registers=note("vgpr_count"),
         spilled=4 * note("vgpr_spill_count") + note("private_segment_fixed_size"),
         shared=built.metadata.shared,
-        widest_load=max((widths.get(load, 0) for load in loads), default=0),
+        narrowest_load=min(widths[load] for load in loads),
         instructions=len(re.findall(r"^\t[vs]_|^\t(?:global|buffer|ds)_", assembly, re.M)),
         assembly=assembly,
     )
