@@ -8,10 +8,12 @@ from cnnfast.models import XceptionFused, create_model, list_models
 from cnnfast.nn import repack
 from cnnfast.ops import (
     can_run,
+    conv2d_packed,
     depthwise_conv2d,
     depthwise_conv2d_packed,
     inverted_residual,
     inverted_residual_packed,
+    pack_conv2d,
     pack_depthwise_conv2d,
     pack_inverted_residual,
     pack_pointwise_conv2d,
@@ -20,6 +22,7 @@ from cnnfast.ops import (
     pointwise_conv2d_packed,
     separable_conv2d,
     separable_conv2d_packed,
+    separable_conv2d_sequence,
 )
 from cnnfast.preprocess import preprocessing_for
 from cnnfast.pretrained import find_weights, imagenet_labels
@@ -28,6 +31,7 @@ __all__ = [
     "XceptionFused",
     "__version__",
     "can_run",
+    "conv2d_packed",
     "create_model",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",
@@ -40,6 +44,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "pack_conv2d",
     "pack_depthwise_conv2d",
     "pack_inverted_residual",
     "pack_pointwise_conv2d",
@@ -51,4 +56,5 @@ __all__ = [
     "repack",
     "separable_conv2d",
     "separable_conv2d_packed",
+    "separable_conv2d_sequence",
 ]

@@ -12,7 +12,7 @@ from cnnfast import _library
 from cnnfast._version import __version__
 from cnnfast.ops import backends
 
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")
 
 
 def build_facts() -> dict:

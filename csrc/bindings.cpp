@@ -10,8 +10,7 @@ namespace py = pybind11;
 namespace {
 
 int64_t packed_bytes(int op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize) {
-  if (op < static_cast<int>(cnnfast::PackedOp::depthwise_conv2d) ||
-      op > static_cast<int>(cnnfast::PackedOp::inverted_residual)) {
+  if (op < static_cast<int>(cnnfast::PackedOp::depthwise_conv2d) || op > static_cast<int>(cnnfast::PackedOp::conv2d)) {
     throw py::value_error("op is " + std::to_string(op) + "; expected a code of csrc/packing.h's PackedOp");
   }
   return cnnfast::packed_bytes(static_cast<cnnfast::PackedOp>(op), in, mid, out, taps, itemsize);

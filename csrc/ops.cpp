@@ -29,6 +29,12 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       "depthwise_conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int pre_activation, int activation, int backend=0) -> Tensor");
 
+  // y = activation(conv(x, weight) + bias);  weight (K, C, kh, kw), bias (K); torch's own is the differentiable form
+  m.def("pack_conv2d(Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding,"
+      " int[] dilation, int activation, int backend=0) -> Tensor");
+
   // y = activation(conv1x1(x, weight, stride) + bias + residual);  weight (K, C, 1, 1), bias (K), residual like y
   m.def(
       "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int activation,"
@@ -58,7 +64,12 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "separable_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size,"
       " int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation, int activation,"
-      " int[] max_pool, int backend=0) -> Tensor");
+      " int backend=0) -> Tensor");
+  // One after another, each of stride 1: pre_activation before the first, activations[i] after the i-th; then max_pool.
+  m.def(
+      "separable_conv2d_sequence(Tensor x, Tensor[] packed, int[] out_channels, int[] kernel_size, int[] padding,"
+      " int[] dilation, int pre_activation, int mid_activation, int[] activations, int[] max_pool, int backend=0)"
+      " -> Tensor");
 
   // e = activation(conv1x1(x, expand_weight) + expand_bias);  d = activation(depthwise(e, dw_weight) + dw_bias)
   // y = conv1x1(d, project_weight) + project_bias + residual

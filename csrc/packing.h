@@ -5,7 +5,8 @@
 //   depthwise section   bias[Cp], weight[taps][Cp]                Cp = channels rounded up to kPanel, zero-filled
 //   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
 // Ops: depthwise = depthwise; pointwise = pointwise; separable = depthwise, pointwise;
-// inverted_residual = expand (pointwise), depthwise, project (pointwise).
+// inverted_residual = expand (pointwise), depthwise, project (pointwise); conv2d = pointwise with taps * C for C, the
+// channels of a tap side by side.
 // The layout is the same for every ISA, so that a packing (and an exported program that holds one) is portable.
 #pragma once
 #include <cstdint>
@@ -16,7 +17,7 @@ constexpr int64_t kPanel = 16;  // output channels side by side: one AVX-512 vec
 constexpr uint32_t kPackedMagic = 0x46'4e'4e'43;  // "CNNF", little endian
 constexpr uint16_t kPackedVersion = 1;
 
-enum class PackedOp : uint16_t { depthwise_conv2d = 1, pointwise_conv2d, separable_conv2d, inverted_residual };
+enum class PackedOp : uint16_t { depthwise_conv2d = 1, pointwise_conv2d, separable_conv2d, inverted_residual, conv2d };
 
 struct PackedHeader {
   uint32_t magic;
@@ -50,6 +51,7 @@ static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int6
     case PackedOp::inverted_residual:
       scalars = pointwise_section(in, mid) + depthwise_section(mid, taps) + pointwise_section(mid, out);
       break;
+    case PackedOp::conv2d: scalars = pointwise_section(in * taps, out); break;
   }
   return static_cast<int64_t>(sizeof(PackedHeader)) + scalars * itemsize;
 }

@@ -1,17 +1,21 @@
 """The public ops: plain (differentiable) and packed (inference) forms; docs/backends: cnnfast.ops.backends."""
 
 from cnnfast.ops.backends import can_run
+from cnnfast.ops.conv2d import conv2d_packed, pack_conv2d
 from cnnfast.ops.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_packed, pack_depthwise_conv2d
 from cnnfast.ops.inverted_residual import inverted_residual, inverted_residual_packed, pack_inverted_residual
 from cnnfast.ops.pointwise_conv2d import pack_pointwise_conv2d, pointwise_conv2d, pointwise_conv2d_packed
 from cnnfast.ops.separable_conv2d import pack_separable_conv2d, separable_conv2d, separable_conv2d_packed
+from cnnfast.ops.separable_conv2d_sequence import separable_conv2d_sequence
 
 __all__ = [
     "can_run",
+    "conv2d_packed",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",
     "inverted_residual",
     "inverted_residual_packed",
+    "pack_conv2d",
     "pack_depthwise_conv2d",
     "pack_inverted_residual",
     "pack_pointwise_conv2d",
@@ -20,4 +24,5 @@ __all__ = [
     "pointwise_conv2d_packed",
     "separable_conv2d",
     "separable_conv2d_packed",
+    "separable_conv2d_sequence",
 ]

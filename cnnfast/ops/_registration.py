@@ -14,7 +14,7 @@ from cnnfast.ops import backends
 
 assert _library  # the schemas are loaded
 library = torch.library.Library("cnnfast", "IMPL")
-PACKED_OPS = {"depthwise_conv2d": 1, "pointwise_conv2d": 2, "separable_conv2d": 3, "inverted_residual": 4}
+PACKED_OPS = {"depthwise_conv2d": 1, "pointwise_conv2d": 2, "separable_conv2d": 3, "inverted_residual": 4, "conv2d": 5}
 
 
 def fake(op: str) -> Callable:

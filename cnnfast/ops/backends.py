@@ -19,7 +19,7 @@ from cnnfast import _library
 
 CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
 NAMES = tuple(CODES)
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 # By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
@@ -91,9 +91,11 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     reasons = []
     if device_type != DEVICE[backend]:
         reasons.append(f"{backend} takes tensors on {DEVICE[backend]}, not {device_type}")
+    plain_op = op.removesuffix("_packed")
+    if op == "conv2d":
+        reasons.append("conv2d has a packed form only, torch.nn.functional.conv2d is the plain one")
     if backend == "cpu":
         return reasons
-    plain_op = op.removesuffix("_packed")
     if packed and plain_op != "depthwise_conv2d":
         reasons.append(f"{plain_op} has no packed form on the GPU yet")
     elif backend == "cuda":

@@ -29,6 +29,7 @@ const KernelTable& kernels(Storage storage);
 Storage storage_of(const Tensor& t, const char* name);
 // The index into KernelTable's pairs [float, double], and the dtype of the arithmetic.
 inline int compute_index(Storage s) { return s == Storage::f64 ? 1 : 0; }
+inline int64_t storage_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
 inline int64_t compute_size(Storage s) { return s == Storage::f64 ? 8 : 4; }
 inline ScalarType compute_dtype(Storage s) { return s == Storage::f64 ? ScalarType::Double : ScalarType::Float; }
 
@@ -42,6 +43,8 @@ struct Conv {
 };
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation);
+Conv conv_of_sizes(int64_t n, int64_t c, int64_t h, int64_t w, int64_t kernel_h, int64_t kernel_w, const Ints& stride,
+                   const Ints& padding, const Ints& dilation);
 Window pointwise_window(const Ints& stride);
 
 // Memory formats. The kernels want channels_last; results come back in x's own format.

@@ -100,6 +100,21 @@ Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias) {
   });
 }
 
+Tensor pack_conv2d(const Tensor& weight, const Maybe& bias) {
+  STD_TORCH_CHECK(weight.dim() == 4, "weight must have shape (K, C, kh, kw)");
+  check_bias(bias, weight.size(0), "bias");
+  const int64_t out = weight.size(0), in = weight.size(1), kernel_h = weight.size(2), kernel_w = weight.size(3);
+  // (K, kh, kw, C) in memory, seen as a pointwise weight.
+  const Tensor by_taps = torch::stable::contiguous(
+      torch::stable::transpose(torch::stable::transpose(weight, 1, 3), 1, 2), MemoryFormat::Contiguous);
+  const Tensor flat = torch::stable::view(by_taps, {out, kernel_h * kernel_w * in, 1, 1});
+  return with_compute_type(weight, [&](auto s) {
+    Writer<decltype(s)> writer(PackedOp::conv2d, in, in, out, kernel_h, kernel_w, weight);
+    writer.pointwise(flat, bias);
+    return writer.done();
+  });
+}
+
 Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias) {
   check_pointwise(weight, bias);
   return with_compute_type(weight, [&](auto s) {
@@ -142,8 +157,8 @@ Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_b
   });
 }
 
-PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, int64_t mid, int64_t out,
-                           int64_t kernel_h, int64_t kernel_w) {
+PackedReader::PackedReader(const Tensor& packed, PackedOp op, Storage x, int64_t mid, int64_t out, int64_t kernel_h,
+                           int64_t kernel_w) {
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous(),
                   "packed must be a contiguous one-dimensional uint8 tensor made by a pack_ function");
   STD_TORCH_CHECK(packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)), "packed has no header");
@@ -157,7 +172,7 @@ PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, i
   STD_TORCH_CHECK(header_->out_channels == out, "packed has ", header_->out_channels, " output channels, wanted ", out);
   STD_TORCH_CHECK(header_->kernel_h == kernel_h && header_->kernel_w == kernel_w, "packed has a ", header_->kernel_h,
                   " x ", header_->kernel_w, " kernel, wanted ", kernel_h, " x ", kernel_w);
-  itemsize_ = compute_size(storage_of(x, "x"));
+  itemsize_ = compute_size(x);
   STD_TORCH_CHECK(header_->itemsize == itemsize_, "packed holds ", header_->itemsize * 8, "-bit weights, x wants ",
                   itemsize_ * 8, "-bit ones");
   STD_TORCH_CHECK(packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,

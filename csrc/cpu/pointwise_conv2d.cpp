@@ -16,9 +16,7 @@ namespace {
 // Rows of pixels [first, first + count) of the output's, as compute-type rows in this thread's scratch.
 const char* gather(const KernelTable& table, Storage storage, const Conv& conv, const char* x, int64_t first,
                    int64_t count, int64_t row) {
-  const int64_t itemsize = compute_size(storage), stored = storage == Storage::f64   ? 8
-                                                           : storage == Storage::f32 ? 4
-                                                                                     : 2;
+  const int64_t itemsize = compute_size(storage), stored = storage_size(storage);
   char* to = scratch(Slot::gathered, count * row * itemsize);
   for (int64_t p = 0; p < count; ++p) {
     const int64_t pixel = first + p, ow = pixel % conv.out_w, oh = pixel / conv.out_w % conv.out_h;
@@ -37,7 +35,7 @@ Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const Storage storage = storage_of(x, "x");
   const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  PackedReader reader(packed, PackedOp::pointwise_conv2d, x, conv.c, out_channels, 1, 1);
+  PackedReader reader(packed, PackedOp::pointwise_conv2d, storage, conv.c, out_channels, 1, 1);
   const PointwiseWeights weights = reader.pointwise(conv.c, out_channels);
 
   const Tensor xs = channels_last(x);
@@ -140,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
   if (output_mask & 1) {
     // dx = grad W: a pointwise conv with the transposed weight; at stride 2 the pixels between get zeros.
     const Tensor packed = pack_pointwise_conv2d(torch::stable::transpose(ws, 0, 1), std::nullopt);
-    PackedReader reader(packed, PackedOp::pointwise_conv2d, xs, out_channels, conv.c, 1, 1);
+    PackedReader reader(packed, PackedOp::pointwise_conv2d, storage, out_channels, conv.c, 1, 1);
     GemmTile tile = packed_gemm(reader.pointwise(out_channels, conv.c), storage, 0);
     Tensor out = empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, dtype);
     tile.a_row = out_channels;

@@ -1,10 +1,11 @@
 // Depthwise convolution, forward and both gradients, channels_last.
 //
 // Layout   x, y: pixels of contiguous channels; weight: taps of contiguous channels (packing.h).
-// Tile     forward: kPanel channels x a strip of 7 (or 4) outputs along the row in registers; each column of x is
-//          loaded once a kernel row, passes the pre-activation once, and serves up to kernel_w outputs. 3x3 and 5x5 at
-//          stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything else runs one output at a time.
-// Bytes    x is read kernel_h times from L1/L2 and once from memory, y written once.
+// Tile     forward: kPanel channels x a strip of 7 (or 4) outputs along the row, at stride 1 of two rows, in registers;
+//          each x is loaded once an input row, passes the pre-activation once, and serves up to kernel_w outputs of each
+//          row. 3x3 and 5x5 at stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything else runs one output at a
+//          time.
+// Bytes    x is read kernel_h times (at stride 1: (kernel_h + 1) / 2) from L1/L2 and once from memory, y written once.
 // Sums     bias first, then the taps row by row: the same bits whatever the strip.
 // Padding  taps outside the image are skipped, not multiplied by zero: an infinite weight stays out of the border.
 #pragma once
@@ -50,73 +51,118 @@ CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_
   return acc;
 }
 
-// A strip of `Strip` outputs of row oh from column ow on; those past out_width are computed from nothing and not stored.
-template <class S, class T, class Y, int K, int Stride, int Strip, bool Pre>
-CNNFAST_INLINE void depthwise_strip(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, Vec<S> bias) {
+// What happens to each x on its way in.
+enum class Pre { identity, relu, clamp };
+
+template <Pre P, class S>
+CNNFAST_INLINE Vec<S> pre_activate(Vec<S> x, const Clamp<S>& clamp) {
+  if constexpr (P == Pre::identity) return x;
+  if constexpr (P == Pre::relu) return clamp_low(x, clamp.lo);  // one instruction: x are most of what is to be done
+  return clamp(x);
+}
+
+// Rows x Strip outputs, from row oh and column ow on. Edge: columns may lie outside the image, outputs past out_width.
+template <class S, class T, class Y, int K, int Stride, int Rows, int Strip, Pre P, bool Edge>
+CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel) {
+  static_assert(Rows == 1 || (Rows == 2 && Stride == 1));
   constexpr int kColumns = (Strip - 1) * Stride + K;
   const int64_t count = t.channels - channel;
   const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
   const Clamp<S> pre(t.pre_activation);
+  const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
   // The loops over registers must unroll, or the accumulators live on the stack.
-  Vec<S> acc[Strip];
+  Vec<S> acc[Rows][Strip];
 #pragma GCC unroll 8
-  for (int o = 0; o < Strip; ++o) acc[o] = bias;
-  const int64_t i0 = larger(0, -ih0), i1 = smaller(K, t.height - ih0);
-  // The rows that the next output row needs and this one doesn't: pixels are far apart, no hardware prefetcher sees them.
-  for (int64_t ih = larger(0, ih0 + K); ih < smaller(t.height, ih0 + K + Stride); ++ih) {
-    const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + channel;
-    for (int64_t c = larger(0, iw0 + K - Stride); c < smaller(t.width, iw0 + K - Stride + Strip * Stride); ++c)
-      __builtin_prefetch(row + c * t.x_pixel, 0, 2);
-  }
-  const bool inside = iw0 >= 0 && iw0 + kColumns <= t.width;
-  for (int64_t i = i0; i < i1; ++i) {
-    const T* row = static_cast<const T*>(t.x) + (ih0 + i - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
-    const S* weight = static_cast<const S*>(t.weight) + i * K * t.weight_tap + channel;
-    Vec<S> w[K];
+  for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < K; ++j) w[j] = load<S>(weight + j * t.weight_tap, count);
-    const auto columns = [&]<bool Edge>() {
+    for (int o = 0; o < Strip; ++o) acc[r][o] = bias;
+
+  // Row i of those that the block reads, for output rows First to Last.
+  const auto add_row = [&]<int First, int Last>(int i) {
+    const int64_t ih = ih0 + i;
+    if (ih < 0 || ih >= t.height) return;
+    const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
+    Vec<S> w[Rows][K];
+#pragma GCC unroll 8
+    for (int r = First; r <= Last; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j)
+        w[r][j] = load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * t.weight_tap + channel, count);
 #pragma GCC unroll 24
-      for (int c = 0; c < kColumns; ++c) {
-        if (Edge && (iw0 + c < 0 || iw0 + c >= t.width)) continue;
-        Vec<S> x = load<S>(row + c * t.x_pixel, count);
-        if (Pre) x = pre(x);
+    for (int c = 0; c < kColumns; ++c) {
+      if (Edge && (iw0 + c < 0 || iw0 + c >= t.width)) continue;
+      const Vec<S> x = pre_activate<P>(load<S>(row + c * t.x_pixel, count), pre);
+#pragma GCC unroll 8
+      for (int r = First; r <= Last; ++r)
 #pragma GCC unroll 8
         for (int o = 0; o < Strip; ++o) {
           const int j = c - o * Stride;
-          if (j >= 0 && j < K) acc[o] = fma(x, w[j], acc[o]);
+          if (j >= 0 && j < K) acc[r][o] = fma(x, w[r][j], acc[r][o]);
         }
-      }
-    };
-    if (inside)
-      columns.template operator()<false>();
-    else
-      columns.template operator()<true>();
+    }
+  };
+  if constexpr (Rows == 1) {
+    for (int i = 0; i < K; ++i) add_row.template operator()<0, 0>(i);
+  } else {
+    add_row.template operator()<0, 0>(0);
+    for (int i = 1; i < K; ++i) add_row.template operator()<0, 1>(i);
+    add_row.template operator()<1, 1>(K);
   }
-  const Clamp<S> activate(t.activation);
-  Y* y = static_cast<Y*>(t.y) + (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+
+  if (t.activation.code != 0) {
+    const Clamp<S> activate(t.activation);
 #pragma GCC unroll 8
-  for (int o = 0; o < Strip; ++o)
-    if (ow + o < t.out_width) store(y + o * t.y_pixel, activate(acc[o]), count);
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int o = 0; o < Strip; ++o) acc[r][o] = activate(acc[r][o]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    Y* y = static_cast<Y*>(t.y) + (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+#pragma GCC unroll 8
+    for (int o = 0; o < Strip; ++o)
+      if (!Edge || ow + o < t.out_width) store(y + o * t.y_pixel, acc[r][o], count);
+  }
 }
 
-// A row at a time through all channels: the kernel_h rows of x that it reads stay in L2 for the next row.
-template <class S, class T, class Y, int K, int Stride, bool Pre>
-void depthwise_strips(const DepthwiseTile& t) {
-  for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
-    for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
-      const int64_t count = t.channels - channel;
-      const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
-      for (int64_t ow = 0; ow < t.out_width;) {
-        if (t.out_width - ow > 4) {
-          depthwise_strip<S, T, Y, K, Stride, 7, Pre>(t, oh, ow, channel, bias);
-          ow += 7;
-        } else {
-          depthwise_strip<S, T, Y, K, Stride, 4, Pre>(t, oh, ow, channel, bias);
-          ow += 4;
-        }
-      }
+// All channels of Rows x Strip outputs: each pixel is read from its first channel to its last, as prefetchers like it.
+template <class S, class T, class Y, int K, int Stride, int Rows, int Strip, Pre P>
+void depthwise_channels(const DepthwiseTile& t, int64_t oh, int64_t ow) {
+  const int64_t iw0 = ow * Stride - t.window.pad_left;
+  const bool edge = iw0 < 0 || iw0 + (Strip - 1) * Stride + K > t.width || ow + Strip > t.out_width;
+  for (int64_t channel = 0; channel < t.channels; channel += kPanel)
+    if (edge)
+      depthwise_block<S, T, Y, K, Stride, Rows, Strip, P, true>(t, oh, ow, channel);
+    else
+      depthwise_block<S, T, Y, K, Stride, Rows, Strip, P, false>(t, oh, ow, channel);
+}
+
+template <class S, class T, class Y, int K, int Stride, int Rows, Pre P>
+void depthwise_rows(const DepthwiseTile& t, int64_t oh) {
+  for (int64_t ow = 0; ow < t.out_width;) {
+    if (t.out_width - ow > 4) {
+      depthwise_channels<S, T, Y, K, Stride, Rows, 7, P>(t, oh, ow);
+      ow += 7;
+    } else {
+      depthwise_channels<S, T, Y, K, Stride, Rows, 4, P>(t, oh, ow);
+      ow += 4;
     }
+  }
+}
+
+template <class S, class T, class Y, int K, int Stride, Pre P>
+void depthwise_strips(const DepthwiseTile& t) {
+  int64_t oh = t.row_begin;
+  if constexpr (Stride == 1)
+    for (; oh + 1 < t.row_end; oh += 2) depthwise_rows<S, T, Y, K, 1, 2, P>(t, oh);
+  for (; oh < t.row_end; ++oh) depthwise_rows<S, T, Y, K, Stride, 1, P>(t, oh);
+}
+
+template <class S, class T, class Y, int K, int Stride>
+void depthwise_strips(const DepthwiseTile& t) {
+  if (t.pre_activation.code == 0) return depthwise_strips<S, T, Y, K, Stride, Pre::identity>(t);
+  if (t.pre_activation.code == 1) return depthwise_strips<S, T, Y, K, Stride, Pre::relu>(t);
+  depthwise_strips<S, T, Y, K, Stride, Pre::clamp>(t);
 }
 
 template <class S, class T, class Y>
@@ -138,18 +184,11 @@ void depthwise(const DepthwiseTile& t) {
   using S = typename Compute<T>::type;
   const Window& w = t.window;
   const bool square = w.kernel_h == w.kernel_w && w.stride_h == w.stride_w && w.dilation_h == 1 && w.dilation_w == 1;
-  const bool pre = t.pre_activation.code != 0;
   if constexpr (kUnrolled) {
     if (square && t.multiplier == 1 && w.stride_h <= 2) {
       const bool two = w.stride_h == 2;
-      if (w.kernel_h == 3) {
-        if (pre) return two ? depthwise_strips<S, T, Y, 3, 2, true>(t) : depthwise_strips<S, T, Y, 3, 1, true>(t);
-        return two ? depthwise_strips<S, T, Y, 3, 2, false>(t) : depthwise_strips<S, T, Y, 3, 1, false>(t);
-      }
-      if (w.kernel_h == 5) {
-        if (pre) return two ? depthwise_strips<S, T, Y, 5, 2, true>(t) : depthwise_strips<S, T, Y, 5, 1, true>(t);
-        return two ? depthwise_strips<S, T, Y, 5, 2, false>(t) : depthwise_strips<S, T, Y, 5, 1, false>(t);
-      }
+      if (w.kernel_h == 3) return two ? depthwise_strips<S, T, Y, 3, 2>(t) : depthwise_strips<S, T, Y, 3, 1>(t);
+      if (w.kernel_h == 5) return two ? depthwise_strips<S, T, Y, 5, 2>(t) : depthwise_strips<S, T, Y, 5, 1>(t);
     }
   }
   depthwise_any<S, T, Y>(t);
