@@ -22,7 +22,6 @@ from cnnfast.ops import (
     pointwise_conv2d_packed,
     separable_conv2d,
     separable_conv2d_packed,
-    separable_conv2d_sequence,
 )
 from cnnfast.preprocess import preprocessing_for
 from cnnfast.pretrained import find_weights, imagenet_labels
@@ -56,5 +55,4 @@ __all__ = [
     "repack",
     "separable_conv2d",
     "separable_conv2d_packed",
-    "separable_conv2d_sequence",
 ]

@@ -64,12 +64,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "separable_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size,"
       " int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation, int activation,"
-      " int backend=0) -> Tensor");
-  // One after another, each of stride 1: pre_activation before the first, activations[i] after the i-th; then max_pool.
-  m.def(
-      "separable_conv2d_sequence(Tensor x, Tensor[] packed, int[] out_channels, int[] kernel_size, int[] padding,"
-      " int[] dilation, int pre_activation, int mid_activation, int[] activations, int[] max_pool, int backend=0)"
-      " -> Tensor");
+      " int[] max_pool, int backend=0) -> Tensor");
 
   // e = activation(conv1x1(x, expand_weight) + expand_bias);  d = activation(depthwise(e, dw_weight) + dw_bias)
   // y = conv1x1(d, project_weight) + project_bias + residual

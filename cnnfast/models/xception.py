@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,13 +10,7 @@ from cnnfast.models.network import Network
 from cnnfast.models.registry import register_model
 from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
-from cnnfast.nn.fusion import (
-    activation_name,
-    fuse_conv2d,
-    fuse_pointwise_conv2d,
-    fuse_separable_conv2d,
-    fuse_separable_conv2d_sequence,
-)
+from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d, fuse_separable_conv2d
 
 
 class Separable(nn.Module):
@@ -35,9 +28,8 @@ class Separable(nn.Module):
 class Block(FusedModule):
     """`reps` units of (ReLU, separable convolution, BN), max pooling if strided, plus x or its strided projection.
 
-    (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). For inference BN is folded and each
-    ReLU works on registers. A strided block is one call for all units and the pooling and one for the projection, which
-    adds both up; another is one call a unit, the last of which adds the block's input.
+    (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). For inference one call a unit: BN
+    is folded, each ReLU works on registers, pooling on a tile, the block's input is added inside the last call.
     """
 
     def __init__(
@@ -78,39 +70,42 @@ class Block(FusedModule):
         first = activation_name(rep.pop(0)) if len(rep) % 3 == 0 else None
         if len(rep) % 3 != 2:
             raise NotFusable("its layers aren't units of ReLU, separable convolution, BN")
-        # Each unit's ReLU works on the output of the unit before.
-        units = [_layers_of(*rep[i : i + 2]) for i in range(0, len(rep), 3)]
-        activations = [*(activation_name(relu) for relu in rep[2::3]), None]
+        calls = []
+        for i in range(0, len(rep), 3):  # each unit's ReLU works on the output of the unit before
+            separable, bn = rep[i : i + 2]
+            after = activation_name(rep[i + 2]) if i + 2 < len(rep) else None
+            before, max_pool = first if i == 0 else None, pool if i + 3 > len(rep) else None
+            calls.append(_fuse_separable(separable, bn, self.backend, before, after, max_pool))
+        *units, last = calls
         skip = None
         if self.skip is not None:
             skip = fuse_pointwise_conv2d(self.skip, self.skipbn, backend=self.backend)
-        if pool is not None:
-            options = dict(pre_activation=first, activations=activations, backend=self.backend)
-            pooled = fuse_separable_conv2d_sequence(units, pool, **options)
-            return lambda x: pooled(x) + x if skip is None else skip(x, residual=pooled(x))
-        before = [first, *[None] * (len(units) - 1)]
-        *rest, last = (_fuse_unit(*args, self.backend) for args in zip(units, before, activations, strict=True))
 
         def call(x: Tensor) -> Tensor:
-            y = functools.reduce(lambda y, unit: unit(y), rest, x)
-            return last(y, residual=x if skip is None else skip(x))
+            y = x
+            for unit in units:
+                y = unit(y)
+            if pool is None:
+                return last(y, residual=x if skip is None else skip(x))
+            y = last(y)
+            return y + x if skip is None else skip(x, residual=y)
 
         return call
 
 
-Unit = tuple[nn.Module, nn.Module, nn.Module]  # depthwise, pointwise, BN
-
-
-def _layers_of(separable: nn.Module, bn: nn.Module) -> Unit:
+def _fuse_separable(
+    separable: nn.Module,
+    bn: nn.Module,
+    backend: str,
+    before: str | None,
+    after: str | None,
+    max_pool: nn.Module | None = None,
+) -> Any:
     if type(separable) is not Separable:
         raise NotFusable(f"{type(separable).__name__} isn't a separable convolution")
-    return separable.conv1, separable.pointwise, bn
-
-
-def _fuse_unit(unit: Unit, before: str | None, after: str | None, backend: str) -> Any:
-    dw, pw, bn = unit
     activations = dict(pre_activation=before, mid_activation=None, activation=after)
-    return fuse_separable_conv2d(dw, None, pw, bn, **activations, backend=backend)
+    layers = separable.conv1, None, separable.pointwise, bn, max_pool
+    return fuse_separable_conv2d(*layers, **activations, backend=backend)
 
 
 @register_model("xception")
@@ -192,8 +187,8 @@ class XceptionFused(Network):
     def fuse(self) -> Any:
         conv1 = fuse_conv2d(self.conv1, self.bn1, activation=activation_name(self.act1), channels_last=True)
         conv2 = fuse_conv2d(self.conv2, self.bn2, activation=activation_name(self.act2), channels_last=True)
-        conv3 = _fuse_unit(_layers_of(self.conv3, self.bn3), None, activation_name(self.act3), self.backend)
-        conv4 = _fuse_unit(_layers_of(self.conv4, self.bn4), None, activation_name(self.act4), self.backend)
+        conv3 = _fuse_separable(self.conv3, self.bn3, self.backend, None, activation_name(self.act3))
+        conv4 = _fuse_separable(self.conv4, self.bn4, self.backend, None, activation_name(self.act4))
         return lambda x: conv2(conv1(x)), lambda x: conv4(conv3(x))
 
     def folded_modules(self) -> list[nn.Module]:

@@ -25,9 +25,8 @@ Call = Callable[..., Tensor]
 Layer = Any  # an nn.Module whose attributes are read by name; `_weights` and `_pooling` refuse what doesn't fit
 
 _CONV_FORWARDS = (nn.Conv2d.forward, Conv2dSame.forward, PointwiseConv2d.forward, FusedModule.forward)
-_FEW_CHANNELS = (
-    4  # up to which copying windows costs less than padding a copy of x for ATen and clamping what it returns
-)
+# Up to which copying windows costs less than padding x for ATen and clamping what it returns.
+_FEW_CHANNELS = 4
 _ACTIVATIONS: dict[type[nn.Module], str | None] = {nn.Identity: None, nn.ReLU: "relu", nn.ReLU6: "relu6"}
 
 
@@ -52,52 +51,23 @@ def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) 
 
 
 def fuse_separable_conv2d(
-    dw: Layer, dw_bn: Layer | None, pw: Layer, pw_bn: Layer | None = None, **options: Any
+    dw: Layer,
+    dw_bn: Layer | None,
+    pw: Layer,
+    pw_bn: Layer | None,
+    max_pool: Layer | None = None,
+    **options: Any,
 ) -> Call:
-    """x, residual=None -> activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual)"""
-    weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
-    shape = dict(kernel_size=dw.kernel_size)
-    return _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    """x, residual=None -> max_pool(activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual))
 
-
-def fuse_separable_conv2d_sequence(
-    units: list[tuple[Layer, Layer, Layer]],
-    max_pool: Layer,
-    *,
-    pre_activation: str | None,
-    activations: list[str | None],
-    backend: str,
-) -> Call:
-    """x -> max_pool(activations[-1](bn(pw(dw(... activations[0](bn(pw(dw(pre_activation(x)))))))))) in one pass where the
-    packed form runs; units: (dw, pw, bn).
+    The pooling is part of the same pass where the packed form runs.
     """
-    dw = units[0][0]
-    if not _takes_packed("separable_conv2d", dw.weight.device, backend):
-        common = dict(mid_activation=None, backend=backend)
-        before = [pre_activation, *[None] * (len(units) - 1)]
-        calls = [
-            fuse_separable_conv2d(d, None, p, bn, pre_activation=pre, activation=activation, **common)
-            for (d, p, bn), pre, activation in zip(units, before, activations, strict=True)
-        ]
-        return lambda x: max_pool(functools.reduce(lambda y, call: call(y), calls, x))
-    geometry = _geometry(dw)
-    if geometry.pop("stride") != (1, 1) or any(_geometry(d) != _geometry(dw) for d, _, _ in units):
-        raise NotFusable("its separable convolutions differ in geometry, or are strided")
-    packed = []
-    for d, p, bn in units:
-        (dw_weight, dw_bias), (pw_weight, pw_bias) = _depthwise_weights(d, None), _pointwise_weights(p, bn)
-        packed.append(ops.pack_separable_conv2d(dw_weight, pw_weight, dw_bias, pw_bias))
-    return functools.partial(
-        ops.separable_conv2d_sequence,
-        packed=packed,
-        out_channels=[p.out_channels for _, p, _ in units],
-        kernel_size=dw.kernel_size,
-        **geometry,
-        pre_activation=pre_activation,
-        activations=activations,
-        max_pool=_pooling(max_pool),
-        backend=backend,
-    )
+    weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
+    shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
+    if max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
+        shape["max_pool"], max_pool = _pooling(max_pool), None
+    call = _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    return call if max_pool is None else lambda x: max_pool(call(x))
 
 
 def fuse_inverted_residual(
@@ -189,6 +159,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
     converted = dict(
         options,
         padding=arguments.edges(options.get("padding", 0)),
+        max_pool=options.get("max_pool", arguments.NO_POOL),
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},
     )

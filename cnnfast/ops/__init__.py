@@ -6,7 +6,6 @@ from cnnfast.ops.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_pack
 from cnnfast.ops.inverted_residual import inverted_residual, inverted_residual_packed, pack_inverted_residual
 from cnnfast.ops.pointwise_conv2d import pack_pointwise_conv2d, pointwise_conv2d, pointwise_conv2d_packed
 from cnnfast.ops.separable_conv2d import pack_separable_conv2d, separable_conv2d, separable_conv2d_packed
-from cnnfast.ops.separable_conv2d_sequence import separable_conv2d_sequence
 
 __all__ = [
     "can_run",
@@ -24,5 +23,4 @@ __all__ = [
     "pointwise_conv2d_packed",
     "separable_conv2d",
     "separable_conv2d_packed",
-    "separable_conv2d_sequence",
 ]

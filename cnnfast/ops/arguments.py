@@ -139,7 +139,7 @@ def check_residual(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> 
         raise ValueError(f"residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}")
 
 
-def check_max_pool(pool: Sequence[int] | None, size: Sequence[int]) -> Sequence[int]:
+def check_max_pool(pool: Sequence[int] | None, size: Sequence[int], residual: Tensor | None) -> Sequence[int]:
     """(kernel, stride, padding) of a max pooling of a result of `size`, or NO_POOL."""
     if pool is None:
         return NO_POOL
@@ -152,6 +152,8 @@ def check_max_pool(pool: Sequence[int] | None, size: Sequence[int]) -> Sequence[
         )
     if min(size) + 2 * padding < kernel:
         raise ValueError(f"max_pool's kernel must fit the padded result of {size[0]} x {size[1]}, got {pool!r}")
+    if residual is not None:
+        raise ValueError("max_pool can't be combined with a residual: pool first, then add")
     return pool
 
 

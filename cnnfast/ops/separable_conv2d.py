@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from cnnfast.ops.arguments import (
     check_bias,
     check_depthwise_weight,
     check_inference,
+    check_max_pool,
     check_packed,
     check_pointwise_weight,
     check_residual,
@@ -150,6 +153,7 @@ def separable_conv2d_packed(
     pre_activation: str | None = None,
     mid_activation: str | None = None,
     activation: str | None = None,
+    max_pool: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """separable_conv2d with weights packed by pack_separable_conv2d: the fast form, inference only.
@@ -157,6 +161,9 @@ def separable_conv2d_packed(
     `out_channels` and `kernel_size` are those of the packed weights (a packing made for others raises); the rest as
     for separable_conv2d. x is float64 exactly where the weights were. Under grad mode, an x or residual that requires
     grad is refused (ValueError).
+
+    `max_pool`, (kernel, stride, padding), has the result max-pooled as F.max_pool2d does, in the same pass: the
+    unpooled one is never in memory. Not together with a residual.
     """
     shape = check_x(x)
     check_packed(packed, x, "separable_conv2d")
@@ -169,6 +176,7 @@ def separable_conv2d_packed(
     )
     size = output_size(shape, kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
+    pool = check_max_pool(max_pool, size, residual)
     pre, mid, post = (
         activations.code("pre_activation", pre_activation),
         activations.code("mid_activation", mid_activation),
@@ -177,7 +185,7 @@ def separable_conv2d_packed(
     if torch.is_grad_enabled():
         check_inference("separable_conv2d_packed", "call separable_conv2d", x=x, residual=residual)
     code = backends.code("separable_conv2d_packed", backend, x.device.type)
-    return _packed_op(x, packed, residual, out_channels, kernel, strides, pads, dilations, pre, mid, post, code)
+    return _packed_op(x, packed, residual, out_channels, kernel, strides, pads, dilations, pre, mid, post, pool, code)
 
 
 @fake("separable_conv2d")
@@ -225,9 +233,13 @@ def _(
     pre_activation,
     mid_activation,
     activation,
+    max_pool,
     backend=0,
 ):
     size = output_size(x.shape, kernel_size, stride, padding, dilation)
+    if len(max_pool) == 3:
+        kernel, stride, padding = max_pool
+        size = output_size((*x.shape[:2], *size), (kernel,) * 2, (stride,) * 2, (padding,) * 4, (1, 1))
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 

@@ -62,31 +62,26 @@ bool is_same(const Ints& padding) { return padding.size() == 1 && padding[0] == 
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation) {
   STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
-  return conv_of_sizes(x.size(0), x.size(1), x.size(2), x.size(3), kernel_h, kernel_w, stride, padding, dilation);
-}
-
-Conv conv_of_sizes(int64_t n, int64_t c, int64_t h, int64_t w, int64_t kernel_h, int64_t kernel_w, const Ints& stride,
-                   const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(stride.size() == 2 && dilation.size() == 2, "stride and dilation must have 2 elements");
   STD_TORCH_CHECK(is_same(padding) || padding.size() == 4, "padding must have 4 elements, or be [-1] for 'same'");
   STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0,
                   "stride and dilation must be positive");
-  Conv conv{n, c, h, w, 0, 0, {}};
-  conv.window = {kernel_h, kernel_w, stride[0], stride[1], dilation[0], dilation[1], 0, 0};
+  Conv c{x.size(0), x.size(1), x.size(2), x.size(3), 0, 0, {}};
+  c.window = {kernel_h, kernel_w, stride[0], stride[1], dilation[0], dilation[1], 0, 0};
   if (is_same(padding)) {
-    std::tie(conv.window.pad_top, conv.out_h) = same_padding(conv.h, kernel_h, stride[0], dilation[0]);
-    std::tie(conv.window.pad_left, conv.out_w) = same_padding(conv.w, kernel_w, stride[1], dilation[1]);
-    return conv;
+    std::tie(c.window.pad_top, c.out_h) = same_padding(c.h, kernel_h, stride[0], dilation[0]);
+    std::tie(c.window.pad_left, c.out_w) = same_padding(c.w, kernel_w, stride[1], dilation[1]);
+    return c;
   }
   STD_TORCH_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0, "padding must not be negative");
-  conv.window.pad_top = padding[0];
-  conv.window.pad_left = padding[2];
-  const int64_t extent_h = conv.h + padding[0] + padding[1] - (kernel_h - 1) * dilation[0] - 1;
-  const int64_t extent_w = conv.w + padding[2] + padding[3] - (kernel_w - 1) * dilation[1] - 1;
+  c.window.pad_top = padding[0];
+  c.window.pad_left = padding[2];
+  const int64_t extent_h = c.h + padding[0] + padding[1] - (kernel_h - 1) * dilation[0] - 1;
+  const int64_t extent_w = c.w + padding[2] + padding[3] - (kernel_w - 1) * dilation[1] - 1;
   STD_TORCH_CHECK(extent_h >= 0 && extent_w >= 0, "the kernel is larger than the padded input");
-  conv.out_h = extent_h / stride[0] + 1;
-  conv.out_w = extent_w / stride[1] + 1;
-  return conv;
+  c.out_h = extent_h / stride[0] + 1;
+  c.out_w = extent_w / stride[1] + 1;
+  return c;
 }
 
 namespace {

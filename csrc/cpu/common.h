@@ -43,8 +43,6 @@ struct Conv {
 };
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation);
-Conv conv_of_sizes(int64_t n, int64_t c, int64_t h, int64_t w, int64_t kernel_h, int64_t kernel_w, const Ints& stride,
-                   const Ints& padding, const Ints& dilation);
 Window pointwise_window(const Ints& stride);
 
 // Memory formats. The kernels want channels_last; results come back in x's own format.

@@ -82,7 +82,7 @@ Tensor conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_
   STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
   const Storage storage = storage_of(x, "x");
   const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
-  PackedReader reader(packed, PackedOp::conv2d, storage, conv.c, out_channels, kernel_size[0], kernel_size[1]);
+  PackedReader reader(packed, PackedOp::conv2d, x, conv.c, out_channels, kernel_size[0], kernel_size[1]);
   const PointwiseWeights weights = reader.pointwise(conv.c * kernel_size[0] * kernel_size[1], out_channels);
   const Tensor xs = channels_last(x);
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());

@@ -14,7 +14,7 @@ Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, In
   const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
   STD_TORCH_CHECK(conv.c > 0 && out_channels % conv.c == 0, "out_channels ", out_channels,
                   " must be a multiple of x's channels ", conv.c);
-  PackedReader reader(packed, PackedOp::depthwise_conv2d, storage, -1, out_channels, kernel_size[0], kernel_size[1]);
+  PackedReader reader(packed, PackedOp::depthwise_conv2d, x, -1, out_channels, kernel_size[0], kernel_size[1]);
   const DepthwiseWeights weights = reader.depthwise(out_channels);
 
   const Tensor xs = channels_last(x);

@@ -13,6 +13,14 @@ namespace {
 
 constexpr int64_t kChunk = 4 * kPanel;  // expanded channels at a time: one group of panels of the micro-kernel
 
+// Input rows that output rows [begin, end) read.
+std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end) {
+  const Window& w = conv.window;
+  const int64_t first = begin * w.stride_h - w.pad_top;
+  const int64_t last = (end - 1) * w.stride_h - w.pad_top + (w.kernel_h - 1) * w.dilation_h;
+  return {std::clamp<int64_t>(first, 0, conv.h), std::clamp<int64_t>(last + 1, 0, conv.h)};
+}
+
 }  // namespace
 
 Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t expanded_channels,
@@ -23,7 +31,7 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
   const Storage storage = storage_of(x, "x");
   const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  PackedReader reader(packed, PackedOp::inverted_residual, storage, expanded_channels, out_channels, kernel_size[0],
+  PackedReader reader(packed, PackedOp::inverted_residual, x, expanded_channels, out_channels, kernel_size[0],
                       kernel_size[1]);
   STD_TORCH_CHECK(reader.header().in_channels == conv.c, "packed has ", reader.header().in_channels,
                   " input channels, x has ", conv.c);

@@ -15,9 +15,6 @@ Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Int
 std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Maybe bias,
                                                                      Maybe residual, Ints stride, int64_t activation,
                                                                      int64_t output_mask, int64_t backend);
-Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size,
-                               Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t mid_activation,
-                               int64_t activation, int64_t backend);
 
 // grad * activation'(z), a new tensor in channels_last; both of the compute type.
 Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation);

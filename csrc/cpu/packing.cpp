@@ -157,8 +157,8 @@ Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_b
   });
 }
 
-PackedReader::PackedReader(const Tensor& packed, PackedOp op, Storage x, int64_t mid, int64_t out, int64_t kernel_h,
-                           int64_t kernel_w) {
+PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, int64_t mid, int64_t out,
+                           int64_t kernel_h, int64_t kernel_w) {
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous(),
                   "packed must be a contiguous one-dimensional uint8 tensor made by a pack_ function");
   STD_TORCH_CHECK(packed.numel() >= static_cast<int64_t>(sizeof(PackedHeader)), "packed has no header");
@@ -172,7 +172,7 @@ PackedReader::PackedReader(const Tensor& packed, PackedOp op, Storage x, int64_t
   STD_TORCH_CHECK(header_->out_channels == out, "packed has ", header_->out_channels, " output channels, wanted ", out);
   STD_TORCH_CHECK(header_->kernel_h == kernel_h && header_->kernel_w == kernel_w, "packed has a ", header_->kernel_h,
                   " x ", header_->kernel_w, " kernel, wanted ", kernel_h, " x ", kernel_w);
-  itemsize_ = compute_size(x);
+  itemsize_ = compute_size(storage_of(x, "x"));
   STD_TORCH_CHECK(header_->itemsize == itemsize_, "packed holds ", header_->itemsize * 8, "-bit weights, x wants ",
                   itemsize_ * 8, "-bit ones");
   STD_TORCH_CHECK(packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,

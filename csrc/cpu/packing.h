@@ -27,7 +27,7 @@ Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_b
 // Checks the header against what the caller says, then hands out the sections in order.
 class PackedReader {
  public:
-  PackedReader(const Tensor& packed, PackedOp op, Storage x, int64_t mid, int64_t out, int64_t kernel_h,
+  PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, int64_t mid, int64_t out, int64_t kernel_h,
                int64_t kernel_w);
   DepthwiseWeights depthwise(int64_t channels);
   PointwiseWeights pointwise(int64_t in, int64_t out);

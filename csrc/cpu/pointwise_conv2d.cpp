@@ -1,6 +1,7 @@
 // pointwise_conv2d on the CPU: y = activation(x W^T + bias + residual), a GEMM of pixels x channels.
-// Tiling: float at stride 1 multiplies x where it lies, rows or output channels split among the threads; stride 2 and
-// low precision gather a tile of pixels into scratch first.
+// Tiling: float at stride 1 multiplies x where it lies, rows or output channels split among the threads; so it does at
+// larger strides, a row of the output at a time, where rows are long and the weights stay in L2. Else, and in low
+// precision, a tile of pixels is gathered into scratch first.
 #include "ops.h"
 #include "stages.h"
 
@@ -12,6 +13,8 @@ Window pointwise_window(const Ints& stride) {
 }
 
 namespace {
+
+constexpr int64_t kWideRow = 28;  // pixels: four blocks of the micro-kernel
 
 // Rows of pixels [first, first + count) of the output's, as compute-type rows in this thread's scratch.
 const char* gather(const KernelTable& table, Storage storage, const Conv& conv, const char* x, int64_t first,
@@ -35,7 +38,7 @@ Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const Storage storage = storage_of(x, "x");
   const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  PackedReader reader(packed, PackedOp::pointwise_conv2d, storage, conv.c, out_channels, 1, 1);
+  PackedReader reader(packed, PackedOp::pointwise_conv2d, x, conv.c, out_channels, 1, 1);
   const PointwiseWeights weights = reader.pointwise(conv.c, out_channels);
 
   const Tensor xs = channels_last(x);
@@ -53,6 +56,20 @@ Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
     whole.a = xs.const_data_ptr();
     whole.a_row = conv.c;
     gemm_on_threads(table, whole, itemsize);
+    return in_format_of(x, y);
+  }
+  if (stored == itemsize && conv.out_w >= kWideRow && conv.c * out_channels * itemsize <= kTileBytes) {
+    // A row of the output reads pixels that are equally far apart: no copy.
+    for_each(conv.n * conv.out_h, [&](int64_t i) {
+      const int64_t n = i / conv.out_h, ih = i % conv.out_h * stride[0], first = i * conv.out_w * out_channels * stored;
+      GemmTile g = whole;
+      g.rows = conv.out_w;
+      g.a = bytes_of(xs) + (n * conv.h + ih) * conv.w * conv.c * stored;
+      g.a_row = stride[1] * conv.c;
+      g.y = static_cast<char*>(whole.y) + first;
+      if (g.residual) g.residual = static_cast<const char*>(whole.residual) + first;
+      table.gemm[compute_index(storage)](g);
+    });
     return in_format_of(x, y);
   }
   const int64_t row = padded_row(conv.c, itemsize), threads = torch::stable::get_num_threads();
@@ -138,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
   if (output_mask & 1) {
     // dx = grad W: a pointwise conv with the transposed weight; at stride 2 the pixels between get zeros.
     const Tensor packed = pack_pointwise_conv2d(torch::stable::transpose(ws, 0, 1), std::nullopt);
-    PackedReader reader(packed, PackedOp::pointwise_conv2d, storage, out_channels, conv.c, 1, 1);
+    PackedReader reader(packed, PackedOp::pointwise_conv2d, xs, out_channels, conv.c, 1, 1);
     GemmTile tile = packed_gemm(reader.pointwise(out_channels, conv.c), storage, 0);
     Tensor out = empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, dtype);
     tile.a_row = out_channels;

@@ -1,52 +1,58 @@
-// separable_conv2d on the CPU: depthwise -> pointwise, the intermediate only ever a tile in L2.
+// separable_conv2d on the CPU: depthwise -> pointwise (-> max pooling), the intermediate only ever a tile in L2.
 // Tiling: a band of output rows. Many bands: each thread takes its own through both stages. Few (one small image): the
-// threads share each band, its rows in the first stage, its pixels or output channels in the second.
+// threads share each band, its rows in the first stage, its pixels or output channels in the second. With pooling: a
+// range of pooled rows a task, a few at a time; the rows that the next few need again stay in the tile.
 // Bytes: x read once (and a halo of kernel_h - stride_h rows a band), y written once, the weights read once a band.
-#include "separable_conv2d.h"
+#include <cstring>
+
+#include "ops.h"
+#include "stages.h"
 
 namespace cnnfast::cpu {
 
-Separable separable_of(const Tensor& packed, Storage storage, Storage y_storage, const Conv& conv, int64_t out_channels,
-                       int64_t pre_activation, int64_t mid_activation, int64_t activation_code) {
-  const Window& window = conv.window;
-  PackedReader reader(packed, PackedOp::separable_conv2d, storage, -1, out_channels, window.kernel_h, window.kernel_w);
-  const int64_t mid = reader.header().mid_channels;
-  STD_TORCH_CHECK(conv.c > 0 && mid % conv.c == 0, "packed has ", mid, " depthwise channels, not a multiple of x's ",
-                  conv.c);
-  const DepthwiseWeights dw = reader.depthwise(mid);
-  const PointwiseWeights pw = reader.pointwise(mid, out_channels);
-  Separable op{storage,
-               &kernels(storage),
-               conv,
-               depthwise_tile(conv, dw, pre_activation, mid_activation),
-               packed_gemm(pw, y_storage, activation_code),
-               padded_row(mid, compute_size(storage))};
-  op.depthwise.multiplier = mid / conv.c;
-  op.depthwise.x_pixel = conv.c;
-  op.depthwise.x_row = conv.w * conv.c;
-  op.depthwise.y_pixel = op.row;
-  op.depthwise.y_row = conv.out_w * op.row;
-  op.pointwise.a_row = op.row;
-  op.pointwise.y_row = op.pointwise.residual_row = out_channels;
-  return op;
-}
-
 namespace {
 
-// All channels_last.
-void run(const Separable& op, const Tensor& x, const Maybe& residual, Tensor& y) {
+struct Separable {
+  Storage storage;
+  const KernelTable& table;
+  Conv conv;
+  Tensor x;        // channels_last
+  Maybe residual;  // channels_last
+  DepthwiseTile depthwise;
+  GemmTile pointwise;
+  int64_t row;  // of the intermediate, in scalars
+
+  int64_t itemsize() const { return compute_size(storage); }
+  int64_t tile_bytes(int64_t rows) const { return rows * conv.out_w * row * itemsize(); }
+
+  // Rows [begin, end) of image n, into `tile` whose first row is tile_begin.
+  void first_stage(int64_t n, int64_t tile_begin, int64_t begin, int64_t end, char* tile) const {
+    DepthwiseTile t = depthwise;
+    t.x = bytes_of(x) + n * conv.h * depthwise.x_row * static_cast<int64_t>(x.element_size());
+    t.row_begin = begin;
+    t.row_end = end;
+    t.y = tile + (begin - tile_begin) * depthwise.y_row * itemsize();
+    table.depthwise_to_compute[static_cast<int>(storage)](t);
+  }
+
+  // The product for the same rows, from `tile` (row `begin`) to y (row `begin` too).
+  GemmTile second_stage(int64_t n, int64_t begin, int64_t end, const char* tile, char* y) const {
+    GemmTile g = pointwise;
+    g.a = tile;
+    g.rows = (end - begin) * conv.out_w;
+    g.y = y;
+    const int64_t first = (n * conv.out_h + begin) * conv.out_w * pointwise.residual_row;
+    g.residual = residual ? bytes_of(*residual) + first * static_cast<int64_t>(x.element_size()) : nullptr;
+    return g;
+  }
+};
+
+void run(const Separable& op, Tensor& y) {
   const Conv& conv = op.conv;
   const Bands bands = bands_of(conv, op.tile_bytes(1), 0);
-  const int64_t stored = static_cast<int64_t>(x.element_size());
-  const int64_t x_bytes = conv.h * op.depthwise.x_row * stored;  // of an image
-  const int64_t y_row_bytes = conv.out_w * op.pointwise.y_row * stored;
-  const auto first_stage = [&](int64_t n, int64_t begin, int64_t end, char* tile) {
-    op.first_stage(bytes_of(x) + n * x_bytes, 0, begin, end, tile);
-  };
-  const auto second_stage = [&](int64_t n, int64_t begin, int64_t end, const char* tile) {
-    const int64_t first = (n * conv.out_h + begin) * y_row_bytes;
-    return op.second_stage(end - begin, tile, mutable_bytes_of(y) + first,
-                           residual ? bytes_of(*residual) + first : nullptr);
+  const int64_t y_row_bytes = conv.out_w * op.pointwise.y_row * static_cast<int64_t>(y.element_size());
+  const auto gemm_tile = [&](int64_t n, int64_t begin, int64_t end, const char* tile) {
+    return op.second_stage(n, begin, end, tile, mutable_bytes_of(y) + (n * conv.out_h + begin) * y_row_bytes);
   };
   const auto band = [&](int64_t i) {
     const int64_t begin = i % bands.per_image * bands.rows;
@@ -56,8 +62,8 @@ void run(const Separable& op, const Tensor& x, const Maybe& residual, Tensor& y)
     for_each(bands.count, [&](int64_t i) {
       const auto [n, begin, end] = band(i);
       char* tile = scratch(Slot::depthwise, op.tile_bytes(bands.rows));
-      first_stage(n, begin, end, tile);
-      op.table->gemm[compute_index(op.storage)](second_stage(n, begin, end, tile));
+      op.first_stage(n, begin, begin, end, tile);
+      op.table.gemm[compute_index(op.storage)](gemm_tile(n, begin, end, tile));
     });
     return;
   }
@@ -68,26 +74,118 @@ void run(const Separable& op, const Tensor& x, const Maybe& residual, Tensor& y)
     const int64_t rows = std::max<int64_t>(1, (end - begin) / (2 * torch::stable::get_num_threads()));
     for_each(ceil_div(end - begin, rows), [&](int64_t k) {
       const int64_t from = begin + k * rows;
-      first_stage(n, from, std::min(from + rows, end), tile + k * op.tile_bytes(rows));
+      op.first_stage(n, begin, from, std::min(from + rows, end), tile);
     });
-    gemm_on_threads(*op.table, second_stage(n, begin, end, tile), op.itemsize());
+    gemm_on_threads(op.table, gemm_tile(n, begin, end, tile), op.itemsize());
   }
+}
+
+// y: the pooled image; `pool` has its sizes.
+void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, Tensor& y) {
+  const Conv& conv = op.conv;
+  const int64_t row_bytes = conv.out_w * op.pointwise.y_row * op.itemsize();
+  const int64_t pooled_row_bytes = pool.out_width * pool.channels * static_cast<int64_t>(y.element_size());
+  // Pooled rows at a time: their convolved rows fill a tile, and are pixels enough to be worth reading the weights for.
+  constexpr int64_t kPixels = 256;
+  const int64_t step = std::max({int64_t{1}, kTileBytes / op.tile_bytes(1) / pool.stride,
+                                 ceil_div(kPixels, std::max<int64_t>(1, conv.out_w * pool.stride))});
+  // Tasks an image: two a thread, fewer where the rows that two tasks both convolve would be over a twentieth.
+  const int64_t threads = torch::stable::get_num_threads(), shared = std::max<int64_t>(0, pool.kernel - pool.stride);
+  const int64_t worthwhile = pooled_h * pool.stride / std::max<int64_t>(1, 20 * shared);
+  const int64_t tasks = ceil_div(std::clamp(worthwhile * conv.n, threads, 2 * threads), conv.n);
+  const int64_t rows = ceil_div(pooled_h, tasks), per_image = ceil_div(pooled_h, rows);
+  const int64_t held_rows = (step - 1) * pool.stride + pool.kernel;
+  for_each(conv.n * per_image, [&](int64_t i) {
+    const int64_t n = i / per_image, task_begin = i % per_image * rows,
+                  task_end = std::min(task_begin + rows, pooled_h);
+    char* tile = scratch(Slot::depthwise, op.tile_bytes(held_rows));
+    char* convolved = scratch(Slot::expanded, held_rows * row_bytes);
+    int64_t held = std::max<int64_t>(0, task_begin * pool.stride - pool.padding), done = held;  // rows [held, done)
+    for (int64_t begin = task_begin; begin < task_end; begin += step) {
+      const int64_t end = std::min(begin + step, task_end);
+      const int64_t first = std::max<int64_t>(0, begin * pool.stride - pool.padding);
+      const int64_t last = std::min(conv.out_h, (end - 1) * pool.stride - pool.padding + pool.kernel);
+      if (first > held) {
+        if (done > first) std::memmove(convolved, convolved + (first - held) * row_bytes, (done - first) * row_bytes);
+        held = first;
+        done = std::max(done, first);
+      }
+      if (last > done) {
+        op.first_stage(n, done, done, last, tile);
+        op.table.gemm[compute_index(op.storage)](
+            op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes));
+        done = last;
+      }
+      MaxPoolTile t = pool;
+      t.x = convolved;
+      t.x_first_row = held;
+      t.row_begin = begin;
+      t.row_end = end;
+      t.y = mutable_bytes_of(y) + (n * pooled_h + begin) * pooled_row_bytes;
+      op.table.max_pool[compute_index(op.storage)](t);
+    }
+  });
 }
 
 }  // namespace
 
 Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size,
                                Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t mid_activation,
-                               int64_t activation_code, int64_t backend) {
+                               int64_t activation_code, Ints max_pool, int64_t backend) {
   check_backend(backend);
   STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
   const Storage storage = storage_of(x, "x");
   const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  const Separable op =
-      separable_of(packed, storage, storage, conv, out_channels, pre_activation, mid_activation, activation_code);
-  Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
-  if (y.numel() > 0) run(op, channels_last(x), residual ? Maybe(channels_last(*residual)) : std::nullopt, y);
+  PackedReader reader(packed, PackedOp::separable_conv2d, x, -1, out_channels, kernel_size[0], kernel_size[1]);
+  const int64_t mid = reader.header().mid_channels;
+  STD_TORCH_CHECK(conv.c > 0 && mid % conv.c == 0, "packed has ", mid, " depthwise channels, not a multiple of x's ",
+                  conv.c);
+  const DepthwiseWeights dw = reader.depthwise(mid);
+  const PointwiseWeights pw = reader.pointwise(mid, out_channels);
+
+  Separable op{storage,
+               kernels(storage),
+               conv,
+               channels_last(x),
+               residual ? Maybe(channels_last(*residual)) : std::nullopt,
+               depthwise_tile(conv, dw, pre_activation, mid_activation),
+               packed_gemm(pw, storage, activation_code),
+               padded_row(mid, compute_size(storage))};
+  op.depthwise.multiplier = mid / conv.c;
+  op.depthwise.x_pixel = conv.c;
+  op.depthwise.x_row = conv.w * conv.c;
+  op.depthwise.y_pixel = op.row;
+  op.depthwise.y_row = conv.out_w * op.row;
+  op.pointwise.a_row = op.row;
+  op.pointwise.y_row = op.pointwise.residual_row = out_channels;
+
+  if (max_pool.size() == 1 && max_pool[0] == -1) {
+    Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
+    if (y.numel() > 0) run(op, y);
+    return in_format_of(x, y);
+  }
+  STD_TORCH_CHECK(!residual, "residual can't be combined with max_pool");
+  STD_TORCH_CHECK(
+      max_pool.size() == 3 && max_pool[0] > 0 && max_pool[1] > 0 && max_pool[2] >= 0 && 2 * max_pool[2] <= max_pool[0],
+      "max_pool must be a positive kernel and stride, and a padding of at most half the kernel");
+  const auto pooled = [&](int64_t size) { return (size + 2 * max_pool[2] - max_pool[0]) / max_pool[1] + 1; };
+  STD_TORCH_CHECK(std::min(conv.out_h, conv.out_w) + 2 * max_pool[2] >= max_pool[0],
+                  "max_pool's kernel is larger than the padded result");
+  const int64_t pooled_h = pooled(conv.out_h), pooled_w = pooled(conv.out_w);
+  Tensor y = empty_channels_last(x, conv.n, out_channels, pooled_h, pooled_w, x.scalar_type());
+  if (y.numel() == 0) return in_format_of(x, y);
+  op.pointwise.y_storage = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  MaxPoolTile pool{};
+  pool.height = conv.out_h;
+  pool.width = conv.out_w;
+  pool.channels = out_channels;
+  pool.y_storage = storage;
+  pool.out_width = pooled_w;
+  pool.kernel = max_pool[0];
+  pool.stride = max_pool[1];
+  pool.padding = max_pool[2];
+  run_pooled(op, pool, pooled_h, y);
   return in_format_of(x, y);
 }
 
@@ -98,7 +196,7 @@ Tensor separable_conv2d(Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_wei
                   "dw_weight and pw_weight must have x's dtype");
   const Tensor packed = pack_separable_conv2d(dw_weight, dw_bias, pw_weight, pw_bias);
   return separable_conv2d_packed(x, packed, residual, pw_weight.size(0), {dw_weight.size(2), dw_weight.size(3)}, stride,
-                                 padding, dilation, pre_activation, mid_activation, activation_code, backend);
+                                 padding, dilation, pre_activation, mid_activation, activation_code, {-1}, backend);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(

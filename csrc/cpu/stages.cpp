@@ -2,13 +2,6 @@
 
 namespace cnnfast::cpu {
 
-std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end) {
-  const Window& w = conv.window;
-  const int64_t first = begin * w.stride_h - w.pad_top;
-  const int64_t last = (end - 1) * w.stride_h - w.pad_top + (w.kernel_h - 1) * w.dilation_h;
-  return {std::clamp<int64_t>(first, 0, conv.h), std::clamp<int64_t>(last + 1, 0, conv.h)};
-}
-
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t out_h = std::max<int64_t>(conv.out_h, 1), n = std::max<int64_t>(conv.n, 1);

@@ -16,9 +16,6 @@ inline int64_t padded_row(int64_t channels, int64_t itemsize) {
   return row * itemsize % 4096 == 0 ? row + kPanel : row;
 }
 
-// Input rows that output rows [begin, end) read.
-std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end);
-
 // How a fused op walks its output: bands of rows of an image.
 struct Bands {
   int64_t rows, per_image, count;
