@@ -76,6 +76,8 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     packed = op.endswith("_packed")
     if op.removesuffix("_packed") not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)} (or one with _packed after it), got {op!r}")
+    if op == "conv2d":
+        return ["conv2d has a packed form only: torch.nn.functional.conv2d is the plain one"]
     if backend == "reference":
         return ["reference takes plain weights, not packed ones"] if packed else []
     if device_type == "meta":
@@ -91,11 +93,9 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     reasons = []
     if device_type != DEVICE[backend]:
         reasons.append(f"{backend} takes tensors on {DEVICE[backend]}, not {device_type}")
-    plain_op = op.removesuffix("_packed")
-    if op == "conv2d":
-        reasons.append("conv2d has a packed form only, torch.nn.functional.conv2d is the plain one")
     if backend == "cpu":
         return reasons
+    plain_op = op.removesuffix("_packed")
     if packed and plain_op != "depthwise_conv2d":
         reasons.append(f"{plain_op} has no packed form on the GPU yet")
     elif backend == "cuda":
