@@ -133,9 +133,9 @@ class EfficientNet(Network):
         )
 
     def fuse(self) -> Any:
-        stem = fuse_conv2d(self.conv_stem, self.bn1, activation=activation_name(self.act1), channels_last=True)
-        activation = activation_name(self.act2)
-        return stem, fuse_pointwise_conv2d(self.conv_head, self.bn2, activation=activation, backend=self.backend)
+        first, last = activation_name(self.act1), activation_name(self.act2)
+        stem = fuse_conv2d(self.conv_stem, self.bn1, activation=first, channels_last=True, backend=self.backend)
+        return stem, fuse_pointwise_conv2d(self.conv_head, self.bn2, activation=last, backend=self.backend)
 
     def folded_modules(self) -> list[nn.Module]:
         return [self, self.conv_stem, self.bn1, self.act1, self.conv_head, self.bn2, self.act2]

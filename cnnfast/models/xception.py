@@ -185,8 +185,9 @@ class XceptionFused(Network):
         return stem, tail
 
     def fuse(self) -> Any:
-        conv1 = fuse_conv2d(self.conv1, self.bn1, activation=activation_name(self.act1), channels_last=True)
-        conv2 = fuse_conv2d(self.conv2, self.bn2, activation=activation_name(self.act2), channels_last=True)
+        options: dict[str, Any] = dict(channels_last=True, backend=self.backend)
+        conv1 = fuse_conv2d(self.conv1, self.bn1, activation=activation_name(self.act1), **options)
+        conv2 = fuse_conv2d(self.conv2, self.bn2, activation=activation_name(self.act2), **options)
         conv3 = _fuse_separable(self.conv3, self.bn3, self.backend, None, activation_name(self.act3))
         conv4 = _fuse_separable(self.conv4, self.bn4, self.backend, None, activation_name(self.act4))
         return lambda x: conv2(conv1(x)), lambda x: conv4(conv3(x))

@@ -1,4 +1,4 @@
-"""Dense convolutions: by ATen, with batch normalisation folded in for inference."""
+"""Dense convolutions: by ATen, or for the first layer of some networks by ours, batch normalisation folded in."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ class ConvBN(FusedModule):
         return self.act(self.bn(self.conv(x)))
 
     def fuse(self) -> Any:
-        return fuse_conv2d(self.conv, self.bn, activation=activation_name(self.act))
+        return fuse_conv2d(self.conv, self.bn, activation=activation_name(self.act), backend=self.backend)

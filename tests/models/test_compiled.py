@@ -13,7 +13,7 @@ import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
 from cnnfast.models.xception import Block
 
-PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed"}
+PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed", "conv2d_packed"}
 
 
 class SmallXception(nn.Module):

@@ -15,7 +15,12 @@ from cnnfast._peers import import_timm
 from cnnfast.models.xception import Block
 
 CALLS = {
-    "EfficientNet": {"separable_conv2d_packed": 1, "inverted_residual_packed": 15, "pointwise_conv2d_packed": 1},
+    "EfficientNet": {
+        "separable_conv2d_packed": 1,
+        "inverted_residual_packed": 15,
+        "pointwise_conv2d_packed": 1,
+        "conv2d_packed": 1,
+    },
     "XceptionFused": {"separable_conv2d_packed": 4 * 2 + 8 * 3 + 2, "pointwise_conv2d_packed": 4},
 }
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
