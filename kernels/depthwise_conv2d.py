@@ -256,11 +256,18 @@ def depthwise_conv2d_bwd_weight_sum_kernel(
 
 
 def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h):
-    """Tile of the weight-gradient kernel: a thread holds about 100 registers of running sums, whatever the filter."""
+    """Tile of the weight-gradient kernel: a thread holds about 100 registers of running sums, whatever the filter.
+
+    Only 80, and one vector of x at most, unless x comes as 16-bit pairs: the compiler has many loads in flight, and
+    those of wider elements, or of single ones (NCHW), take a register an element; with 100 sums beside them it spills.
+    5x5 at stride 1 in float32 is an exception, which doesn't, and whose loads stay 16 bytes wide.
+    """
     tap_rows = kernel[0] if kernel[0] * kernel[1] <= 49 else max(49 // kernel[1], 1)
-    per_thread = 8 if channels_last else 4
+    per_thread = 16 // x.element_size() if channels_last else 4
     registers = 2 if x.dtype == torch.float64 else 1
-    while per_thread > 1 and per_thread * tap_rows * kernel[1] * registers > 100:
+    fits = x.element_size() == 2 or (x.element_size() == 4 and stride_h == 1 and max(kernel) <= 5)
+    most = 100 if channels_last and fits else 80
+    while per_thread > 1 and per_thread * tap_rows * kernel[1] * registers > most:
         per_thread //= 2
     block_c = fitting_power(channels, 16, 64 if channels_last else 16)
     block_w = fitting_power(width, 8, min(max(128 * per_thread // block_c, 1), 32))

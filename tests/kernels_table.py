@@ -30,8 +30,11 @@ CASES = {
     "5x5 / 2, bf16": ("depthwise_conv2d", (32, 144, 56, 56), 5, 2, BFLOAT16, NHWC, 0, 2),
     "3x3, fp16": ("depthwise_conv2d", (32, 144, 56, 56), 3, 1, FLOAT16, NHWC, 0, 2),
     "3x3, fp32": ("depthwise_conv2d", (32, 728, 19, 19), 3, 1, FLOAT32, NHWC, 1, 0),
+    "5x5, fp32": ("depthwise_conv2d", (32, 672, 14, 14), 5, 1, FLOAT32, NHWC, 0, 2),
     "5x5 / 2, fp32": ("depthwise_conv2d", (32, 144, 56, 56), 5, 2, FLOAT32, NHWC, 0, 2),
     "3x3, fp32, NCHW": ("depthwise_conv2d", (32, 728, 19, 19), 3, 1, FLOAT32, NCHW, 1, 0),
+    "5x5, bf16, NCHW": ("depthwise_conv2d", (32, 672, 14, 14), 5, 1, BFLOAT16, NCHW, 0, 2),
+    "7x7, fp32": ("depthwise_conv2d", (32, 384, 28, 28), 7, 1, FLOAT32, NHWC, 0, 0),
     "3x3, fp64": ("depthwise_conv2d", (4, 728, 19, 19), 3, 1, FLOAT64, NHWC, 1, 0),
 }
 

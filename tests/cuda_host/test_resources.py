@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cuda_host import harness
 
+from build_backend.cuda import ARCHES
+
 pytestmark = harness.needs_toolkit
 GENERIC_REGISTERS = 64  # generic.cuh
 KERNEL = re.compile(r"\d+(depthwise_conv2d_\w+?_kernel)I")
@@ -68,7 +70,7 @@ def test_registers_and_spills(dtype, arch, record_proof):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["75", "80", "90a", "120"])
+@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("dtype", harness.TYPES)
 def test_registers_and_spills_of_all_types(dtype, arch, record_proof):
     check_resources(harness.nvcc(arch, dtype)(), record_proof, arch)

@@ -17,7 +17,7 @@
 //            sectors (C * sizeof(T) % 32 == 0)
 // shared     (K K + 1) (lanes kVec + 4) floats of weights and bias: 10,400 B (3x3, 16-bit) to 27,040 B (5x5, 16-bit);
 //            loads are free of bank conflicts where 8 divides lanes or lanes divides 8
-// registers  at most 128, so two blocks of 256 a multiprocessor (16-bit 114-128, float32 72-108)
+// registers  at most 128, so two blocks of 256 a multiprocessor (16-bit 111-128, float32 72-108)
 // can't      anything else: generic.cuh
 #pragma once
 #include "common.cuh"
