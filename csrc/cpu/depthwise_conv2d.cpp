@@ -20,7 +20,7 @@ Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, In
   const Tensor xs = channels_last(x);
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
   const int64_t itemsize = static_cast<int64_t>(x.element_size());
-  DepthwiseTile whole = depthwise_tile(conv, weights, pre_activation, activation_code);
+  DepthwiseTile whole = depthwise_tile(conv, weights, storage, pre_activation, activation_code);
   whole.multiplier = out_channels / conv.c;
   whole.x_pixel = conv.c;
   whole.x_row = conv.w * conv.c;

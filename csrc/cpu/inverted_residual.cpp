@@ -55,7 +55,7 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
   GemmTile expansion = packed_gemm(expand, compute, activation_code);
   expansion.a_row = conv.c;
   expansion.y_row = kChunk;
-  DepthwiseTile depthwise = depthwise_tile(conv, dw, 0, activation_code);
+  DepthwiseTile depthwise = depthwise_tile(conv, dw, compute, 0, activation_code);
   depthwise.x_pixel = kChunk;
   depthwise.x_row = conv.w * kChunk;
   depthwise.y_pixel = row;

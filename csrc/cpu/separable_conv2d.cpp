@@ -32,7 +32,7 @@ struct Separable {
     t.row_begin = begin;
     t.row_end = end;
     t.y = tile + (begin - tile_begin) * depthwise.y_row * itemsize();
-    table.depthwise_to_compute[static_cast<int>(storage)](t);
+    table.depthwise[static_cast<int>(storage)](t);
   }
 
   // The product for the same rows, from `tile` (row `begin`) to y (row `begin` too).
@@ -144,14 +144,15 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const DepthwiseWeights dw = reader.depthwise(mid);
   const PointwiseWeights pw = reader.pointwise(mid, out_channels);
 
-  Separable op{storage,
-               kernels(storage),
-               conv,
-               channels_last(x),
-               residual ? Maybe(channels_last(*residual)) : std::nullopt,
-               depthwise_tile(conv, dw, pre_activation, mid_activation),
-               packed_gemm(pw, storage, activation_code),
-               padded_row(mid, compute_size(storage))};
+  Separable op{
+      storage,
+      kernels(storage),
+      conv,
+      channels_last(x),
+      residual ? Maybe(channels_last(*residual)) : std::nullopt,
+      depthwise_tile(conv, dw, storage == Storage::f64 ? storage : Storage::f32, pre_activation, mid_activation),
+      packed_gemm(pw, storage, activation_code),
+      padded_row(mid, compute_size(storage))};
   op.depthwise.multiplier = mid / conv.c;
   op.depthwise.x_pixel = conv.c;
   op.depthwise.x_row = conv.w * conv.c;

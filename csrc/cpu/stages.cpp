@@ -32,9 +32,10 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
   return {rows, per_image, conv.n * per_image, uneven(per_image)};
 }
 
-DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,
-                             int64_t activation_code) {
+DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
+                             int64_t pre_activation, int64_t activation_code) {
   DepthwiseTile t{};
+  t.y_storage = y_storage;
   t.height = conv.h;
   t.width = conv.w;
   t.weight = weights.taps;

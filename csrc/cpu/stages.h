@@ -24,8 +24,8 @@ struct Bands {
 // row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo);
 
-DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, int64_t pre_activation,
-                             int64_t activation_code);
+DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
+                             int64_t pre_activation, int64_t activation_code);
 // rows, a and y are the caller's to fill in.
 GemmTile packed_gemm(const PointwiseWeights& weights, Storage y_storage, int64_t activation_code);
 // The whole product on all threads: split by columns where the weights are the larger part, else by rows.

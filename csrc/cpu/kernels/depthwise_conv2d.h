@@ -62,7 +62,7 @@ CNNFAST_INLINE Vec<S> pre_activate(Vec<S> x, const Clamp<S>& clamp) {
 }
 
 // Rows x Strip outputs, from row oh and column ow on. Edge: columns may lie outside the image, outputs past out_width.
-template <class S, class T, class Y, int K, int Stride, int Rows, int Strip, Pre P, bool Edge>
+template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P, bool Edge>
 CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel) {
   static_assert(Rows == 1 || (Rows == 2 && Stride == 1));
   constexpr int kColumns = (Strip - 1) * Stride + K;
@@ -118,54 +118,54 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
-    Y* y = static_cast<Y*>(t.y) + (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+    const int64_t y = (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
 #pragma GCC unroll 8
     for (int o = 0; o < Strip; ++o)
-      if (!Edge || ow + o < t.out_width) store(y + o * t.y_pixel, acc[r][o], count);
+      if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * t.y_pixel, acc[r][o], count, t.y_storage);
   }
 }
 
 // All channels of Rows x Strip outputs: each pixel is read from its first channel to its last, as prefetchers like it.
-template <class S, class T, class Y, int K, int Stride, int Rows, int Strip, Pre P>
+template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P>
 void depthwise_channels(const DepthwiseTile& t, int64_t oh, int64_t ow) {
   const int64_t iw0 = ow * Stride - t.window.pad_left;
   const bool edge = iw0 < 0 || iw0 + (Strip - 1) * Stride + K > t.width || ow + Strip > t.out_width;
   for (int64_t channel = 0; channel < t.channels; channel += kPanel)
     if (edge)
-      depthwise_block<S, T, Y, K, Stride, Rows, Strip, P, true>(t, oh, ow, channel);
+      depthwise_block<S, T, K, Stride, Rows, Strip, P, true>(t, oh, ow, channel);
     else
-      depthwise_block<S, T, Y, K, Stride, Rows, Strip, P, false>(t, oh, ow, channel);
+      depthwise_block<S, T, K, Stride, Rows, Strip, P, false>(t, oh, ow, channel);
 }
 
-template <class S, class T, class Y, int K, int Stride, int Rows, Pre P>
+template <class S, class T, int K, int Stride, int Rows, Pre P>
 void depthwise_rows(const DepthwiseTile& t, int64_t oh) {
   for (int64_t ow = 0; ow < t.out_width;) {
     if (t.out_width - ow > 4) {
-      depthwise_channels<S, T, Y, K, Stride, Rows, 7, P>(t, oh, ow);
+      depthwise_channels<S, T, K, Stride, Rows, 7, P>(t, oh, ow);
       ow += 7;
     } else {
-      depthwise_channels<S, T, Y, K, Stride, Rows, 4, P>(t, oh, ow);
+      depthwise_channels<S, T, K, Stride, Rows, 4, P>(t, oh, ow);
       ow += 4;
     }
   }
 }
 
-template <class S, class T, class Y, int K, int Stride, Pre P>
+template <class S, class T, int K, int Stride, Pre P>
 void depthwise_strips(const DepthwiseTile& t) {
   int64_t oh = t.row_begin;
-  if constexpr (Stride == 1)
-    for (; oh + 1 < t.row_end; oh += 2) depthwise_rows<S, T, Y, K, 1, 2, P>(t, oh);
-  for (; oh < t.row_end; ++oh) depthwise_rows<S, T, Y, K, Stride, 1, P>(t, oh);
+  if constexpr (Stride == 1 && P != Pre::clamp)  // which no network has: not worth the code
+    for (; oh + 1 < t.row_end; oh += 2) depthwise_rows<S, T, K, 1, 2, P>(t, oh);
+  for (; oh < t.row_end; ++oh) depthwise_rows<S, T, K, Stride, 1, P>(t, oh);
 }
 
-template <class S, class T, class Y, int K, int Stride>
+template <class S, class T, int K, int Stride>
 void depthwise_strips(const DepthwiseTile& t) {
-  if (t.pre_activation.code == 0) return depthwise_strips<S, T, Y, K, Stride, Pre::identity>(t);
-  if (t.pre_activation.code == 1) return depthwise_strips<S, T, Y, K, Stride, Pre::relu>(t);
-  depthwise_strips<S, T, Y, K, Stride, Pre::clamp>(t);
+  if (t.pre_activation.code == 0) return depthwise_strips<S, T, K, Stride, Pre::identity>(t);
+  if (t.pre_activation.code == 1) return depthwise_strips<S, T, K, Stride, Pre::relu>(t);
+  depthwise_strips<S, T, K, Stride, Pre::clamp>(t);
 }
 
-template <class S, class T, class Y>
+template <class S, class T>
 void depthwise_any(const DepthwiseTile& t) {
   const Clamp<S> activate(t.activation);
   for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
@@ -173,13 +173,13 @@ void depthwise_any(const DepthwiseTile& t) {
       for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
         const int64_t count = t.channels - channel;
         const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
-        Y* y = static_cast<Y*>(t.y) + (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
-        store(y, activate(depthwise_pixel<S, T>(t, oh, ow, channel, bias)), count);
+        const int64_t y = (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+        store_storage(t.y, y, activate(depthwise_pixel<S, T>(t, oh, ow, channel, bias)), count, t.y_storage);
       }
 }
 
-// x in T, y in Y.
-template <class T, class Y>
+// x in T.
+template <class T>
 void depthwise(const DepthwiseTile& t) {
   using S = typename Compute<T>::type;
   const Window& w = t.window;
@@ -187,11 +187,11 @@ void depthwise(const DepthwiseTile& t) {
   if constexpr (kUnrolled) {
     if (square && t.multiplier == 1 && w.stride_h <= 2) {
       const bool two = w.stride_h == 2;
-      if (w.kernel_h == 3) return two ? depthwise_strips<S, T, Y, 3, 2>(t) : depthwise_strips<S, T, Y, 3, 1>(t);
-      if (w.kernel_h == 5) return two ? depthwise_strips<S, T, Y, 5, 2>(t) : depthwise_strips<S, T, Y, 5, 1>(t);
+      if (w.kernel_h == 3) return two ? depthwise_strips<S, T, 3, 2>(t) : depthwise_strips<S, T, 3, 1>(t);
+      if (w.kernel_h == 5) return two ? depthwise_strips<S, T, 5, 2>(t) : depthwise_strips<S, T, 5, 1>(t);
     }
   }
-  depthwise_any<S, T, Y>(t);
+  depthwise_any<S, T>(t);
 }
 
 // 1 where the activation passes the gradient on, else 0: as PyTorch's relu and hardtanh, a NaN passes.

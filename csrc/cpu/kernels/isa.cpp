@@ -12,8 +12,7 @@ const KernelTable table = {
     .isa = CNNFAST_STRING(CNNFAST_ISA),
 #if defined(__AVX512F__)
     // float64 has no AVX-512 form: it is there to check the algorithms, not to be fast.
-    .depthwise = {depthwise<float, float>, nullptr, depthwise<bf16, bf16>, depthwise<f16, f16>},
-    .depthwise_to_compute = {depthwise<float, float>, nullptr, depthwise<bf16, float>, depthwise<f16, float>},
+    .depthwise = {depthwise<float>, nullptr, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
     .gemm = {gemm<float>, nullptr},
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
@@ -21,9 +20,7 @@ const KernelTable table = {
     .activation_grad = {activation_grad<float>, nullptr},
     .max_pool = {max_pool<float>, nullptr},
 #else
-    .depthwise = {depthwise<float, float>, depthwise<double, double>, depthwise<bf16, bf16>, depthwise<f16, f16>},
-    .depthwise_to_compute = {depthwise<float, float>, depthwise<double, double>, depthwise<bf16, float>,
-                             depthwise<f16, float>},
+    .depthwise = {depthwise<float>, depthwise<double>, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
     .gemm = {gemm<float>, gemm<double>},
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},

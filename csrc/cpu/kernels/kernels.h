@@ -32,6 +32,7 @@ struct DepthwiseTile {
   int64_t weight_tap;
   const void* bias;  // S [channels] or null
   void* y;           // output row row_begin
+  Storage y_storage;
   int64_t y_row, y_pixel, row_begin, row_end, out_width;
   int64_t channels, multiplier;  // of the output; input channel = output channel / multiplier
   Window window;
@@ -100,8 +101,7 @@ struct ActivationGradTile {
 struct KernelTable {
   const char* isa;
   // [storage of x]; a null entry means that this ISA has none and the generic table serves
-  void (*depthwise[kStorages])(const DepthwiseTile&);               // y in x's storage
-  void (*depthwise_to_compute[kStorages])(const DepthwiseTile&);    // y in S
+  void (*depthwise[kStorages])(const DepthwiseTile&);
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   // [0] float, [1] double
   void (*gemm[2])(const GemmTile&);

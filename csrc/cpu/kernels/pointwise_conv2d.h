@@ -21,28 +21,6 @@ constexpr int kRows = 7, kPanels = 4;
 constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON registers: 8 accumulators
 #endif
 
-template <class S>
-CNNFAST_INLINE Vec<S> load_storage(const void* p, int64_t index, int64_t count, Storage storage) {
-  if constexpr (sizeof(S) == sizeof(double)) {
-    return load<S>(static_cast<const S*>(p) + index, count);
-  } else {
-    if (storage == Storage::bf16) return load<S>(static_cast<const bf16*>(p) + index, count);
-    if (storage == Storage::f16) return load<S>(static_cast<const f16*>(p) + index, count);
-    return load<S>(static_cast<const float*>(p) + index, count);
-  }
-}
-
-template <class S>
-CNNFAST_INLINE void store_storage(void* p, int64_t index, Vec<S> x, int64_t count, Storage storage) {
-  if constexpr (sizeof(S) == sizeof(double)) {
-    store(static_cast<S*>(p) + index, x, count);
-  } else {
-    if (storage == Storage::bf16) return store(static_cast<bf16*>(p) + index, x, count);
-    if (storage == Storage::f16) return store(static_cast<f16*>(p) + index, x, count);
-    store(static_cast<float*>(p) + index, x, count);
-  }
-}
-
 // Rows [row, row + R), panels [panel, panel + P).
 template <class S, int R, int P, bool Packed>
 __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {

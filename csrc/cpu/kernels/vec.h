@@ -218,6 +218,29 @@ CNNFAST_INLINE void store<float, f16>(f16* p, Vec<float> x, int64_t count) {
 
 #endif
 
+// The storage that is known at run time only; element `index` of p.
+template <class S>
+CNNFAST_INLINE Vec<S> load_storage(const void* p, int64_t index, int64_t count, Storage storage) {
+  if constexpr (sizeof(S) == sizeof(double)) {
+    return load<S>(static_cast<const S*>(p) + index, count);
+  } else {
+    if (storage == Storage::bf16) return load<S>(static_cast<const bf16*>(p) + index, count);
+    if (storage == Storage::f16) return load<S>(static_cast<const f16*>(p) + index, count);
+    return load<S>(static_cast<const float*>(p) + index, count);
+  }
+}
+
+template <class S>
+CNNFAST_INLINE void store_storage(void* p, int64_t index, Vec<S> x, int64_t count, Storage storage) {
+  if constexpr (sizeof(S) == sizeof(double)) {
+    store(static_cast<S*>(p) + index, x, count);
+  } else {
+    if (storage == Storage::bf16) return store(static_cast<bf16*>(p) + index, x, count);
+    if (storage == Storage::f16) return store(static_cast<f16*>(p) + index, x, count);
+    store(static_cast<float*>(p) + index, x, count);
+  }
+}
+
 // Identity's bounds are infinite, so one pair of instructions serves every activation there is so far.
 template <class S>
 struct Clamp {
