@@ -29,17 +29,13 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def bound_of(dtype: torch.dtype, ref: Tensor, scale: Tensor, *, terms: int, rounded: int = 0) -> Tensor:
-    u = unit_roundoff(dtype)
-    accumulation = 2 * unit_roundoff(torch.float64) if dtype is torch.float64 else 2.0**-24
-    smallest = torch.finfo(dtype).tiny
-    return u * ref.abs().clamp_min(smallest) + ((4 + math.sqrt(terms) / 2) * accumulation + rounded * u) * scale
-
-
 def assert_within(ours: Tensor, ref: Tensor, scale: Tensor, *, terms: int, rounded: int = 0, name: str = "") -> None:
     """The bound above; ref and scale (S) are float64. NaN and Inf have to be where the reference has them."""
     assert ours.shape == ref.shape == scale.shape, f"{name}: shape {tuple(ours.shape)}, wanted {tuple(ref.shape)}"
-    bound = bound_of(ours.dtype, ref, scale, terms=terms, rounded=rounded)
+    u = unit_roundoff(ours.dtype)
+    accumulation = 2 * unit_roundoff(torch.float64) if ours.dtype is torch.float64 else 2.0**-24
+    smallest = torch.finfo(ours.dtype).tiny
+    bound = u * ref.abs().clamp_min(smallest) + ((4 + math.sqrt(terms) / 2) * accumulation + rounded * u) * scale
     ours = ours.double()
     finite = ref.abs() <= torch.finfo(torch.float64).max
     wrong = torch.where(finite, ~((ours - ref).abs() <= bound), ~((ours == ref) | (ours.isnan() & ref.isnan())))
@@ -62,16 +58,6 @@ def assert_close_by_policy(
     ref = reference(*_doubles(args), **_doubles(kwargs))
     scale = reference(*_absolute(args), **_absolute(_without_activations(kwargs)))
     assert_within(ours.detach(), ref.detach(), scale.detach(), terms=terms, rounded=rounded)
-
-
-def excess_by_policy(
-    ours: Tensor, reference: Callable[..., Tensor], *args: Any, terms: int, rounded: int = 0, **kwargs: Any
-) -> float:
-    """The largest error of `ours` in units of its bound: above 1, assert_close_by_policy raises."""
-    ref = reference(*_doubles(args), **_doubles(kwargs))
-    scale = reference(*_absolute(args), **_absolute(_without_activations(kwargs)))
-    error = (ours.detach().double() - ref).abs() / bound_of(ours.dtype, ref, scale, terms=terms, rounded=rounded)
-    return error.max().nan_to_num(nan=math.inf).item()
 
 
 def assert_gradients_by_policy(

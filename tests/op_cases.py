@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from numerics import LAYOUTS, assert_close_by_policy, channel_scales, draw, excess_by_policy
+from numerics import LAYOUTS, assert_close_by_policy, channel_scales, draw
 from torch import Tensor
 
 import cnnfast.ops
@@ -79,11 +79,6 @@ class Case:
     def check(self, ours: Tensor, rounded: int | None = None) -> None:
         rounded = ROUNDED[self.op] if rounded is None else rounded
         assert_close_by_policy(ours, self.reference, terms=self.terms, rounded=rounded, **self.tensors, **self.options)
-
-    def excess(self, ours: Tensor) -> float:
-        return excess_by_policy(
-            ours, self.reference, terms=self.terms, rounded=ROUNDED[self.op], **self.tensors, **self.options
-        )
 
 
 def make(

@@ -285,14 +285,7 @@ def test_random_sweep(op, repeat):
         layout=one_of(*LAYOUTS),
         decades=one_of(0.0, 3.0),
     )
-    try:
-        check_both_forms(case)
-    except AssertionError:
-        # A sum that one early term dominates rounds every later one at that term's size: in one of some thousand cases
-        # the bound is too tight for any float32 chain, PyTorch's in plain NCHW too. Ours may be as far off as that.
-        plain = {name: tensor.contiguous() for name, tensor in case.tensors.items()}
-        theirs = case.excess(case.reference(**plain, **case.options))
-        assert case.x.dtype is torch.float32 and max(case.excess(case.run()), case.excess(case.run_packed())) <= theirs
+    check_both_forms(case)
 
 
 @pytest.mark.slow
