@@ -11,8 +11,7 @@ import torch
 from cnnfast import _library
 from cnnfast._version import __version__
 from cnnfast.ops import backends
-
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")
+from cnnfast.ops.backends import OPS
 
 
 def build_facts() -> dict:

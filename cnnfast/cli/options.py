@@ -13,10 +13,9 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 def positive_int(text: str) -> int:
     """An argparse type."""
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+    return int(text)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -109,22 +109,21 @@ def fuse_conv2d(
         and conv.in_channels <= _FEW_CHANNELS
         and not backends.can_run("conv2d_packed", backend, conv.weight.device)
     ):
-        options = dict(_geometry(conv) | dict(padding="same"), activation=activation, backend=backend)
-        packed = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options)
-        return (lambda x: packed(x.contiguous(memory_format=torch.channels_last))) if channels_last else packed
-    weight, bias = _low_precision(weight, bias, conv.weight.dtype)
-    weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight.contiguous()
-    relu, relu6 = activation == "relu", activation == "relu6"
+        options = dict(_geometry(conv), activation=activation, backend=backend)
+        options["padding"] = "same"  # which Conv2dSame does, its `padding` is 0
+        call = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options)
+    else:
+        weight, bias = _low_precision(weight, bias, conv.weight.dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight.contiguous()
+        relu, relu6 = activation == "relu", activation == "relu6"
 
-    def call_aten(x: Tensor) -> Tensor:
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        if same:
-            x = conv.pad(x)
-        y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return y.relu_() if relu else y.clamp_(0, 6) if relu6 else y
+        def call(x: Tensor) -> Tensor:
+            if same:
+                x = conv.pad(x)
+            y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            return y.relu_() if relu else y.clamp_(0, 6) if relu6 else y
 
-    return call_aten
+    return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
 
 
 def _fuse(

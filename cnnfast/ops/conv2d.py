@@ -50,8 +50,9 @@ def conv2d_packed(
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Dense convolution, activation(conv(x) + bias), inference only. For a network's first layers, where channels are
-    few; torch.nn.functional.conv2d is the differentiable form. bfloat16 and float16 are storage, the arithmetic is
+    """Dense convolution, activation(conv(x) + bias), inference only. For a network's first layer where its padding is
+    one that torch has to copy x for; torch.nn.functional.conv2d is the differentiable form, and the faster one where it
+    pads itself. bfloat16 and float16 are storage, the arithmetic is
     float32 (float64 for float64).
 
     Args:

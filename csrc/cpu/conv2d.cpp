@@ -2,8 +2,7 @@
 // Tiling: a run of output pixels a task, in any order; each pixel's window is copied into a row of a tile in L2 (kernel_h
 // pieces, contiguous in channels_last), zeros where it leaves the image.
 // Bytes: x read about kernel_h times from L2 and once from memory, y written once, the weights read once a tile.
-// Meant for the first layers of networks, few channels and many pixels: there the copies are cheap and packing the
-// weights anew at each call, as a library has to, is not.
+// Meant for first layers, few channels and many pixels, whose padding ATen has no form of (docs/decisions.md).
 #include <cstring>
 
 #include "ops.h"

@@ -12,6 +12,7 @@ from numerics import LAYOUTS, assert_close_by_policy, channel_scales, draw, fres
 import cnnfast
 from cnnfast.nn.fusion import fuse_conv2d
 from cnnfast.nn.layers import Conv2dSame
+from cnnfast.reference.common import activate, pad
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CASES = [  # n, c, height, width, out, kernel, stride, padding, dilation
@@ -28,22 +29,9 @@ CASES = [  # n, c, height, width, out, kernel, stride, padding, dilation
 ]
 
 
-def edges_of(size, kernel, stride, dilation, padding):
-    """(left, right, top, bottom), as F.pad wants them."""
-    if padding == "same":
-        zeros = [
-            max((-(-x // s) - 1) * s + (k - 1) * d + 1 - x, 0)
-            for x, k, s, d in zip(size, kernel, stride, dilation, strict=True)
-        ]
-        return [zeros[1] // 2, zeros[1] - zeros[1] // 2, zeros[0] // 2, zeros[0] - zeros[0] // 2]
-    top, bottom, left, right = np.broadcast_to(padding, 4) if np.size(padding) != 2 else np.repeat(padding, 2)
-    return [int(edge) for edge in (left, right, top, bottom)]
-
-
 def reference(x, weight, bias, stride, padding, dilation, activation):
-    x = F.pad(x, edges_of(x.shape[2:], weight.shape[2:], stride, dilation, padding))
-    y = F.conv2d(x, weight, bias, stride, 0, dilation)
-    return {None: lambda y: y, "relu": F.relu, "relu6": F.relu6}[activation](y)
+    x = pad(x, padding, weight.shape[2:], stride, dilation)
+    return activate(F.conv2d(x, weight, bias, stride, 0, dilation), activation)
 
 
 def drawn(case, dtype, layout, with_bias=True, decades=0.0):
