@@ -7,13 +7,14 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "threads.h"
 
 namespace cnnfast::cpu {
 
@@ -64,25 +65,22 @@ inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mut
 enum class Slot { depthwise, expanded, gathered };
 char* scratch(Slot slot, int64_t bytes);
 
-// f(i) for each i in [0, count), on all threads. Each has a share of its own, in order, so that from one op to the next a
-// thread reads the rows that it has written itself, from its own L2; who is done helps the others: a slow core takes
-// fewer.
+// task(i), or task(worker, i) to have help with its parts, for each i in [0, count), on all threads.
 template <class F>
-void for_each(int64_t count, const F& f) {
+void for_each(int64_t count, const F& task) {
   if (count <= 0) return;
-  const int64_t workers = std::min<int64_t>(count, torch::stable::get_num_threads());
-  struct alignas(64) Next {
-    std::atomic<int64_t> value;
-  };
-  std::vector<Next> next(static_cast<size_t>(workers));
-  const auto share = [&](int64_t worker) { return worker * count / workers; };
-  for (int64_t w = 0; w < workers; ++w) next[w].value.store(share(w), std::memory_order_relaxed);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t turn = 0; turn < workers; ++turn) {
-        const int64_t whose = (worker + turn) % workers, last = share(whose + 1);
-        for (int64_t i; (i = next[whose].value.fetch_add(1, std::memory_order_relaxed)) < last;) f(i);
+  constexpr bool helped = std::is_invocable_v<F, const Worker&, int64_t>;
+  const int64_t threads = torch::stable::get_num_threads();
+  Team team(count, helped ? threads : std::min(count, threads));
+  torch::stable::parallel_for(0, team.size(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t seat = begin; seat < end; ++seat) {
+      if constexpr (helped) {
+        team.work(seat, task);
+        team.help(seat);
+      } else {
+        team.work(seat, [&](const Worker&, int64_t i) { task(i); });
       }
+    }
   });
 }
 

@@ -1,8 +1,8 @@
 // inverted_residual on the CPU: expand -> depthwise -> project, the expanded tensor only ever a tile in L2.
 // Tiling: a band of output rows goes through the stages in chunks of expanded channels: expand the chunk for the band's
 // input rows (a halo of kernel_h - stride_h rows is computed by both neighbours), depthwise it into the band's tile;
-// when all chunks are there, project the tile. Few bands (one small image): the threads share the chunks, then the
-// projection's pixels or output channels, so that the weights, by then the larger part, are read once.
+// when all chunks are there, project the tile. Idle threads (one small image is one band) help with chunks, then with the
+// projection's output channels or pixels.
 // Bytes: x read once a band, y written once, the weights read once a band.
 #include "ops.h"
 #include "stages.h"
@@ -99,24 +99,13 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
   };
 
   const int64_t chunks = ceil_div(expanded_channels, kChunk), tile_bytes = bands.rows * conv.out_w * row * itemsize;
-  const auto each_band = [&](int64_t i, const auto& run) {
-    const int64_t begin = i % bands.per_image * bands.rows;
-    run(i / bands.per_image, begin, std::min(begin + bands.rows, conv.out_h), scratch(Slot::depthwise, tile_bytes));
-  };
-  if (!bands.shared) {
-    for_each(bands.count, [&](int64_t i) {
-      each_band(i, [&](int64_t n, int64_t begin, int64_t end, char* tile) {
-        for (int64_t k = 0; k < chunks; ++k) chunk(n, begin, end, k * kChunk, tile);
-        table.gemm[compute_index(storage)](projected(n, begin, end, tile));
-      });
-    });
-    return in_format_of(x, y);
-  }
-  for (int64_t i = 0; i < bands.count; ++i)
-    each_band(i, [&](int64_t n, int64_t begin, int64_t end, char* tile) {
-      for_each(chunks, [&](int64_t k) { chunk(n, begin, end, k * kChunk, tile); });
-      gemm_on_threads(table, projected(n, begin, end, tile), itemsize);
-    });
+  for_each(bands.count, [&](const Worker& worker, int64_t i) {
+    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
+    const int64_t end = std::min(begin + bands.rows, conv.out_h);
+    char* tile = scratch(Slot::depthwise, tile_bytes);
+    worker.each_part(chunks, [&](int64_t k) { chunk(n, begin, end, k * kChunk, tile); });
+    gemm_in_parts(worker, table, projected(n, begin, end, tile), itemsize);
+  });
   return in_format_of(x, y);
 }
 

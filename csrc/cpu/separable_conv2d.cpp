@@ -1,7 +1,7 @@
 // separable_conv2d on the CPU: depthwise -> pointwise (-> max pooling), the intermediate only ever a tile in L2.
-// Tiling: a band of output rows. Many bands: each thread takes its own through both stages. Few (one small image): the
-// threads share each band, its rows in the first stage, its pixels or output channels in the second. With pooling: a
-// range of pooled rows a task, a few at a time; the rows that the next few need again stay in the tile.
+// Tiling: a task takes a band of output rows through both stages; idle threads help with rows of the first, and output
+// channels or pixels of the second. With pooling: a range of pooled rows a task, a few at a time; the rows that the next
+// few need again stay in the tile.
 // Bytes: x read once (and a halo of kernel_h - stride_h rows a band), y written once, the weights read once a band.
 #include <cstring>
 
@@ -26,13 +26,16 @@ struct Separable {
   int64_t tile_bytes(int64_t rows) const { return rows * conv.out_w * row * itemsize(); }
 
   // Rows [begin, end) of image n, into `tile` whose first row is tile_begin.
-  void first_stage(int64_t n, int64_t tile_begin, int64_t begin, int64_t end, char* tile) const {
-    DepthwiseTile t = depthwise;
-    t.x = bytes_of(x) + n * conv.h * depthwise.x_row * static_cast<int64_t>(x.element_size());
-    t.row_begin = begin;
-    t.row_end = end;
-    t.y = tile + (begin - tile_begin) * depthwise.y_row * itemsize();
-    table.depthwise[static_cast<int>(storage)](t);
+  void first_stage(const Worker& worker, int64_t n, int64_t tile_begin, int64_t begin, int64_t end, char* tile) const {
+    constexpr int64_t kRows = 4;  // a part: an even number, since the kernel goes by two
+    worker.each_part(ceil_div(end - begin, kRows), [&](int64_t k) {
+      DepthwiseTile t = depthwise;
+      t.x = bytes_of(x) + n * conv.h * depthwise.x_row * static_cast<int64_t>(x.element_size());
+      t.row_begin = begin + k * kRows;
+      t.row_end = std::min(t.row_begin + kRows, end);
+      t.y = tile + (t.row_begin - tile_begin) * depthwise.y_row * itemsize();
+      table.depthwise[static_cast<int>(storage)](t);
+    });
   }
 
   // The product for the same rows, from `tile` (row `begin`) to y (row `begin` too).
@@ -51,33 +54,14 @@ void run(const Separable& op, Tensor& y) {
   const Conv& conv = op.conv;
   const Bands bands = bands_of(conv, op.tile_bytes(1), 0);
   const int64_t y_row_bytes = conv.out_w * op.pointwise.y_row * static_cast<int64_t>(y.element_size());
-  const auto gemm_tile = [&](int64_t n, int64_t begin, int64_t end, const char* tile) {
-    return op.second_stage(n, begin, end, tile, mutable_bytes_of(y) + (n * conv.out_h + begin) * y_row_bytes);
-  };
-  const auto band = [&](int64_t i) {
-    const int64_t begin = i % bands.per_image * bands.rows;
-    return std::tuple(i / bands.per_image, begin, std::min(begin + bands.rows, conv.out_h));
-  };
-  if (!bands.shared) {
-    for_each(bands.count, [&](int64_t i) {
-      const auto [n, begin, end] = band(i);
-      char* tile = scratch(Slot::depthwise, op.tile_bytes(bands.rows));
-      op.first_stage(n, begin, begin, end, tile);
-      op.table.gemm[compute_index(op.storage)](gemm_tile(n, begin, end, tile));
-    });
-    return;
-  }
-  char* tile = scratch(Slot::depthwise, op.tile_bytes(bands.rows));
-  for (int64_t i = 0; i < bands.count; ++i) {
-    const auto [image, first, last] = band(i);
-    const int64_t n = image, begin = first, end = last;
-    const int64_t rows = std::max<int64_t>(1, (end - begin) / (2 * torch::stable::get_num_threads()));
-    for_each(ceil_div(end - begin, rows), [&](int64_t k) {
-      const int64_t from = begin + k * rows;
-      op.first_stage(n, begin, from, std::min(from + rows, end), tile);
-    });
-    gemm_on_threads(op.table, gemm_tile(n, begin, end, tile), op.itemsize());
-  }
+  for_each(bands.count, [&](const Worker& worker, int64_t i) {
+    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
+    const int64_t end = std::min(begin + bands.rows, conv.out_h);
+    char* tile = scratch(Slot::depthwise, op.tile_bytes(bands.rows));
+    op.first_stage(worker, n, begin, begin, end, tile);
+    char* rows = mutable_bytes_of(y) + (n * conv.out_h + begin) * y_row_bytes;
+    gemm_in_parts(worker, op.table, op.second_stage(n, begin, end, tile, rows), op.itemsize());
+  });
 }
 
 // y: the pooled image; `pool` has its sizes.
@@ -89,13 +73,10 @@ void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, 
   constexpr int64_t kPixels = 256;
   const int64_t step = std::max({int64_t{1}, kTileBytes / op.tile_bytes(1) / pool.stride,
                                  ceil_div(kPixels, std::max<int64_t>(1, conv.out_w * pool.stride))});
-  // Tasks an image: two a thread, fewer where the rows that two tasks both convolve would be over a twentieth.
-  const int64_t threads = torch::stable::get_num_threads(), shared = std::max<int64_t>(0, pool.kernel - pool.stride);
-  const int64_t worthwhile = pooled_h * pool.stride / std::max<int64_t>(1, 20 * shared);
-  const int64_t tasks = ceil_div(std::clamp(worthwhile * conv.n, threads, 2 * threads), conv.n);
+  const int64_t tasks = ceil_div(torch::stable::get_num_threads(), conv.n);
   const int64_t rows = ceil_div(pooled_h, tasks), per_image = ceil_div(pooled_h, rows);
   const int64_t held_rows = (step - 1) * pool.stride + pool.kernel;
-  for_each(conv.n * per_image, [&](int64_t i) {
+  for_each(conv.n * per_image, [&](const Worker& worker, int64_t i) {
     const int64_t n = i / per_image, task_begin = i % per_image * rows,
                   task_end = std::min(task_begin + rows, pooled_h);
     char* tile = scratch(Slot::depthwise, op.tile_bytes(held_rows));
@@ -111,9 +92,9 @@ void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, 
         done = std::max(done, first);
       }
       if (last > done) {
-        op.first_stage(n, done, done, last, tile);
-        op.table.gemm[compute_index(op.storage)](
-            op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes));
+        op.first_stage(worker, n, done, done, last, tile);
+        gemm_in_parts(worker, op.table, op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes),
+                      op.itemsize());
         done = last;
       }
       MaxPoolTile t = pool;

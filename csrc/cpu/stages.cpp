@@ -29,7 +29,7 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
   }
   const int64_t rows = rows_of(per_image);
   per_image = ceil_div(out_h, rows);
-  return {rows, per_image, conv.n * per_image, uneven(per_image)};
+  return {rows, per_image, conv.n * per_image};
 }
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
@@ -86,27 +86,50 @@ GemmTile block_of(const GemmTile& whole, int64_t row, int64_t rows, int64_t col,
   return g;
 }
 
+// Parts of a job: equal shares, one a thread, each in pieces of `most` units or less.
+struct Pieces {
+  Pieces(int64_t all, int64_t shares, int64_t most)
+      : units(all), per_share(ceil_div(all, shares)), per_piece(ceil_div(per_share, most)), count(shares * per_piece) {}
+  // The units of part k; none at the end of a short last share.
+  std::pair<int64_t, int64_t> operator[](int64_t k) const {
+    const int64_t begin = k / per_piece * per_share, piece = k % per_piece;
+    const auto at = [&](int64_t i) { return std::min(units, begin + i * per_share / per_piece); };
+    return {at(piece), at(piece + 1)};
+  }
+  int64_t units, per_share, per_piece, count;
+};
+
 }  // namespace
+
+void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole, int64_t itemsize) {
+  const auto gemm = table.gemm[itemsize == 8 ? 1 : 0];
+  const int64_t threads = torch::stable::get_num_threads();
+  // Parts of the larger operand; the smaller one is read for each of them.
+  const bool by_rows = whole.rows >= whole.cols;
+  const int64_t unit = by_rows ? 7 : kPanel, size = by_rows ? whole.rows : whole.cols;
+  const int64_t units = ceil_div(size, unit), most = by_rows ? std::max<int64_t>(8, units / (4 * threads)) : 4;
+  const Pieces pieces(units, std::clamp<int64_t>(units / 4, 1, threads), most);
+  worker.each_part(pieces.count, [&](int64_t k) {
+    const auto [begin, end] = pieces[k];
+    if (begin == end) return;
+    const int64_t first = begin * unit, count = std::min(end * unit, size) - first;
+    gemm(by_rows ? block_of(whole, first, count, 0, whole.cols, itemsize)
+                 : block_of(whole, 0, whole.rows, first, count, itemsize));
+  });
+}
 
 void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t itemsize) {
   if (whole.rows == 0 || whole.cols == 0) return;
-  const auto gemm = table.gemm[itemsize == 8 ? 1 : 0];
-  const int64_t threads = torch::stable::get_num_threads(), panels = ceil_div(whole.cols, kPanel);
-  // The larger operand is read once, the smaller one by every thread.
-  const bool by_columns = whole.cols > whole.rows && panels >= 4 * threads;
-  const int64_t units = by_columns ? panels : ceil_div(whole.rows, 7);
-  // A unit is a panel or seven rows; a block is as many as make two blocks a thread, or fill a tile.
-  int64_t block = std::max<int64_t>(1, ceil_div(units, threads));
-  const int64_t row_block = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, whole.depth * itemsize * 7));
-  if (!by_columns && block > row_block) block = ceil_div(units, round_up(ceil_div(units, row_block), threads));
-  for_each(ceil_div(units, block), [&](int64_t i) {
-    if (by_columns) {
-      const int64_t col = i * block * kPanel;
-      gemm(block_of(whole, 0, whole.rows, col, std::min(block * kPanel, whole.cols - col), itemsize));
-    } else {
-      const int64_t row = i * block * 7;
-      gemm(block_of(whole, row, std::min(block * 7, whole.rows - row), 0, whole.cols, itemsize));
-    }
+  // Blocks of rows, one a thread or as many as fill a tile; all rows in one where the weights are the larger operand, so
+  // that those are read once.
+  const int64_t threads = torch::stable::get_num_threads(), units = ceil_div(whole.rows, 7);
+  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, whole.depth * itemsize * 7));
+  int64_t block = ceil_div(units, threads);
+  if (block > fitting) block = ceil_div(units, round_up(ceil_div(units, fitting), threads));
+  if (whole.cols > whole.rows && whole.cols >= 4 * threads * kPanel) block = units;
+  for_each(ceil_div(units, block), [&](const Worker& worker, int64_t i) {
+    const int64_t row = i * block * 7, rows = std::min(block * 7, whole.rows - row);
+    gemm_in_parts(worker, table, block_of(whole, row, rows, 0, whole.cols, itemsize), itemsize);
   });
 }
 

@@ -19,7 +19,6 @@ inline int64_t padded_row(int64_t channels, int64_t itemsize) {
 // How a fused op walks its output: bands of rows of an image.
 struct Bands {
   int64_t rows, per_image, count;
-  bool shared;  // the threads share each band, one stage after the other; else each takes bands of its own
 };
 // row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo);
@@ -28,7 +27,9 @@ DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, 
                              int64_t pre_activation, int64_t activation_code);
 // rows, a and y are the caller's to fill in.
 GemmTile packed_gemm(const PointwiseWeights& weights, Storage y_storage, int64_t activation_code);
-// The whole product on all threads: split by columns where the weights are the larger part, else by rows.
+// A task's product, in parts that idle threads help with: groups of panels or blocks of rows, of the larger operand.
+void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole, int64_t itemsize);
+// The whole product on all threads.
 void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t itemsize);
 
 }  // namespace cnnfast::cpu

@@ -51,6 +51,8 @@ CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_
   return acc;
 }
 
+constexpr int64_t kCached = 1'000'000;  // bytes: an image that may be in L2 from the op before
+
 // What happens to each x on its way in.
 enum class Pre { identity, relu, clamp };
 
@@ -61,12 +63,13 @@ CNNFAST_INLINE Vec<S> pre_activate(Vec<S> x, const Clamp<S>& clamp) {
   return clamp(x);
 }
 
-// Rows x Strip outputs, from row oh and column ow on. Edge: columns may lie outside the image, outputs past out_width.
-template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P, bool Edge>
-CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel) {
+// Rows x Strip outputs, from row oh and column ow on. Edge: columns may lie outside the image (a bit of `inside` each),
+// outputs past out_width. Full: a whole panel of channels.
+template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P, bool Edge, bool Full>
+CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, uint32_t inside) {
   static_assert(Rows == 1 || (Rows == 2 && Stride == 1));
   constexpr int kColumns = (Strip - 1) * Stride + K;
-  const int64_t count = t.channels - channel;
+  const int64_t count = Full ? kPanel : t.channels - channel;
   const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
   const Clamp<S> pre(t.pre_activation);
   const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
@@ -76,6 +79,16 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
     for (int o = 0; o < Strip; ++o) acc[r][o] = bias;
+
+  // Rows that the blocks below will add are asked for now: the hardware follows fewer streams than this reads.
+  if (t.height * t.x_row * static_cast<int64_t>(sizeof(T)) > kCached) {
+    const T* next = static_cast<const T*>(t.x) + (ih0 + Rows + K - 1 - t.x_first_row) * t.x_row +
+                    (iw0 + K / 2) * t.x_pixel + channel;
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+      for (int o = 0; o < Strip; ++o) __builtin_prefetch(next + r * t.x_row + o * t.x_pixel, 0, 2);
+  }
 
   // Row i of those that the block reads, for output rows First to Last.
   const auto add_row = [&]<int First, int Last>(int i) {
@@ -90,7 +103,7 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
         w[r][j] = load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * t.weight_tap + channel, count);
 #pragma GCC unroll 24
     for (int c = 0; c < kColumns; ++c) {
-      if (Edge && (iw0 + c < 0 || iw0 + c >= t.width)) continue;
+      if (Edge && !(inside >> c & 1)) continue;
       const Vec<S> x = pre_activate<P>(load<S>(row + c * t.x_pixel, count), pre);
 #pragma GCC unroll 8
       for (int r = First; r <= Last; ++r)
@@ -116,13 +129,20 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
 #pragma GCC unroll 8
       for (int o = 0; o < Strip; ++o) acc[r][o] = activate(acc[r][o]);
   }
+  // Which storage is asked once, not at every store.
+  const auto store_as = [&](Storage storage) {
 #pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    const int64_t y = (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+    for (int r = 0; r < Rows; ++r) {
+      const int64_t y = (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
 #pragma GCC unroll 8
-    for (int o = 0; o < Strip; ++o)
-      if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * t.y_pixel, acc[r][o], count, t.y_storage);
-  }
+      for (int o = 0; o < Strip; ++o)
+        if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * t.y_pixel, acc[r][o], count, storage);
+    }
+  };
+  if (t.y_storage == Storage::f32)
+    store_as(Storage::f32);
+  else
+    store_as(t.y_storage);
 }
 
 // All channels of Rows x Strip outputs: each pixel is read from its first channel to its last, as prefetchers like it.
@@ -130,11 +150,17 @@ template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P>
 void depthwise_channels(const DepthwiseTile& t, int64_t oh, int64_t ow) {
   const int64_t iw0 = ow * Stride - t.window.pad_left;
   const bool edge = iw0 < 0 || iw0 + (Strip - 1) * Stride + K > t.width || ow + Strip > t.out_width;
-  for (int64_t channel = 0; channel < t.channels; channel += kPanel)
-    if (edge)
-      depthwise_block<S, T, K, Stride, Rows, Strip, P, true>(t, oh, ow, channel);
-    else
-      depthwise_block<S, T, K, Stride, Rows, Strip, P, false>(t, oh, ow, channel);
+  uint32_t inside = 0;
+  for (int64_t c = 0; c < (Strip - 1) * Stride + K; ++c) inside |= uint32_t{iw0 + c >= 0 && iw0 + c < t.width} << c;
+  int64_t channel = 0;
+  if (edge) {
+    for (; channel + kPanel <= t.channels; channel += kPanel)
+      depthwise_block<S, T, K, Stride, Rows, Strip, P, true, true>(t, oh, ow, channel, inside);
+  } else {
+    for (; channel + kPanel <= t.channels; channel += kPanel)
+      depthwise_block<S, T, K, Stride, Rows, Strip, P, false, true>(t, oh, ow, channel, inside);
+  }
+  if (channel < t.channels) depthwise_block<S, T, K, Stride, Rows, Strip, P, true, false>(t, oh, ow, channel, inside);
 }
 
 template <class S, class T, int K, int Stride, int Rows, Pre P>

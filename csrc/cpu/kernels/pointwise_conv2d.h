@@ -6,8 +6,9 @@
 //          each and a broadcast; 7 divides the rows of 7, 14, 28, 56 and 112 pixels that these networks have.
 // Loops    panels outside, pixels inside: the group of panels (depth * 4 * 64 bytes) stays in L1/L2 while the tile's
 //          pixels stream past it.
-// Sums     each output is one chain of fused multiply-adds over the depth, bias first, residual last: the same bits
-//          whatever the tile, the thread or the neighbours in the batch.
+// Sums     an output is a chain of fused multiply-adds over the depth, bias first, residual last; a depth beyond kChain
+//          is cut into chains that are added, for less rounding. The same bits whatever the tile, the thread or the
+//          neighbours in the batch.
 // Rate     at best 2 FMA of 16 lanes a cycle; a step of the depth loads 4 vectors and 7 broadcasts for 28 FMA.
 #pragma once
 #include "vec.h"
@@ -20,47 +21,51 @@ constexpr int kRows = 7, kPanels = 4;
 #else
 constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON registers: 8 accumulators
 #endif
+constexpr int64_t kChain = 384;
 
-// Rows [row, row + R), panels [panel, panel + P).
+// Rows [row, row + R), panels [panel, panel + P), of the depth what is from `done` on, at most kChain of it. `sums`: of
+// the chains before, and for those to come.
 template <class S, int R, int P, bool Packed>
-__attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {
+__attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_t panel, int64_t done, S* sums) {
   const int64_t a_depth = Packed ? 1 : t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
   const int64_t first = panel * kPanel;
   // Only the last panel of an unpacked b ends before its last lane.
   const auto lanes = [&](int p) { return Packed ? kPanel : t.cols - first - p * kPanel; };
   // Three pointers reach seven rows (pointer + 0, 1, 2 row strides): no address arithmetic between the multiplications.
   const int64_t a_row = t.a_row;
-  const S* a0 = static_cast<const S*>(t.a) + row * a_row;
+  const S* a0 = static_cast<const S*>(t.a) + row * a_row + done * a_depth;
   const S* a3 = a0 + (R > 3 ? 3 * a_row : 0);
   const S* a6 = a0 + (R > 6 ? 6 * a_row : 0);
-  const S* b = static_cast<const S*>(t.b) + panel * t.b_panel;
+  const S* b = static_cast<const S*>(t.b) + panel * t.b_panel + done * b_depth;
+  const int64_t end = smaller(t.depth, done + kChain);
 
   // While this group of panels works from L2, the next one comes from memory, an even share during each block of rows.
-  const char* next = reinterpret_cast<const char*>(b + P * t.b_panel);
+  const char* next = reinterpret_cast<const char*>(static_cast<const S*>(t.b) + (panel + P) * t.b_panel);
   const int64_t blocks = (t.rows + R - 1) / R, share = P * kPanel * static_cast<int64_t>(sizeof(S)) / blocks;
-  next += row / R * share * t.depth;
+  next += row / R * share * t.depth + done * share;
 
   // Lines of y are asked for now, so that the stores at the end don't wait for memory.
+  if (end == t.depth)
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p)
-      __builtin_prefetch(static_cast<const char*>(t.y) +
-                             ((row + r) * t.y_row + first + p * kPanel) * (t.y_storage == Storage::f64   ? 8
-                                                                           : t.y_storage == Storage::f32 ? 4
-                                                                                                         : 2),
-                         1, 3);
+      for (int p = 0; p < P; ++p)
+        __builtin_prefetch(static_cast<const char*>(t.y) +
+                               ((row + r) * t.y_row + first + p * kPanel) * (t.y_storage == Storage::f64   ? 8
+                                                                             : t.y_storage == Storage::f32 ? 4
+                                                                                                           : 2),
+                           1, 3);
 
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R][P];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const Vec<S> start =
-        t.bias ? load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p)) : Vec<S>::zero();
+        t.bias && done == 0 ? load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p)) : Vec<S>::zero();
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][p] = start;
   }
-  for (int64_t k = t.depth; k > 0; --k) {
+  for (int64_t k = end - done; k > 0; --k) {
     Vec<S> w[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel, lanes(p));
@@ -79,6 +84,18 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
     a6 += a_depth;
     b += b_depth;
   }
+  if (done > 0)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) acc[r][p] = add(load<S>(sums + (r * P + p) * kPanel), acc[r][p]);
+  if (end < t.depth) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) store(sums + (r * P + p) * kPanel, acc[r][p]);
+    return;
+  }
   const Clamp<S> activate(t.activation);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -89,6 +106,16 @@ __attribute__((noinline)) void gemm_block(const GemmTile& t, int64_t row, int64_
       if (t.residual) y = add(y, load_storage<S>(t.residual, (row + r) * t.residual_row + column, count, t.y_storage));
       store_storage(t.y, (row + r) * t.y_row + column, activate(y), count, t.y_storage);
     }
+}
+
+template <class S, int R, int P, bool Packed>
+CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {
+  alignas(64) S sums[R * P * kPanel];
+  int64_t done = 0;
+  do {
+    gemm_chain<S, R, P, Packed>(t, row, panel, done, sums);
+    done += kChain;
+  } while (done < t.depth);
 }
 
 template <class S, int R, int P, bool Packed>

@@ -186,6 +186,7 @@ CNNFAST_INLINE __mmask16 mask(int64_t count) {
 
 template <>
 CNNFAST_INLINE Vec<float> load<float, float>(const float* p, int64_t count) {
+  if (__builtin_constant_p(count) && count >= kPanel) return {_mm512_loadu_ps(p)};
   return {_mm512_maskz_loadu_ps(mask(count), p)};
 }
 template <>
@@ -199,6 +200,7 @@ CNNFAST_INLINE Vec<float> load<float, f16>(const f16* p, int64_t count) {
 }
 template <>
 CNNFAST_INLINE void store<float, float>(float* p, Vec<float> x, int64_t count) {
+  if (__builtin_constant_p(count) && count >= kPanel) return _mm512_storeu_ps(p, x.v);
   _mm512_mask_storeu_ps(p, mask(count), x.v);
 }
 template <>
