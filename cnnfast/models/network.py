@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnfast.nn import FusedModule, GlobalPool
+from cnnfast.nn.fused import only_calls
 
 
 class Network(FusedModule):
@@ -67,3 +69,12 @@ class Network(FusedModule):
             raise ValueError(f"x must be at least {self.min_size} x {self.min_size}, got shape {tuple(x.shape)}")
         if x.dtype != first.weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the parameters' dtype {first.weight.dtype}, got {x.dtype}")
+
+
+def direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What calling the modules one after the other comes to, once every packing in them has been checked."""
+    for module in modules:
+        if isinstance(module, nn.Sequential) and only_calls(module, nn.Sequential.forward):
+            yield from direct_calls(*module)
+        else:
+            yield module.direct() if isinstance(module, FusedModule) else module

@@ -13,6 +13,7 @@ from networks import assert_as_exact_as, assert_same_gradients, draw_batch_norms
 import cnnfast
 from cnnfast._peers import import_timm
 from cnnfast.models.xception import Block
+from cnnfast.nn import FusedModule
 
 CALLS = {
     "EfficientNet": {
@@ -130,6 +131,67 @@ def test_hooks_on_layers_of_the_network_itself(pair, name):
         ours.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
         torch.testing.assert_close(ours(x), before, rtol=1e-4, atol=1e-4)
         assert seen and len(ops_of(ours, x)) >= 16
+
+
+# What may be put around a module's calls; each returns what takes it away again.
+
+
+def hook(module, seen):
+    return module.register_forward_hook(lambda *_: seen.append(1)).remove
+
+
+def pre_hook(module, seen):
+    return module.register_forward_pre_hook(lambda *_: seen.append(1)).remove
+
+
+def hook_on_every_module(module, seen):
+    register = torch.nn.modules.module.register_module_forward_hook
+    return register(lambda which, *_: seen.append(1) if which is module else None).remove
+
+
+def another_forward(module, seen):
+    forward = module.forward
+    module.forward = lambda x: seen.append(1) or forward(x)
+    return lambda: delattr(module, "forward")
+
+
+def another_class(module, seen):
+    kind = type(module)
+    forward = {"forward": lambda self, x: seen.append(1) or kind.forward(self, x)}
+    module.__class__ = type(kind.__name__, (kind,), forward)
+    return lambda: setattr(module, "__class__", kind)
+
+
+def test_what_is_put_around_a_block_sees_its_calls(pair):
+    """Blocks are called past nn.Module.__call__ only where that would do nothing else."""
+    _, ours = pair
+    x, places = torch.randn(1, 3, 40, 40), dict(ours.named_modules())
+    with torch.no_grad():
+        before = ours(x)
+        for name in {"block3", "block7", "blocks", "blocks.0.0", "blocks.2", "blocks.2.1"} & places.keys():
+            for put in (hook, pre_hook, hook_on_every_module, another_forward, another_class):
+                seen = []
+                take_away = put(places[name], seen)
+                assert torch.equal(ours(x), before)
+                take_away()
+                assert seen == [1], (name, put)
+                assert torch.equal(ours(x), before) and seen == [1]
+
+
+def test_a_compiled_block_is_called(pair):
+    _, ours = pair
+    name, block = next((name, m) for name, m in ours.named_modules() if isinstance(m, FusedModule) and m is not ours)
+    x, seen = torch.randn(1, 3, 40, 40), []
+
+    def backend(graph, _):
+        seen.append(name)
+        return graph.forward
+
+    with torch.no_grad():
+        before = ours(x)
+        block.compile(backend=backend)
+        torch.testing.assert_close(ours(x), before)
+    assert seen
 
 
 def other_activation(block):
