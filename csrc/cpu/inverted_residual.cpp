@@ -48,7 +48,8 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
 
   const int64_t row = padded_row(expanded_channels, itemsize);
   const int64_t halo = (conv.window.kernel_h - 1) * conv.window.dilation_h + 1 - conv.window.stride_h;
-  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, std::max<int64_t>(halo, 0));
+  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, std::max<int64_t>(halo, 0),
+                               expanded_channels * out_channels * itemsize);
   const KernelTable& table = kernels(storage);
   const Storage compute = storage == Storage::f64 ? Storage::f64 : Storage::f32;
 

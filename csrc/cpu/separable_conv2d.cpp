@@ -52,7 +52,7 @@ struct Separable {
 
 void run(const Separable& op, Tensor& y) {
   const Conv& conv = op.conv;
-  const Bands bands = bands_of(conv, op.tile_bytes(1), 0);
+  const Bands bands = bands_of(conv, op.tile_bytes(1), 0, op.pointwise.depth * op.pointwise.cols * op.itemsize());
   const int64_t y_row_bytes = conv.out_w * op.pointwise.y_row * static_cast<int64_t>(y.element_size());
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
     const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;

@@ -2,7 +2,7 @@
 
 namespace cnnfast::cpu {
 
-Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t out_h = std::max<int64_t>(conv.out_h, 1), n = std::max<int64_t>(conv.n, 1);
   const auto bands_within = [&](int64_t bytes) {
@@ -14,6 +14,9 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo) {
     const int64_t count = n * ceil_div(out_h, rows_of(per_image));
     return count % threads != 0 && count < 4 * threads;
   };
+  // Weights that are many times the image: rather a larger tile than to read them again for each band.
+  const int64_t image_bytes = out_h * row_bytes;
+  if (weight_bytes > 8 * image_bytes && image_bytes <= 4 * kTileBytes) return {out_h, 1, conv.n};
   int64_t per_image = bands_within(kTileBytes);
   // Bands that a halo dominates: rather a larger tile.
   if (!halo_is_small(per_image)) per_image = bands_within(4 * kTileBytes);

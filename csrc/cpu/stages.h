@@ -21,7 +21,8 @@ struct Bands {
   int64_t rows, per_image, count;
 };
 // row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
-Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo);
+// weight_bytes: of the product that reads the intermediate.
+Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes);
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
                              int64_t pre_activation, int64_t activation_code);

@@ -177,7 +177,7 @@ CNNFAST_INLINE Vec<float> clamp_high(Vec<float> x, Vec<float> hi) {
 
 template <>
 CNNFAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) {
-  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+  return {_mm512_mask_max_ps(a.v, _mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q), a.v, b.v)};
 }
 
 CNNFAST_INLINE __mmask16 mask(int64_t count) {
