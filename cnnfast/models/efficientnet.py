@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.network import Network, direct_calls
+from cnnfast.models.network import Network
 from cnnfast.models.registry import register_model
 from cnnfast.nn import Conv2dSame, FusedModule, InvertedResidual, PointwiseConv2d, SeparableConv2d
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
@@ -123,12 +123,7 @@ class EfficientNet(Network):
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
         self._check_input(x, self.conv_stem)
-        stem, tail = self.fused() or self.layers()
-        blocks = [*direct_calls(self.blocks)]
-        x = stem(x)
-        for block in blocks:
-            x = block(x)
-        return tail(x)
+        return self._through(x, self.blocks)
 
     def layers(self) -> Any:
         return (

@@ -18,7 +18,7 @@ class Network(FusedModule):
     because their parameters' names, which are timm's, lie on it; the blocks between fold themselves.
 
     A subclass calls `_make_head` and defines `classifier_name`, `forward_features`, `layers` and `fuse`, the latter two
-    of which return the functions (stem, tail) that forward_features puts around the blocks.
+    of which return the functions (stem, tail) that `_through` puts around the blocks.
     """
 
     classifier_name: str
@@ -60,6 +60,15 @@ class Network(FusedModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def _through(self, x: Tensor, *blocks: nn.Module) -> Tensor:
+        """x through stem, blocks and tail."""
+        stem, tail = self.fused() or self.layers()
+        calls = [*_direct_calls(*blocks)]
+        x = stem(x)
+        for call in calls:
+            x = call(x)
+        return tail(x)
+
     def _check_input(self, x: Tensor, first: nn.Conv2d) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
@@ -71,10 +80,10 @@ class Network(FusedModule):
             raise TypeError(f"x must have the parameters' dtype {first.weight.dtype}, got {x.dtype}")
 
 
-def direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+def _direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """What calling the modules one after the other comes to, once every packing in them has been checked."""
     for module in modules:
         if isinstance(module, nn.Sequential) and only_calls(module, nn.Sequential.forward):
-            yield from direct_calls(*module)
+            yield from _direct_calls(*module)
         else:
             yield module.direct() if isinstance(module, FusedModule) else module

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.network import Network, direct_calls
+from cnnfast.models.network import Network
 from cnnfast.models.registry import register_model
 from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
@@ -167,12 +167,7 @@ class XceptionFused(Network):
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, 2048, H / 32, W / 32)"""
         self._check_input(x, self.conv1)
-        stem, tail = self.fused() or self.layers()
-        blocks = [*direct_calls(*(getattr(self, f"block{i}") for i in range(1, 13)))]
-        x = stem(x)
-        for block in blocks:
-            x = block(x)
-        return tail(x)
+        return self._through(x, *(getattr(self, f"block{i}") for i in range(1, 13)))
 
     def layers(self) -> Any:
         def stem(x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ const KernelTable& kernels(Storage storage);
 Storage storage_of(const Tensor& t, const char* name);
 // The index into KernelTable's pairs [float, double], and the dtype of the arithmetic.
 inline int compute_index(Storage s) { return s == Storage::f64 ? 1 : 0; }
+inline Storage compute_storage(Storage s) { return s == Storage::f64 ? Storage::f64 : Storage::f32; }
 inline int64_t storage_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
 inline int64_t compute_size(Storage s) { return s == Storage::f64 ? 8 : 4; }
 inline ScalarType compute_dtype(Storage s) { return s == Storage::f64 ? ScalarType::Double : ScalarType::Float; }

@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor
     g = activation_backward(g, z, activation_code);
   }
 
-  const KernelTable& table = kernels(compute_index(storage) ? Storage::f64 : Storage::f32);
+  const KernelTable& table = kernels(compute_storage(storage));
   Tensor dx = no_gradient(x), dweight = no_gradient(weight), dbias = no_gradient(bias ? *bias : weight);
   if (output_mask & 1) {
     const Tensor packed = pack_depthwise_conv2d(ws, std::nullopt);

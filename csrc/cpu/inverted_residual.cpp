@@ -51,7 +51,7 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
   const Bands bands = bands_of(conv, conv.out_w * row * itemsize, std::max<int64_t>(halo, 0),
                                expanded_channels * out_channels * itemsize);
   const KernelTable& table = kernels(storage);
-  const Storage compute = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  const Storage compute = compute_storage(storage);
 
   GemmTile expansion = packed_gemm(expand, compute, activation_code);
   expansion.a_row = conv.c;

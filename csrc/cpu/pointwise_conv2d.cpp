@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
                                                                      int64_t activation_code, int64_t output_mask,
                                                                      int64_t backend) {
   check_backend(backend);
-  const Storage storage = storage_of(x, "x") == Storage::f64 ? Storage::f64 : Storage::f32;
+  const Storage storage = compute_storage(storage_of(x, "x"));
   const ScalarType dtype = compute_dtype(storage);
   const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
   const int64_t out_channels = weight.size(0), itemsize = compute_size(storage);

@@ -125,15 +125,14 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const DepthwiseWeights dw = reader.depthwise(mid);
   const PointwiseWeights pw = reader.pointwise(mid, out_channels);
 
-  Separable op{
-      storage,
-      kernels(storage),
-      conv,
-      channels_last(x),
-      residual ? Maybe(channels_last(*residual)) : std::nullopt,
-      depthwise_tile(conv, dw, storage == Storage::f64 ? storage : Storage::f32, pre_activation, mid_activation),
-      packed_gemm(pw, storage, activation_code),
-      padded_row(mid, compute_size(storage))};
+  Separable op{storage,
+               kernels(storage),
+               conv,
+               channels_last(x),
+               residual ? Maybe(channels_last(*residual)) : std::nullopt,
+               depthwise_tile(conv, dw, compute_storage(storage), pre_activation, mid_activation),
+               packed_gemm(pw, storage, activation_code),
+               padded_row(mid, compute_size(storage))};
   op.depthwise.multiplier = mid / conv.c;
   op.depthwise.x_pixel = conv.c;
   op.depthwise.x_row = conv.w * conv.c;
@@ -157,7 +156,7 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const int64_t pooled_h = pooled(conv.out_h), pooled_w = pooled(conv.out_w);
   Tensor y = empty_channels_last(x, conv.n, out_channels, pooled_h, pooled_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
-  op.pointwise.y_storage = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+  op.pointwise.y_storage = compute_storage(storage);
   MaxPoolTile pool{};
   pool.height = conv.out_h;
   pool.width = conv.out_w;

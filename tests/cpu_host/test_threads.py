@@ -17,7 +17,6 @@ SANITIZERS = {
     "asan": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "tsan": ("-O1", "-fsanitize=thread"),
 }
-# What the owner of a job and its helpers do for each other's sake; without one of them a sanitizer has to cry out.
 # Each opens, for a moment that a sleep prolongs, what the owner of a job and its helpers close for each other's sake.
 SLEEP = "std::this_thread::sleep_for(std::chrono::microseconds(50));"
 FAULTS = {
