@@ -9,7 +9,7 @@
 // Sums     bias first, then the taps row by row: the same bits whatever the strip.
 // Padding  taps outside the image are skipped, not multiplied by zero: an infinite weight stays out of the border.
 #pragma once
-#include "vec.h"
+#include "activations.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
@@ -33,7 +33,6 @@ CNNFAST_INLINE Vec<S> load_channels(const T* pixel, int64_t channel, int64_t cou
 template <class S, class T>
 CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, Vec<S> acc) {
   const Window& win = t.window;
-  const Clamp<S> pre(t.pre_activation);
   const int64_t count = t.channels - channel;
   const T* x = static_cast<const T*>(t.x);
   const S* weight = static_cast<const S*>(t.weight) + channel;
@@ -45,7 +44,7 @@ CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_
       if (iw < 0 || iw >= t.width) continue;
       const T* pixel = x + (ih - t.x_first_row) * t.x_row + iw * t.x_pixel;
       const Vec<S> w = load<S>(weight + (i * win.kernel_w + j) * t.weight_tap, count);
-      acc = fma(pre(load_channels<S>(pixel, channel, count, t.multiplier)), w, acc);
+      acc = fma(activated(load_channels<S>(pixel, channel, count, t.multiplier), t.pre_activation), w, acc);
     }
   }
   return acc;
@@ -74,11 +73,9 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
   const Clamp<S> pre(t.pre_activation);
   const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
   // The loops over registers must unroll, or the accumulators live on the stack.
-  Vec<S> acc[Rows][Strip];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-    for (int o = 0; o < Strip; ++o) acc[r][o] = bias;
+  Vec<S> acc[Rows * Strip];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows * Strip; ++i) acc[i] = bias;
 
   // Rows that the blocks below will add are asked for now: the hardware follows fewer streams than this reads.
   if (t.height * t.x_row * static_cast<int64_t>(sizeof(T)) > kCached) {
@@ -110,7 +107,7 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
 #pragma GCC unroll 8
         for (int o = 0; o < Strip; ++o) {
           const int j = c - o * Stride;
-          if (j >= 0 && j < K) acc[r][o] = fma(x, w[r][j], acc[r][o]);
+          if (j >= 0 && j < K) acc[r * Strip + o] = fma(x, w[r][j], acc[r * Strip + o]);
         }
     }
   };
@@ -122,13 +119,7 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
     add_row.template operator()<1, 1>(K);
   }
 
-  if (t.activation.code != 0) {
-    const Clamp<S> activate(t.activation);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-      for (int o = 0; o < Strip; ++o) acc[r][o] = activate(acc[r][o]);
-  }
+  activate(acc, t.activation);
   // Which storage is asked once, not at every store.
   const auto store_as = [&](Storage storage) {
 #pragma GCC unroll 8
@@ -136,7 +127,7 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
       const int64_t y = (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
 #pragma GCC unroll 8
       for (int o = 0; o < Strip; ++o)
-        if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * t.y_pixel, acc[r][o], count, storage);
+        if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * t.y_pixel, acc[r * Strip + o], count, storage);
     }
   };
   if (t.y_storage == Storage::f32)
@@ -193,14 +184,14 @@ void depthwise_strips(const DepthwiseTile& t) {
 
 template <class S, class T>
 void depthwise_any(const DepthwiseTile& t) {
-  const Clamp<S> activate(t.activation);
   for (int64_t oh = t.row_begin; oh < t.row_end; ++oh)
     for (int64_t ow = 0; ow < t.out_width; ++ow)
       for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
         const int64_t count = t.channels - channel;
         const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
         const int64_t y = (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
-        store_storage(t.y, y, activate(depthwise_pixel<S, T>(t, oh, ow, channel, bias)), count, t.y_storage);
+        const Vec<S> sum = depthwise_pixel<S, T>(t, oh, ow, channel, bias);
+        store_storage(t.y, y, activated(sum, t.activation), count, t.y_storage);
       }
 }
 
@@ -211,7 +202,7 @@ void depthwise(const DepthwiseTile& t) {
   const Window& w = t.window;
   const bool square = w.kernel_h == w.kernel_w && w.stride_h == w.stride_w && w.dilation_h == 1 && w.dilation_w == 1;
   if constexpr (kUnrolled) {
-    if (square && t.multiplier == 1 && w.stride_h <= 2) {
+    if (square && t.multiplier == 1 && w.stride_h <= 2 && is_clamp(t.pre_activation)) {
       const bool two = w.stride_h == 2;
       if (w.kernel_h == 3) return two ? depthwise_strips<S, T, 3, 2>(t) : depthwise_strips<S, T, 3, 1>(t);
       if (w.kernel_h == 5) return two ? depthwise_strips<S, T, 5, 2>(t) : depthwise_strips<S, T, 5, 1>(t);
@@ -220,18 +211,15 @@ void depthwise(const DepthwiseTile& t) {
   depthwise_any<S, T>(t);
 }
 
-// 1 where the activation passes the gradient on, else 0: as PyTorch's relu and hardtanh, a NaN passes.
-template <class S>
-CNNFAST_INLINE bool passes(S z, const Activation& a) {
-  return a.code == 0 || !(z <= static_cast<S>(a.lo) || z >= static_cast<S>(a.hi));
-}
-
 template <class S>
 void activation_grad(const ActivationGradTile& t) {
   S* grad = static_cast<S*>(t.grad);
   const S* z = static_cast<const S*>(t.z);
-  for (int64_t i = 0; i < t.count; ++i)
-    if (!passes(z[i], t.activation)) grad[i] = 0;
+  for (int64_t i = 0; i < t.count; i += kPanel) {
+    const int64_t count = t.count - i;
+    const Vec<S> y = activation_gradient(load<S>(grad + i, count), load<S>(z + i, count), t.activation);
+    store(grad + i, y, count);
+  }
 }
 
 // Calls f(output index, tap) for each output along one axis that reads input position `in`.
@@ -272,9 +260,9 @@ void depthwise_grad_input(const DepthwiseGradInputTile& t) {
                                   }
                                 });
                    });
-        if (m == 1) store(sum, acc);
-        for (int64_t c = 0; c < count; ++c)
-          dx[channel + c] = x && !passes(x[channel + c], t.pre_activation) ? S{0} : sum[c];
+        if (m > 1) acc = load<S>(sum);
+        if (x) acc = activation_gradient(acc, load<S>(x + channel, count), t.pre_activation);
+        store(dx + channel, acc, count);
       }
     }
 }
@@ -282,7 +270,6 @@ void depthwise_grad_input(const DepthwiseGradInputTile& t) {
 template <class S>
 void depthwise_grad_weight(const DepthwiseGradWeightTile& t) {
   const Window& win = t.window;
-  const Clamp<S> pre(t.pre_activation);
   const int64_t in_channels = t.channels, out_channels = t.channels * t.multiplier;
   const int64_t taps = win.kernel_h * win.kernel_w, count = t.channel_count;
   const auto grad_at = [&](int64_t n, int64_t oh, int64_t ow) {
@@ -303,7 +290,8 @@ void depthwise_grad_weight(const DepthwiseGradWeightTile& t) {
           const int64_t iw = ow * win.stride_w - win.pad_left + j * win.dilation_w;
           if (iw < 0 || iw >= t.width) continue;
           const S* pixel = static_cast<const S*>(t.x) + ((n * t.height + ih) * t.width + iw) * in_channels;
-          row = fma(pre(load_channels<S>(pixel, t.channel_begin, count, t.multiplier)), grad_at(n, oh, ow), row);
+          const Vec<S> x = load_channels<S>(pixel, t.channel_begin, count, t.multiplier);
+          row = fma(activated(x, t.pre_activation), grad_at(n, oh, ow), row);
         }
         total = add(total, row);
       }

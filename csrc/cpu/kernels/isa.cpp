@@ -10,8 +10,8 @@ namespace cnnfast::CNNFAST_ISA {
 
 const KernelTable table = {
     .isa = CNNFAST_STRING(CNNFAST_ISA),
-#if defined(__AVX512F__)
-    // float64 has no AVX-512 form: it is there to check the algorithms, not to be fast.
+#if defined(__AVX2__)
+    // float64 has no form but the generic one: it is there to check the algorithms, not to be fast.
     .depthwise = {depthwise<float>, nullptr, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
     .gemm = {gemm<float>, nullptr},

@@ -12,7 +12,7 @@ namespace cnnfast {
 enum class Storage : int { f32, f64, bf16, f16 };
 constexpr int kStorages = 4;
 
-// lo <= y <= hi; a NaN stays NaN. Codes as in cnnfast/ops/activations.py.
+// Codes as in cnnfast/ops/activations.py. The first are clamps, lo <= y <= hi, a NaN stays NaN; infinite for others.
 struct Activation {
   int64_t code;
   double lo, hi;
@@ -112,6 +112,9 @@ struct KernelTable {
 };
 
 namespace generic {
+extern const KernelTable table;
+}
+namespace avx2 {
 extern const KernelTable table;
 }
 namespace avx512 {

@@ -11,13 +11,15 @@
 //          neighbours in the batch.
 // Rate     at best 2 FMA of 16 lanes a cycle; a step of the depth loads 4 vectors and 7 broadcasts for 28 FMA.
 #pragma once
-#include "vec.h"
+#include "activations.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
 constexpr int kRows = 7, kPanels = 4;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kPanels = 1;  // a panel is two registers: 12 accumulators of 16
 #else
 constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON registers: 8 accumulators
 #endif
@@ -57,13 +59,13 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_
                            1, 3);
 
   // The loops over registers must unroll, or the accumulators live on the stack.
-  Vec<S> acc[R][P];
+  Vec<S> acc[R * P];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
     const Vec<S> start =
         t.bias && done == 0 ? load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p)) : Vec<S>::zero();
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r][p] = start;
+    for (int r = 0; r < R; ++r) acc[r * P + p] = start;
   }
   for (int64_t k = end - done; k > 0; --k) {
     Vec<S> w[P];
@@ -73,7 +75,7 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_
     for (int r = 0; r < R; ++r) {
       const Vec<S> x = Vec<S>::set((r < 3 ? a0 : r < 6 ? a3 : a6)[r % 3 * a_row]);
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
+      for (int p = 0; p < P; ++p) acc[r * P + p] = fma(x, w[p], acc[r * P + p]);
     }
     if constexpr (Packed) {
       __builtin_prefetch(next, 0, 2);
@@ -85,26 +87,29 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_
     b += b_depth;
   }
   if (done > 0)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r][p] = add(load<S>(sums + (r * P + p) * kPanel), acc[r][p]);
+#pragma GCC unroll 32
+    for (int i = 0; i < R * P; ++i) acc[i] = add(load<S>(sums + i * kPanel), acc[i]);
   if (end < t.depth) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) store(sums + (r * P + p) * kPanel, acc[r][p]);
+#pragma GCC unroll 32
+    for (int i = 0; i < R * P; ++i) store(sums + i * kPanel, acc[i]);
     return;
   }
-  const Clamp<S> activate(t.activation);
+  if (t.residual)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        const int64_t column = first + p * kPanel;
+        acc[r * P + p] = add(acc[r * P + p], load_storage<S>(t.residual, (row + r) * t.residual_row + column,
+                                                             t.cols - column, t.y_storage));
+      }
+  activate(acc, t.activation);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      const int64_t column = first + p * kPanel, count = t.cols - column;
-      Vec<S> y = acc[r][p];
-      if (t.residual) y = add(y, load_storage<S>(t.residual, (row + r) * t.residual_row + column, count, t.y_storage));
-      store_storage(t.y, (row + r) * t.y_row + column, activate(y), count, t.y_storage);
+      const int64_t column = first + p * kPanel;
+      store_storage(t.y, (row + r) * t.y_row + column, acc[r * P + p], t.cols - column, t.y_storage);
     }
 }
 

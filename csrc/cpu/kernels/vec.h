@@ -4,10 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 #include "kernels.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -115,6 +111,44 @@ CNNFAST_INLINE Vec<S> clamp_high(Vec<S> x, Vec<S> hi) {
   return {x.v > hi.v ? hi.v : x.v};
 }
 
+template <class S>
+CNNFAST_INLINE Vec<S> sub(Vec<S> a, Vec<S> b) {
+  return {a.v - b.v};
+}
+template <class S>
+CNNFAST_INLINE Vec<S> reciprocal(Vec<S> x) {
+  return {Vec<S>::set(1).v / x.v};
+}
+// a < b ? x : y; where a or b is NaN, y.
+template <class S>
+CNNFAST_INLINE Vec<S> select_less(Vec<S> a, Vec<S> b, Vec<S> x, Vec<S> y) {
+  return {a.v < b.v ? x.v : y.v};
+}
+// x is NaN ? a : b
+template <class S>
+CNNFAST_INLINE Vec<S> select_nan(Vec<S> x, Vec<S> a, Vec<S> b) {
+  return {x.v != x.v ? a.v : b.v};
+}
+// |x|
+template <class S>
+CNNFAST_INLINE Vec<S> absolute(Vec<S> x) {
+  return {x.v < Vec<S>::zero().v ? -x.v : x.v};
+}
+// The nearest integer, for |x| < 2^22: beyond 2^23 a float has no fraction left.
+template <class S>
+CNNFAST_INLINE Vec<S> round_to_integer(Vec<S> x) {
+  const Vec<S> shift = Vec<S>::set(S{12582912});
+  return {(x.v + shift.v) - shift.v};
+}
+// x 2^n, for integers n in [-126, 127].
+template <class S>
+CNNFAST_INLINE Vec<S> scale_by_power(Vec<S> x, Vec<S> n) {
+  static_assert(sizeof(S) == sizeof(float));
+  typedef int32_t Integers __attribute__((vector_size(sizeof(int32_t) * kPanel)));
+  const Integers bits = (__builtin_convertvector(n.v, Integers) + 127) << 23;
+  return {x.v * bit_cast<typename Vec<S>::Lanes>(bits)};
+}
+
 // The larger; a NaN in either is the result.
 template <class S>
 CNNFAST_INLINE Vec<S> maximum(Vec<S> a, Vec<S> b) {
@@ -143,82 +177,17 @@ CNNFAST_INLINE void store(T* p, Vec<S> x, int64_t count = kPanel) {
     for (int64_t i = 0; i < count; ++i) p[i] = narrow<T>(lanes[i]);
 }
 
+}  // namespace
+}  // namespace cnnfast::CNNFAST_ISA
+
 #if defined(__AVX512F__)
-
-template <>
-struct Vec<float> {
-  __m512 v;
-
-  static CNNFAST_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
-  static CNNFAST_INLINE Vec set(float s) { return {_mm512_set1_ps(s)}; }
-};
-
-template <>
-CNNFAST_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
-template <>
-CNNFAST_INLINE Vec<float> add(Vec<float> a, Vec<float> b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-template <>
-CNNFAST_INLINE Vec<float> mul(Vec<float> a, Vec<float> b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-// vmaxps and vminps return their second operand where either is NaN.
-template <>
-CNNFAST_INLINE Vec<float> clamp_low(Vec<float> x, Vec<float> lo) {
-  return {_mm512_max_ps(lo.v, x.v)};
-}
-template <>
-CNNFAST_INLINE Vec<float> clamp_high(Vec<float> x, Vec<float> hi) {
-  return {_mm512_min_ps(hi.v, x.v)};
-}
-
-template <>
-CNNFAST_INLINE Vec<float> maximum(Vec<float> a, Vec<float> b) {
-  return {_mm512_mask_max_ps(a.v, _mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q), a.v, b.v)};
-}
-
-CNNFAST_INLINE __mmask16 mask(int64_t count) {
-  return count >= kPanel ? __mmask16{0xffff} : static_cast<__mmask16>((1u << count) - 1);
-}
-
-template <>
-CNNFAST_INLINE Vec<float> load<float, float>(const float* p, int64_t count) {
-  if (__builtin_constant_p(count) && count >= kPanel) return {_mm512_loadu_ps(p)};
-  return {_mm512_maskz_loadu_ps(mask(count), p)};
-}
-template <>
-CNNFAST_INLINE Vec<float> load<float, bf16>(const bf16* p, int64_t count) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(mask(count), p);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
-}
-template <>
-CNNFAST_INLINE Vec<float> load<float, f16>(const f16* p, int64_t count) {
-  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), p))};
-}
-template <>
-CNNFAST_INLINE void store<float, float>(float* p, Vec<float> x, int64_t count) {
-  if (__builtin_constant_p(count) && count >= kPanel) return _mm512_storeu_ps(p, x.v);
-  _mm512_mask_storeu_ps(p, mask(count), x.v);
-}
-template <>
-CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
-  const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  const __m512i word = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
-  _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtepi32_epi16(word));
-}
-template <>
-CNNFAST_INLINE void store<float, f16>(f16* p, Vec<float> x, int64_t count) {
-  _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-
+#include "vec_avx512.h"
+#elif defined(__AVX2__)
+#include "vec_avx2.h"
 #endif
+
+namespace cnnfast::CNNFAST_ISA {
+namespace {
 
 // The storage that is known at run time only; element `index` of p.
 template <class S>
@@ -242,15 +211,6 @@ CNNFAST_INLINE void store_storage(void* p, int64_t index, Vec<S> x, int64_t coun
     store(static_cast<float*>(p) + index, x, count);
   }
 }
-
-// Identity's bounds are infinite, so one pair of instructions serves every activation there is so far.
-template <class S>
-struct Clamp {
-  Vec<S> lo, hi;
-  explicit CNNFAST_INLINE Clamp(const Activation& a)
-      : lo(Vec<S>::set(static_cast<S>(a.lo))), hi(Vec<S>::set(static_cast<S>(a.hi))) {}
-  CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return clamp_high(clamp_low(x, lo), hi); }
-};
 
 }  // namespace
 }  // namespace cnnfast::CNNFAST_ISA

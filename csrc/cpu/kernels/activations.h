@@ -1,0 +1,221 @@
+// Activations on panels of lanes: clamps (identity, relu, relu6) in one or two instructions; sigmoid, SiLU, GELU and tanh
+// by polynomials in float32, by the C library in float64, where they check the algorithms.
+//
+// Errors   float32, against the exact function of the float32 argument, in units of 2^-24 |y|, measured over all floats
+//          (tests/cpu_host/test_activations.py): sigmoid and SiLU 3, tanh 4, GELU 8. Where |sigmoid| would be below 2^-126
+//          (x < -87.3), and Phi in GELU below 1e-37 (x < -12.7), it is 0.
+// Special  as PyTorch's: a NaN stays; SiLU and GELU of -Inf are NaN (-Inf * 0), of +Inf +Inf.
+// Method   exp by Cody and Waite's reduction and a polynomial on [-ln 2 / 2, ln 2 / 2]; sigmoid from exp; tanh odd
+//          polynomial up to 0.625, from exp beyond; Phi(x) = erfc(-x / sqrt 2) / 2 by erfc(z) = exp(-z^2) P(1 / (1 + q z))
+//          (the form of Abramowitz and Stegun 7.1.26). Coefficients are minimax by Remez's algorithm.
+#pragma once
+#include "vec.h"
+
+namespace cnnfast::CNNFAST_ISA {
+namespace {
+
+// c[0] + x (c[1] + x (c[2] + ...))
+template <int N>
+CNNFAST_INLINE Vec<float> polynomial(Vec<float> x, const float (&c)[N]) {
+  Vec<float> sum = Vec<float>::set(c[N - 1]);
+#pragma GCC unroll 16
+  for (int i = N - 2; i >= 0; --i) sum = fma(sum, x, Vec<float>::set(c[i]));
+  return sum;
+}
+
+CNNFAST_INLINE Vec<float> constant(float value) { return Vec<float>::set(value); }
+
+constexpr float kExpLimit = 87.3f;  // exp stays a normal number
+constexpr float kPhiLimit = 12.7f;
+
+// |x| <= kExpLimit
+CNNFAST_INLINE Vec<float> exponential(Vec<float> x) {
+  constexpr float kCoefficients[] = {0.499999934125f, 0.166665201081f, 0.0416683942383f, 0.00836878039100f,
+                                     0.00138144651719f};
+  const Vec<float> n = round_to_integer(mul(x, constant(1.44269504f)));
+  const Vec<float> r = fma(n, constant(1.42860677e-6f), fma(n, constant(-0.693148613f), x));  // x - n ln 2
+  const Vec<float> y = add(constant(1), fma(mul(r, r), polynomial(r, kCoefficients), r));
+  return scale_by_power(y, n);
+}
+
+CNNFAST_INLINE Vec<float> sigmoid(Vec<float> x) {
+  const Vec<float> limit = constant(kExpLimit), least = constant(-kExpLimit);
+  const Vec<float> e = exponential(clamp_high(clamp_low(sub(Vec<float>::zero(), x), least), limit));
+  return select_less(x, least, Vec<float>::zero(), reciprocal(add(constant(1), e)));
+}
+
+CNNFAST_INLINE Vec<float> hyperbolic_tangent(Vec<float> x) {
+  constexpr float kCoefficients[] = {-0.333332839251f, 0.133314912841f, -0.0537434979228f, 0.0206505869717f,
+                                     -0.00571704484008f};
+  const Vec<float> square = mul(x, x), magnitude = absolute(x);
+  const Vec<float> small = fma(mul(x, square), polynomial(square, kCoefficients), x);
+  const Vec<float> e = exponential(clamp_high(add(magnitude, magnitude), constant(kExpLimit)));
+  const Vec<float> large = fma(constant(-2), reciprocal(add(constant(1), e)), constant(1));
+  const Vec<float> signed_large = select_less(x, Vec<float>::zero(), sub(Vec<float>::zero(), large), large);
+  return select_less(magnitude, constant(0.625f), small, signed_large);
+}
+
+// exp(-x^2 / 2) for |x| <= kPhiLimit; the rounding of the square is made good, which would be magnified.
+CNNFAST_INLINE Vec<float> gaussian(Vec<float> x) {
+  const Vec<float> half = mul(x, constant(-0.5f)), q = mul(x, half);
+  const Vec<float> rest = fma(x, half, sub(Vec<float>::zero(), q));
+  const Vec<float> e = exponential(q);
+  return fma(e, rest, e);
+}
+
+// The normal distribution's integral up to x.
+CNNFAST_INLINE Vec<float> normal_integral(Vec<float> x) {
+  constexpr float kCoefficients[] = {-2.31878631968e-5f, 0.185463943053f, 0.17764834326f, 0.218645534521f,
+                                     -0.0064469768215f,  0.502511541037f, -0.451934697984f, 0.5204794872f,
+                                     -0.146344049286f};
+  constexpr float kQ = 0.3275911f * 0.70710678f;
+  const Vec<float> magnitude = clamp_high(absolute(x), constant(kPhiLimit));
+  const Vec<float> t = reciprocal(fma(magnitude, constant(kQ), constant(1)));
+  const Vec<float> tail = mul(mul(gaussian(magnitude), constant(0.5f)), polynomial(t, kCoefficients));
+  const Vec<float> y = select_less(x, Vec<float>::zero(), tail, sub(constant(1), tail));
+  return select_less(x, constant(-kPhiLimit), Vec<float>::zero(), y);
+}
+
+// f(x) lane by lane: float64.
+template <class F>
+CNNFAST_INLINE Vec<double> each_lane(Vec<double> x, F f) {
+  alignas(64) double lanes[kPanel];
+  store(lanes, x);
+  for (int i = 0; i < kPanel; ++i) lanes[i] = f(lanes[i]);
+  return load<double>(lanes);
+}
+CNNFAST_INLINE Vec<double> sigmoid(Vec<double> x) {
+  return each_lane(x, [](double z) { return 1 / (1 + __builtin_exp(-z)); });
+}
+CNNFAST_INLINE Vec<double> hyperbolic_tangent(Vec<double> x) {
+  return each_lane(x, [](double z) { return __builtin_tanh(z); });
+}
+CNNFAST_INLINE Vec<double> normal_integral(Vec<double> x) {
+  return each_lane(x, [](double z) { return 0.5 * __builtin_erfc(-z * 0.70710678118654752440); });
+}
+CNNFAST_INLINE Vec<double> gaussian(Vec<double> x) {
+  return each_lane(x, [](double z) { return __builtin_exp(-0.5 * z * z); });
+}
+
+// y and y' of the curved activations.
+struct Sigmoid {
+  template <class S>
+  static CNNFAST_INLINE Vec<S> value(Vec<S> x) {
+    return sigmoid(x);
+  }
+  template <class S>
+  static CNNFAST_INLINE Vec<S> slope(Vec<S> x) {
+    const Vec<S> y = sigmoid(x);
+    return mul(y, sub(Vec<S>::set(1), y));
+  }
+};
+struct Silu {
+  template <class S>
+  static CNNFAST_INLINE Vec<S> value(Vec<S> x) {
+    return mul(x, sigmoid(x));
+  }
+  template <class S>
+  static CNNFAST_INLINE Vec<S> slope(Vec<S> x) {
+    const Vec<S> y = sigmoid(x), one = Vec<S>::set(1);
+    return mul(y, fma(x, sub(one, y), one));
+  }
+};
+struct Gelu {
+  template <class S>
+  static CNNFAST_INLINE Vec<S> value(Vec<S> x) {
+    return mul(x, normal_integral(x));
+  }
+  template <class S>
+  static CNNFAST_INLINE Vec<S> slope(Vec<S> x) {
+    const Vec<S> limit = Vec<S>::set(kPhiLimit), zero = Vec<S>::zero(), magnitude = absolute(x);
+    const Vec<S> density = mul(gaussian(clamp_high(magnitude, limit)), Vec<S>::set(0.39894228040143267794));
+    return fma(x, select_less(limit, magnitude, zero, density), normal_integral(x));
+  }
+};
+struct Tanh {
+  template <class S>
+  static CNNFAST_INLINE Vec<S> value(Vec<S> x) {
+    return hyperbolic_tangent(x);
+  }
+  template <class S>
+  static CNNFAST_INLINE Vec<S> slope(Vec<S> x) {
+    const Vec<S> y = hyperbolic_tangent(x);
+    return fma(sub(Vec<S>::zero(), y), y, Vec<S>::set(1));
+  }
+};
+
+// Codes as in cnnfast/ops/activations.py; up to this one clamps.
+constexpr int64_t kLastClamp = 2;
+constexpr bool is_clamp(const Activation& a) { return a.code <= kLastClamp; }
+
+template <class F>
+CNNFAST_INLINE void with_curve(int64_t code, F f) {
+  switch (code) {
+    case 3: return f(Sigmoid{});
+    case 4: return f(Silu{});
+    case 5: return f(Gelu{});
+    case 6: return f(Tanh{});
+  }
+}
+
+// values[panels][kPanel] = y(values): one copy of the polynomials for all kernels, which hand over whole register tiles.
+template <class S>
+__attribute__((noinline)) void curve(S* values, int64_t panels, int64_t code) {
+  with_curve(code, [&](auto a) {
+    for (int64_t i = 0; i < panels; ++i) store(values + i * kPanel, a.value(load<S>(values + i * kPanel)));
+  });
+}
+
+// Identity's bounds are infinite, so one pair of instructions serves every clamp.
+template <class S>
+struct Clamp {
+  Vec<S> lo, hi;
+  explicit CNNFAST_INLINE Clamp(const Activation& a)
+      : lo(Vec<S>::set(static_cast<S>(a.lo))), hi(Vec<S>::set(static_cast<S>(a.hi))) {}
+  CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return clamp_high(clamp_low(x, lo), hi); }
+};
+
+// A register tile through the activation.
+template <class S, int N>
+CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {
+  if (a.code == 0) return;
+  if (is_clamp(a)) {
+    const Clamp<S> clamp(a);
+#pragma GCC unroll 32
+    for (int i = 0; i < N; ++i) tile[i] = clamp(tile[i]);
+    return;
+  }
+  alignas(64) S values[N * kPanel];
+#pragma GCC unroll 32
+  for (int i = 0; i < N; ++i) store(values + i * kPanel, tile[i]);
+  curve(values, N, a.code);
+#pragma GCC unroll 32
+  for (int i = 0; i < N; ++i) tile[i] = load<S>(values + i * kPanel);
+}
+
+// One panel, for slow paths.
+template <class S>
+CNNFAST_INLINE Vec<S> activated(Vec<S> x, const Activation& a) {
+  Vec<S> tile[1] = {x};
+  activate(tile, a);
+  return tile[0];
+}
+
+// grad * y'(z) of one panel. Clamps pass the gradient inside their bounds, as PyTorch's relu and hardtanh do: not on
+// them, and where z is NaN.
+template <class S>
+CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activation& a) {
+  if (a.code == 0) return grad;
+  if (is_clamp(a)) {
+    const Clamp<S> bounds(a);
+    const Vec<S> zero = Vec<S>::zero();
+    const Vec<S> inside = select_less(bounds.lo, z, select_less(z, bounds.hi, grad, zero), zero);
+    return select_nan(z, grad, inside);
+  }
+  Vec<S> y = grad;
+  with_curve(a.code, [&](auto curve) { y = mul(grad, curve.slope(z)); });
+  return y;
+}
+
+}  // namespace
+}  // namespace cnnfast::CNNFAST_ISA
