@@ -5,7 +5,7 @@
 //   stride, dilation  [vertical, horizontal]
 //   padding           [top, bottom, left, right], or [-1] for 'same': output = ceil(input / stride), the odd row or
 //                     column of zeros at the bottom or right (TensorFlow's rule; for stride 1 also PyTorch's)
-//   *activation       a code of cnnfast.ops.activations: 0 identity, 1 relu, 2 relu6
+//   *activation       a code of cnnfast.ops.activations: 0 identity, 1 relu, 2 relu6, 3 sigmoid, 4 silu, 5 gelu, 6 tanh
 //   output_mask       bit i set: gradient i of the returned list is wanted; one that is not comes back with 0 elements
 //   backend           a code of cnnfast.ops.backends: 0 auto, 1 cpu, 2 cuda, 3 triton
 //   max_pool          [kernel, stride, padding] of a max pooling of the result, or [-1] for none

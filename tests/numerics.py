@@ -1,8 +1,8 @@
 """How close an op has to be to its reference, and inputs that show mistakes.
 
 The bound is elementwise, from the arithmetic: with ref the reference in float64 on the same inputs, u the unit
-roundoff of the dtype, S the reference on absolute values with the activations as identity (the size of what was added
-up), K the terms of the longest sum and m the intermediates that the op's docstring allows to be rounded,
+roundoff of the dtype, S the reference on absolute values with the activations as the bounds below (the size of what was
+added up), K the terms of the longest sum and m the intermediates that the op's docstring allows to be rounded,
 
     |ours - ref| <= u |ref| + (4 + sqrt(K) / 2) 2^-24 S + m u S
 
@@ -17,12 +17,21 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("pre_activation", "mid_activation", "activation")  # keyword arguments of the ops
+from cnnfast.reference.common import ACTIVATIONS
+
+# What S has for each activation: at least |f(x)|, and at least as steep as f for |x|: an error before it comes out as
+# much larger. Clamps and tanh are below the identity.
+BOUNDS = dict.fromkeys(ACTIVATIONS, lambda s: s) | {
+    "sigmoid": lambda s: s + 0.5,
+    "silu": lambda s: 1.13 * s,
+    "gelu": lambda s: 1.13 * s,
+}
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -56,7 +65,8 @@ def assert_close_by_policy(
 ) -> None:
     """`ours` is within the bound of reference(*args, **kwargs)."""
     ref = reference(*_doubles(args), **_doubles(kwargs))
-    scale = reference(*_absolute(args), **_absolute(_without_activations(kwargs)))
+    with activations_as_bounds():
+        scale = reference(*_absolute(args), **_absolute(kwargs))
     assert_within(ours.detach(), ref.detach(), scale.detach(), terms=terms, rounded=rounded)
 
 
@@ -78,7 +88,8 @@ def assert_gradients_by_policy(
         return {name: leaf.grad for name, leaf in leaves.items()}
 
     refs = gradients(_doubles(tensors), grad.double(), options)
-    scales = gradients(_absolute(tensors), grad.double().abs(), _without_activations(options))
+    with activations_as_bounds():
+        scales = gradients(_absolute(tensors), grad.double().abs(), options)
     for name, gradient in ours.items():
         assert_within(
             gradient, refs[name], scales[name], terms=terms[name], rounded=rounded, name=f"gradient of {name}"
@@ -101,9 +112,9 @@ def _absolute(value: Any) -> Any:
     return _map(value, lambda t: t.double().abs())
 
 
-def _without_activations(options: dict[str, Any]) -> dict[str, Any]:
-    """All as identity; `activation`, which every op has, also where it was left to its default (relu6 for one)."""
-    return {**options, **{name: None for name in options if name in ACTIVATIONS}, "activation": None}
+def activations_as_bounds() -> contextlib.AbstractContextManager:
+    """While in force the references compute S."""
+    return mock.patch.dict(ACTIVATIONS, BOUNDS)
 
 
 @contextlib.contextmanager

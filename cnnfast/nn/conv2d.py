@@ -18,7 +18,7 @@ class ConvBN(FusedModule):
 
     Args:
         padding: int, (vertical, horizontal) or "same" (TensorFlow's, for any stride).
-        activation: None, "relu" or "relu6".
+        activation: as the ops': None, "relu", "relu6", "silu", ...
         eps, momentum: of the batch normalisation.
     """
 

@@ -20,7 +20,7 @@ class DepthwiseConv2d(FusedModule, nn.Conv2d):
     Args:
         in_channels: C.
         padding: int, (vertical, horizontal), (top, bottom, left, right) or "same" (TensorFlow's, for any stride).
-        pre_activation, activation: None, "relu" or "relu6".
+        pre_activation, activation: as the ops': None, "relu", "relu6", "silu", ...
 
     Xception, https://arxiv.org/abs/1610.02357; MobileNets, https://arxiv.org/abs/1704.04861.
     """

@@ -25,15 +25,32 @@ Call = Callable[..., Tensor]
 Layer = Any  # an nn.Module whose attributes are read by name; `_weights` and `_pooling` refuse what doesn't fit
 
 _CONV_FORWARDS = (nn.Conv2d.forward, Conv2dSame.forward, PointwiseConv2d.forward, FusedModule.forward)
+_IN_PLACE: dict[str | None, Call] = {
+    "relu": Tensor.relu_,
+    "relu6": lambda y: y.clamp_(0, 6),
+    "sigmoid": Tensor.sigmoid_,
+    "silu": functools.partial(F.silu, inplace=True),
+    "tanh": Tensor.tanh_,
+}
 # Up to which copying windows costs less than padding x for ATen and clamping what it returns.
 _FEW_CHANNELS = 4
-_ACTIVATIONS: dict[type[nn.Module], str | None] = {nn.Identity: None, nn.ReLU: "relu", nn.ReLU6: "relu6"}
+_ACTIVATIONS: dict[type[nn.Module], str | None] = {
+    nn.Identity: None,
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Tanh: "tanh",
+}
 
 
 def activation_name(module: nn.Module) -> str | None:
     """The ops' name of an activation module."""
     if type(module) not in _ACTIVATIONS:
         raise NotFusable(f"the kernels don't fuse {type(module).__name__}")
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        raise NotFusable(f"the kernels don't fuse GELU's approximation by {module.approximate}")
     return _ACTIVATIONS[type(module)]
 
 
@@ -115,13 +132,13 @@ def fuse_conv2d(
     else:
         weight, bias = _low_precision(weight, bias, conv.weight.dtype)
         weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight.contiguous()
-        relu, relu6 = activation == "relu", activation == "relu6"
+        activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
         def call(x: Tensor) -> Tensor:
             if same:
                 x = conv.pad(x)
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            return y.relu_() if relu else y.clamp_(0, 6) if relu6 else y
+            return activate(y)
 
     return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
 

@@ -21,7 +21,7 @@ class InvertedResidual(FusedModule):
     Args:
         kernel_size, stride, padding, dilation: of the depthwise convolution; padding as DepthwiseConv2d's.
         expand_ratio: expanded channels / in_channels.
-        activation: after expansion and depthwise, None, "relu" or "relu6".
+        activation: after expansion and depthwise, as the ops': None, "relu", "relu6", "silu", ...
         skip: adds x where the shapes allow (stride 1, in_channels == out_channels).
         drop_path: probability, in training, of leaving out an image's block where x is added.
         eps, momentum: of the batch normalisations.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +13,15 @@ from torch import Tensor, nn
 from cnnfast import ops
 from cnnfast.ops import backends
 
-_ACTIVATIONS: dict[str | None, type[nn.Module]] = {None: nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+_ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
+    None: nn.Identity,
+    "relu": functools.partial(nn.ReLU, inplace=True),
+    "relu6": functools.partial(nn.ReLU6, inplace=True),
+    "sigmoid": nn.Sigmoid,
+    "silu": functools.partial(nn.SiLU, inplace=True),
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
 _POOLS = {
     "": lambda x: x,
     "avg": lambda x: x.mean((2, 3)),
@@ -22,10 +32,11 @@ _POOLS = {
 
 
 def activation_module(name: str | None) -> nn.Module:
-    """A new module of the activation; in place, for use after batch normalisation, which doesn't need its output."""
+    """A new module of the activation; in place where there is such a form, for use after batch normalisation, which
+    doesn't need its output."""
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}, got {name!r}")
-    return nn.Identity() if name is None else _ACTIVATIONS[name](inplace=True)
+    return _ACTIVATIONS[name]()
 
 
 class Conv2dSame(nn.Conv2d):

@@ -15,7 +15,7 @@ class PointwiseConvBN(FusedModule):
     forward(x, residual=None) is activation(bn(conv(x)) + residual). Keys `conv`, `bn`.
 
     Args:
-        activation: None, "relu" or "relu6".
+        activation: as the ops': None, "relu", "relu6", "silu", ...
         eps, momentum: of the batch normalisation.
 
     Network in Network, https://arxiv.org/abs/1312.4400.

@@ -19,7 +19,7 @@ class SeparableConv2d(FusedModule):
 
     Args:
         kernel_size, stride, padding, dilation: of the depthwise convolution; padding as DepthwiseConv2d's.
-        mid_activation: between the two, None, "relu" or "relu6".
+        mid_activation: between the two, as the ops': None, "relu", "relu6", "silu", ...
         activation: after the second BN.
         skip: adds x where the shapes allow (stride 1, in_channels == out_channels).
         drop_path: probability, in training, of leaving out an image's block where x is added.

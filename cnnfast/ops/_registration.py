@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnfast import _library
-from cnnfast.ops import backends
+from cnnfast.ops import activations, backends
 
 assert _library  # the schemas are loaded
 library = torch.library.Library("cnnfast", "IMPL")
@@ -110,9 +110,13 @@ def register_cuda(op: str, packed: bool = False) -> None:
 
 
 def _cuda_kernel(op: str, name: str) -> Callable:
-    backend_position = len(getattr(torch.ops.cnnfast, name).default._schema.arguments) - 1
+    arguments = getattr(torch.ops.cnnfast, name).default._schema.arguments
+    backend_position = len(arguments) - 1
+    activation_names = {i: a.name for i, a in enumerate(arguments) if a.name.endswith("activation")}
 
     def kernel(*args: Any) -> Any:
+        for i, argument in activation_names.items():
+            activations.check_on_gpu(argument, args[i])
         backend = args[backend_position] if len(args) > backend_position else 0  # defaults are dropped on the way
         args = args[:backend_position]
         if backends.choose(name.removesuffix("_backward"), backends.NAMES[backend], "cuda") == "cuda":

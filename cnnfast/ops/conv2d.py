@@ -63,7 +63,8 @@ def conv2d_packed(
         stride, dilation: int or (vertical, horizontal).
         padding: int, (vertical, horizontal), (top, bottom, left, right), or "same": output = ceil(input / stride), the
             odd row or column of zeros at the bottom or right.
-        activation: None, "identity", "relu" or "relu6".
+        activation: None, "identity", "relu", "relu6",
+            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
         backend: "auto" or "cpu".
 
     Returns:

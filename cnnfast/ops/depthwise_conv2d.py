@@ -59,7 +59,8 @@ def depthwise_conv2d(
         padding: int, (vertical, horizontal), (top, bottom, left, right), or "same": output = ceil(input / stride), the
             odd row or column of zeros at the bottom or right (TensorFlow's rule; for stride 1 also PyTorch's).
         dilation: int or (vertical, horizontal).
-        pre_activation, activation: None, "identity", "relu" or "relu6".
+        pre_activation, activation: None, "identity", "relu", "relu6",
+            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
         backend: "auto", "cpu", "cuda", "triton" or "reference" (plain torch).
 
     Returns:

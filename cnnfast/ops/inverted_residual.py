@@ -69,7 +69,8 @@ def inverted_residual(
         padding: of the depthwise stage: int, (vertical, horizontal), (top, bottom, left, right), or "same": output =
             ceil(input / stride), the odd row or column of zeros at the bottom or right.
         residual: of the output's shape and x's dtype; added last, the block's own x where its shape is the output's.
-        activation: after the expansion and after the depthwise stage: None, "identity", "relu" or "relu6".
+        activation: after the expansion and after the depthwise stage: None, "identity", "relu", "relu6",
+            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
         backend: "auto", "cpu", "cuda", "triton" or "reference" (plain torch).
 
     Returns:

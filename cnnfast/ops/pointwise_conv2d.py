@@ -57,7 +57,8 @@ def pointwise_conv2d(
         bias: (out_channels), of x's dtype, or float32 beside a bfloat16 or float16 x.
         stride: int or (vertical, horizontal).
         residual: of the output's shape and x's dtype; added before the activation.
-        activation: None, "identity", "relu" or "relu6".
+        activation: None, "identity", "relu", "relu6",
+            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
         backend: "auto", "cpu", "cuda", "triton" or "reference" (plain torch).
 
     Returns:

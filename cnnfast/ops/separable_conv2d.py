@@ -70,7 +70,8 @@ def separable_conv2d(
         padding: of the depthwise stage: int, (vertical, horizontal), (top, bottom, left, right), or "same": output =
             ceil(input / stride), the odd row or column of zeros at the bottom or right.
         residual: of the output's shape and x's dtype; added before the last activation.
-        pre_activation, mid_activation, activation: None, "identity", "relu" or "relu6".
+        pre_activation, mid_activation, activation: None, "identity", "relu", "relu6",
+            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
         backend: "auto", "cpu", "cuda", "triton" or "reference" (plain torch).
 
     Returns:

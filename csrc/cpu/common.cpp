@@ -37,6 +37,10 @@ Activation activation(int64_t code) {
     case 0: return {0, -inf, inf};
     case 1: return {1, 0, inf};
     case 2: return {2, 0, 6};
+    case 3:
+    case 4:
+    case 5:
+    case 6: return {code, -inf, inf};
     default: STD_TORCH_CHECK(false, "activation code ", code, " is unknown");
   }
   return {};

@@ -13,6 +13,8 @@ import torch
 from numerics import LAYOUTS, channels_last, fresh_generator
 from op_cases import DTYPES, OPS, Case, all_pairs, identifier, make
 
+from cnnfast.ops import activations
+
 pytestmark = pytest.mark.usefixtures("nan_outputs")
 
 PAIRS = all_pairs(
@@ -23,7 +25,7 @@ PAIRS = all_pairs(
         "stride": (1, 2, 3, (2, 1)),
         "dilation": (1, 2, (1, 3)),
         "padding": ("same", 0, 1, (1, 0, 2, 3), (0, 2)),
-        "activation": (None, "relu", "relu6"),
+        "activation": tuple(activations.CODES),
         "c": (16, 1, 3, 17, 40, 31),
         "multiplier": (1, 2, 3),
         "bias": (True, False),
@@ -209,7 +211,7 @@ def test_parameters_and_residual_not_contiguous(op):
     check_both_forms(case)
 
 
-@pytest.mark.parametrize("activation", (None, "relu", "relu6"))
+@pytest.mark.parametrize("activation", activations.CODES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_nan_and_inf(op, dtype, activation):
@@ -277,7 +279,7 @@ def test_random_sweep(op, repeat):
         stride=(one_of(1, 1, 2, 3), one_of(1, 1, 2, 3)),
         dilation=(one_of(1, 1, 2, 3), one_of(1, 1, 2, 3)),
         padding=one_of("same", 21, (20, 18), (22, 18, 20, 19)),
-        activation=one_of(None, "relu", "relu6"),
+        activation=one_of(*activations.CODES),
         multiplier=one_of(1, 1, 2, 3),
         bias=one_of(True, False),
         residual=one_of(True, False),

@@ -11,6 +11,7 @@ from numerics import LAYOUTS, assert_gradients_by_policy, draw, fresh_generator,
 from op_cases import DTYPES, OPS, ROUNDED, Case, all_pairs, identifier, make
 
 import cnnfast.reference.common as reference_common
+from cnnfast.ops import activations
 
 PAIRS = all_pairs(
     {
@@ -20,7 +21,7 @@ PAIRS = all_pairs(
         "stride": (1, 2, (3, 1)),
         "dilation": (1, (1, 2)),
         "padding": ("same", 0, (1, 0, 2, 3)),
-        "activation": (None, "relu", "relu6"),
+        "activation": tuple(activations.CODES),
         "c": (16, 1, 3, 17, 40),
         "multiplier": (1, 2),
         "bias": (True, False),
@@ -115,7 +116,7 @@ def test_shapes(op, row):
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", ("relu", None, "relu6"))
+@pytest.mark.parametrize("activation", activations.CODES)
 def test_gradcheck(op, layout, activation):
     """Finite differences in float64: the kernels' own generic path, forward and backward."""
     case = make(

@@ -12,16 +12,15 @@ from numerics import LAYOUTS, draw, fresh_generator
 from op_cases import OPS, make
 
 import cnnfast.ops
-from cnnfast.ops import activations
+from cnnfast.ops import _registration, activations
 
-CODES = {"relu": 1, "relu6": 2, None: 0}
 
 
 def schema_arguments(case, name):
     """The positional arguments of torch.ops.cnnfast.<name> for this case, by the schema's argument names."""
     options = {**case.options, **(case.packed_options if name.endswith("_packed") else {})}
     values = {**case.tensors, "padding": [-1], "max_pool": [-1], "output_mask": 2 ** len(case.tensors) - 1}
-    values |= {key: CODES[value] for key, value in options.items() if key.endswith("activation")}
+    values |= {key: activations.CODES[value] for key, value in options.items() if key.endswith("activation")}
     values |= {
         key: list(options[key]) if key == "kernel_size" else [options[key]] * 2
         for key in options
@@ -229,4 +228,12 @@ def test_one_table_of_activations():
         got = torch.ops.cnnfast.pointwise_conv2d(
             x.reshape(1, 1, 1, 37), case.tensors["weight"], None, None, [1, 1], code
         )
-        assert torch.equal(got.flatten(), activations.FUNCTIONS[name](x))
+        torch.testing.assert_close(got.flatten().double(), activations.FUNCTIONS[name](x.double()), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ("depthwise_conv2d", "depthwise_conv2d_backward"))
+def test_activations_that_no_gpu_kernel_has_are_refused(name):
+    """What is registered on CUDA says so before it looks for a backend."""
+    case = make("depthwise_conv2d", fresh_generator(), activation="silu")
+    with pytest.raises(ValueError, match="pre_activation must be one of None, .*'relu6' on a GPU, .* got 'silu'"):
+        _registration._cuda_kernel("depthwise_conv2d", name)(*schema_arguments(case, name))
