@@ -3,4 +3,13 @@ isas_built: list[str]
 cpu_features: list[str]
 isa: str
 
-def packed_bytes(op: int, in_channels: int, mid_channels: int, out_channels: int, taps: int, itemsize: int) -> int: ...
+def packed_bytes(
+    op: int,
+    in_channels: int,
+    mid_channels: int,
+    out_channels: int,
+    taps: int,
+    itemsize: int,
+    squeezed_channels: int = 0,
+    no_expansion: bool = False,
+) -> int: ...

@@ -18,10 +18,13 @@ from cnnfast.ops import (
     pack_inverted_residual,
     pack_pointwise_conv2d,
     pack_separable_conv2d,
+    pack_squeeze_excite,
     pointwise_conv2d,
     pointwise_conv2d_packed,
     separable_conv2d,
     separable_conv2d_packed,
+    squeeze_excite,
+    squeeze_excite_packed,
 )
 from cnnfast.preprocess import preprocessing_for
 from cnnfast.pretrained import find_weights, imagenet_labels
@@ -48,6 +51,7 @@ __all__ = [
     "pack_inverted_residual",
     "pack_pointwise_conv2d",
     "pack_separable_conv2d",
+    "pack_squeeze_excite",
     "pointwise_conv2d",
     "pointwise_conv2d_packed",
     "preprocessing_for",
@@ -55,4 +59,6 @@ __all__ = [
     "repack",
     "separable_conv2d",
     "separable_conv2d_packed",
+    "squeeze_excite",
+    "squeeze_excite_packed",
 ]

@@ -66,22 +66,45 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       " int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation, int activation,"
       " int[] max_pool, int backend=0) -> Tensor");
 
-  // e = activation(conv1x1(x, expand_weight) + expand_bias);  d = activation(depthwise(e, dw_weight) + dw_bias)
+  // gates = gate_activation(conv1x1(activation(conv1x1(mean of x over pixels, reduce_weight) + reduce_bias),
+  // expand_weight) + expand_bias);  y = post_activation(x * gates + residual)
+  m.def(
+      "squeeze_excite(Tensor x, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias,"
+      " Tensor? residual, int activation, int gate_activation, int post_activation, int backend=0) -> Tensor");
+  // gradients of x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual
+  m.def(
+      "squeeze_excite_backward(Tensor grad, Tensor x, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight,"
+      " Tensor? expand_bias, Tensor? residual, int activation, int gate_activation, int post_activation,"
+      " int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "pack_squeeze_excite(Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias)"
+      " -> Tensor");
+  m.def(
+      "squeeze_excite_packed(Tensor x, Tensor packed, Tensor? residual, int activation, int gate_activation,"
+      " int post_activation, int backend=0) -> Tensor");
+
+  // e = activation(conv1x1(x, expand_weight) + expand_bias), or x without expand_weight
+  // d = activation(depthwise(e, dw_weight) + dw_bias), with se_ weights times the gates of squeeze_excite(d)
   // y = conv1x1(d, project_weight) + project_bias + residual
   m.def(
-      "inverted_residual(Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
+      "inverted_residual(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
+      " Tensor? se_reduce_weight, Tensor? se_reduce_bias, Tensor? se_expand_weight, Tensor? se_expand_bias,"
       " Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation,"
-      " int activation, int backend=0) -> Tensor");
-  // gradients of x, expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias, residual
+      " int activation, int se_activation, int gate_activation, int backend=0) -> Tensor");
+  // gradients of the tensors, in that order
   m.def(
-      "inverted_residual_backward(Tensor grad, Tensor x, Tensor expand_weight, Tensor? expand_bias, Tensor dw_weight,"
-      " Tensor? dw_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride, int[] padding,"
-      " int[] dilation, int activation, int output_mask, int backend=0)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "inverted_residual_backward(Tensor grad, Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor dw_weight,"
+      " Tensor? dw_bias, Tensor? se_reduce_weight, Tensor? se_reduce_bias, Tensor? se_expand_weight,"
+      " Tensor? se_expand_bias, Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride,"
+      " int[] padding, int[] dilation, int activation, int se_activation, int gate_activation, int output_mask,"
+      " int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
+      " Tensor)");
   m.def(
-      "pack_inverted_residual(Tensor expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
+      "pack_inverted_residual(Tensor? expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
+      " Tensor? se_reduce_weight, Tensor? se_reduce_bias, Tensor? se_expand_weight, Tensor? se_expand_bias,"
       " Tensor project_weight, Tensor? project_bias) -> Tensor");
   m.def(
       "inverted_residual_packed(Tensor x, Tensor packed, Tensor? residual, int expanded_channels, int out_channels,"
-      " int[] kernel_size, int[] stride, int[] padding, int[] dilation, int activation, int backend=0) -> Tensor");
+      " int[] kernel_size, int[] stride, int[] padding, int[] dilation, int activation, int se_activation,"
+      " int gate_activation, int backend=0) -> Tensor");
 }

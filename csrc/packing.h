@@ -5,8 +5,9 @@
 //   depthwise section   bias[Cp], weight[taps][Cp]                Cp = channels rounded up to kPanel, zero-filled
 //   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
 // Ops: depthwise = depthwise; pointwise = pointwise; separable = depthwise, pointwise;
-// inverted_residual = expand (pointwise), depthwise, project (pointwise); conv2d = pointwise with taps * C for C, the
-// channels of a tap side by side.
+// inverted_residual = expand (pointwise; unless no_expansion), depthwise, with squeeze-excite its
+// reduction and expansion (pointwise), project (pointwise); squeeze_excite = reduction, expansion; conv2d = pointwise
+// with taps * C for C, the channels of a tap side by side.
 // The layout is the same for every ISA, so that a packing (and an exported program that holds one) is portable.
 #pragma once
 #include <cstdint>
@@ -17,7 +18,14 @@ constexpr int64_t kPanel = 16;  // output channels side by side: one AVX-512 vec
 constexpr uint32_t kPackedMagic = 0x46'4e'4e'43;  // "CNNF", little endian
 constexpr uint16_t kPackedVersion = 1;
 
-enum class PackedOp : uint16_t { depthwise_conv2d = 1, pointwise_conv2d, separable_conv2d, inverted_residual, conv2d };
+enum class PackedOp : uint16_t {
+  depthwise_conv2d = 1,
+  pointwise_conv2d,
+  separable_conv2d,
+  inverted_residual,
+  conv2d,
+  squeeze_excite,
+};
 
 struct PackedHeader {
   uint32_t magic;
@@ -28,7 +36,9 @@ struct PackedHeader {
   int32_t mid_channels;  // of the depthwise stage's output
   int32_t out_channels;  // of the op's output
   int32_t kernel_h, kernel_w;
-  uint8_t reserved[32];
+  uint8_t reserved[24];
+  int32_t squeezed_channels;  // between squeeze-excite's reduction and expansion; 0 without one
+  int32_t no_expansion;       // inverted_residual: 1 where x goes straight into the depthwise stage
 };
 static_assert(sizeof(PackedHeader) == 64);
 
@@ -40,18 +50,21 @@ static constexpr int64_t depthwise_section(int64_t channels, int64_t taps) {
 }
 static constexpr int64_t pointwise_section(int64_t in, int64_t out) { return round_up(out, kPanel) * (1 + in); }
 
-// A packing's size in bytes.
-static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps,
-                                      int64_t itemsize) {
+// A packing's size in bytes. squeezed: channels between squeeze-excite's two products, 0 without one.
+static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize,
+                                      int64_t squeezed = 0, bool no_expansion = false) {
+  const int64_t excite = squeezed ? pointwise_section(mid, squeezed) + pointwise_section(squeezed, mid) : 0;
   int64_t scalars = 0;
   switch (op) {
     case PackedOp::depthwise_conv2d: scalars = depthwise_section(out, taps); break;
     case PackedOp::pointwise_conv2d: scalars = pointwise_section(in, out); break;
     case PackedOp::separable_conv2d: scalars = depthwise_section(mid, taps) + pointwise_section(mid, out); break;
     case PackedOp::inverted_residual:
-      scalars = pointwise_section(in, mid) + depthwise_section(mid, taps) + pointwise_section(mid, out);
+      scalars = (no_expansion ? 0 : pointwise_section(in, mid)) + depthwise_section(mid, taps) + excite +
+                pointwise_section(mid, out);
       break;
     case PackedOp::conv2d: scalars = pointwise_section(in * taps, out); break;
+    case PackedOp::squeeze_excite: scalars = excite; break;
   }
   return static_cast<int64_t>(sizeof(PackedHeader)) + scalars * itemsize;
 }

@@ -1,4 +1,4 @@
-"""One description of a call for the four ops, so that every test runs over all of them."""
+"""One description of a call for every op, so that every test runs over all of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import Tensor
 import cnnfast.ops
 import cnnfast.reference
 
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "squeeze_excite")
+WITH_KERNEL = ("depthwise_conv2d", "separable_conv2d", "inverted_residual")  # ops whose packed form is told its size
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-ROUNDED = {"depthwise_conv2d": 0, "pointwise_conv2d": 0, "separable_conv2d": 1, "inverted_residual": 2}  # docstrings
+ROUNDED = dict(zip(OPS, (0, 0, 1, 2, 0), strict=True))  # as their docstrings say
 
 
 @dataclass
@@ -33,20 +34,27 @@ class Case:
         return self.tensors["x"]
 
     @property
+    def absent(self) -> dict[str, None]:
+        """Arguments that have no default but may be None."""
+        lacks = self.op == "inverted_residual" and "expand_weight" not in self.tensors
+        return {"expand_weight": None} if lacks else {}
+
+    @property
     def reference(self) -> Callable[..., Tensor]:
-        return getattr(cnnfast.reference, self.op)
+        return functools.partial(getattr(cnnfast.reference, self.op), **self.absent)
 
     @property
     def terms(self) -> int:
         """Of the longest sum in the forward pass."""
         weights = [tensor for name, tensor in self.tensors.items() if name.endswith("weight")]
-        return max(weight[0].numel() for weight in weights)
+        pixels = self.x[0, 0].numel() if any("reduce_weight" in name for name in self.tensors) else 1
+        return max(pixels, *(weight[0].numel() for weight in weights))
 
     def run(self, **changes: Any) -> Tensor:
-        return getattr(cnnfast.ops, self.op)(**{**self.tensors, **self.options, **changes})
+        return getattr(cnnfast.ops, self.op)(**{**self.absent, **self.tensors, **self.options, **changes})
 
     def pack(self) -> Tensor:
-        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.parameters)
+        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.absent, **self.parameters)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -58,7 +66,8 @@ class Case:
         tensors, options = self.tensors, dict(self.options)
         depthwise = tensors.get("dw_weight", tensors["weight"] if self.op == "depthwise_conv2d" else None)
         last = {"inverted_residual": "project_weight", "separable_conv2d": "pw_weight"}.get(self.op, "weight")
-        options["out_channels"] = tensors[last].shape[0]
+        if self.op != "squeeze_excite":
+            options["out_channels"] = tensors[last].shape[0]
         if depthwise is not None:
             options["kernel_size"] = tuple(depthwise.shape[2:])
         if self.op == "inverted_residual":
@@ -95,6 +104,8 @@ def make(
     dilation: int | Sequence[int] = 1,
     activation: str | None = "relu",
     multiplier: int = 1,
+    expand: bool = True,
+    excite: bool = False,
     bias: bool = True,
     residual: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -135,12 +146,20 @@ def make(
         tensors |= parameters("dw_", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
         tensors |= parameters("pw_", out, c * multiplier, 1, 1)
         options = {**geometry, "pre_activation": activation, "mid_activation": activation, "activation": activation}
+    elif op == "squeeze_excite":
+        tensors |= parameters("reduce_", c // 4 + 1, c, 1, 1)
+        tensors |= parameters("expand_", c, c // 4 + 1, 1, 1)
+        options = {"activation": activation, "gate_activation": "sigmoid", "post_activation": activation}
     else:
-        expanded = c * multiplier + 3  # any number, not only multiples of c
-        tensors |= parameters("expand_", expanded, c, 1, 1)
+        expanded = c * multiplier + 3 if expand else c  # any number, not only multiples of c
+        if expand:
+            tensors |= parameters("expand_", expanded, c, 1, 1)
         tensors |= parameters("dw_", expanded, 1, *k, scale_in=scales[-1])
+        if excite:
+            tensors |= parameters("se_reduce_", expanded // 4 + 1, expanded, 1, 1)
+            tensors |= parameters("se_expand_", expanded, expanded // 4 + 1, 1, 1)
         tensors |= parameters("project_", out, expanded, 1, 1)
-        options = {**geometry, "activation": activation}
+        options = {**geometry, "activation": activation, "se_activation": activation, "gate_activation": "sigmoid"}
     tensors = {name: LAYOUTS[layout](t) if t.dim() == 4 and name == "x" else t for name, t in tensors.items()}
     case = Case(op, tensors, options)
     if residual and op != "depthwise_conv2d":

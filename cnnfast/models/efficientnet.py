@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Stage:
     channels: int
 
 
-LITE0 = (
+B0 = (
     Stage(1, 3, 1, 1, 16),
     Stage(2, 3, 2, 6, 24),
     Stage(2, 5, 2, 6, 40),
@@ -36,6 +36,20 @@ LITE0 = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """channels * width, rounded to a multiple of 8, and up where that would take more than a tenth away."""
+    rounded = max(8, int(channels * width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels * width else rounded
+
+
+def scaled(stages: Sequence[Stage], width: float, depth: float) -> list[Stage]:
+    """Compound scaling: `width` times the channels, `depth` times the blocks of each stage, rounded up."""
+    return [
+        replace(stage, blocks=math.ceil(stage.blocks * depth), channels=scaled_channels(stage.channels, width))
+        for stage in stages
+    ]
 
 
 class EfficientNet(Network):
@@ -53,7 +67,9 @@ class EfficientNet(Network):
         drop_path_rate: stochastic depth, growing linearly from 0 at the first block to nearly this at the last.
         global_pool: "avg", "max", "avgmax", "catavgmax" or "".
         eps, momentum: of batch normalisation.
-        activation: "relu6" or "relu".
+        activation: "silu", "relu6", ...
+        se_ratio: channels between squeeze-excite's two products, as a part of a block's input channels; 0: none.
+        padding: "same" (TensorFlow's) or "symmetric".
     """
 
     classifier_name = "classifier"
@@ -71,7 +87,9 @@ class EfficientNet(Network):
         num_features: int = 1280,
         eps: float = 1e-5,
         momentum: float = 0.1,
-        activation: str = "relu6",
+        activation: str = "silu",
+        se_ratio: float = 0.25,
+        padding: str = "symmetric",
         device: Any = None,
         dtype: Any = None,
     ):
@@ -79,7 +97,11 @@ class EfficientNet(Network):
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         norm = dict(eps=eps, momentum=momentum, **factory)
         self.in_chans = in_chans
-        self.conv_stem = Conv2dSame(in_chans, stem_size, 3, 2, bias=False, **factory)
+        same = padding == "same"
+        if same:
+            self.conv_stem: nn.Conv2d = Conv2dSame(in_chans, stem_size, 3, 2, bias=False, **factory)
+        else:
+            self.conv_stem = nn.Conv2d(in_chans, stem_size, 3, 2, 1, bias=False, **factory)
         self.bn1 = nn.BatchNorm2d(stem_size, **norm)
         self.act1 = activation_module(activation)
         self.blocks = nn.Sequential()
@@ -90,6 +112,8 @@ class EfficientNet(Network):
                 options: dict[str, Any] = dict(
                     kernel_size=stage.kernel_size,
                     stride=stage.stride if i == 0 else 1,
+                    padding="same" if same else stage.kernel_size // 2,
+                    squeezed_channels=round(channels * se_ratio),
                     drop_path=drop_path_rate * index / total,
                     **norm,
                 )
@@ -113,6 +137,8 @@ class EfficientNet(Network):
         """As TensorFlow's implementation: normal by fan-out, uniform for the classifier."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
                 fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
             elif isinstance(module, nn.Linear):
@@ -147,4 +173,43 @@ def tf_efficientnet_lite0(**options: Any) -> EfficientNet:
     4,652,008 parameters, 0.39 GMACs at 224 x 224; input (x - 127) / 128, RGB. TensorFlow's 'same' padding and BN eps
     1e-3, as the published weights want. EfficientNet, https://arxiv.org/abs/1905.11946.
     """
-    return EfficientNet(LITE0, eps=1e-3, **options)
+    return EfficientNet(B0, eps=1e-3, activation="relu6", se_ratio=0, padding="same", **options)
+
+
+@register_model("efficientnet_b0")
+def efficientnet_b0(**options: Any) -> EfficientNet:
+    """EfficientNet-B0 (2019), symmetric padding and BN eps 1e-5, as weights trained in PyTorch want.
+
+    5,288,548 parameters, 0.39 GMACs at 224 x 224; input normalised by ImageNet's mean and deviation, RGB.
+    EfficientNet, https://arxiv.org/abs/1905.11946.
+    """
+    return EfficientNet(B0, **options)
+
+
+def _tf_efficientnet(width: float, depth: float, **options: Any) -> EfficientNet:
+    sizes = dict(stem_size=scaled_channels(32, width), num_features=scaled_channels(1280, width))
+    return EfficientNet(scaled(B0, width, depth), eps=1e-3, padding="same", **sizes, **options)
+
+
+@register_model("tf_efficientnet_b0")
+def tf_efficientnet_b0(**options: Any) -> EfficientNet:
+    """EfficientNet-B0 (2019) with TensorFlow's 'same' padding and BN eps 1e-3, as the authors' weights want.
+
+    5,288,548 parameters, 0.39 GMACs at 224 x 224; input normalised by ImageNet's mean and deviation, RGB. Keys and
+    shapes are efficientnet_b0's, outputs are not. EfficientNet, https://arxiv.org/abs/1905.11946.
+    """
+    return _tf_efficientnet(1.0, 1.0, **options)
+
+
+@register_model("tf_efficientnet_b1")
+def tf_efficientnet_b1(**options: Any) -> EfficientNet:
+    """EfficientNet-B1 (2019), as tf_efficientnet_b0: 1.1 times the depth, 7,794,184 parameters, 0.69 GMACs at 240 x
+    240. https://arxiv.org/abs/1905.11946."""
+    return _tf_efficientnet(1.0, 1.1, **options)
+
+
+@register_model("tf_efficientnet_b2")
+def tf_efficientnet_b2(**options: Any) -> EfficientNet:
+    """EfficientNet-B2 (2019), as tf_efficientnet_b0: 1.1 times the width, 1.2 times the depth, 9,109,994 parameters,
+    1.0 GMACs at 260 x 260. https://arxiv.org/abs/1905.11946."""
+    return _tf_efficientnet(1.1, 1.2, **options)

@@ -7,6 +7,7 @@ from cnnfast.nn.inverted_residual import InvertedResidual
 from cnnfast.nn.layers import Conv2dSame, DropPath, GlobalPool, PointwiseConv2d
 from cnnfast.nn.pointwise_conv2d import PointwiseConvBN
 from cnnfast.nn.separable_conv2d import SeparableConv2d
+from cnnfast.nn.squeeze_excite import SqueezeExcite
 
 __all__ = [
     "Conv2dSame",
@@ -19,6 +20,7 @@ __all__ = [
     "PointwiseConv2d",
     "PointwiseConvBN",
     "SeparableConv2d",
+    "SqueezeExcite",
     "repack",
     "set_backend",
 ]

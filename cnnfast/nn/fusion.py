@@ -88,22 +88,41 @@ def fuse_separable_conv2d(
 
 
 def fuse_inverted_residual(
-    expand: Layer,
+    expand: Layer | None,
     expand_bn: Layer | None,
     dw: Layer,
     dw_bn: Layer | None,
     project: Layer,
     project_bn: Layer | None,
+    excite: Layer | None = None,
     **options: Any,
 ) -> Call:
-    """x, residual=None -> project_bn(project(activation(dw_bn(dw(activation(expand_bn(expand(x)))))))) + residual"""
+    """x, residual=None -> project_bn(project(excite(activation(dw_bn(dw(activation(expand_bn(expand(x))))))))) + residual
+
+    `expand` None: none; `excite`: a SqueezeExcite.
+    """
     weights = [
-        _pointwise_weights(expand, expand_bn),
+        (None, None) if expand is None else _pointwise_weights(expand, expand_bn),
         _depthwise_weights(dw, dw_bn),
         _pointwise_weights(project, project_bn),
     ]
     shape = dict(expanded_channels=dw.out_channels, kernel_size=dw.kernel_size)
-    return _fuse("inverted_residual", [expand, dw, project], weights, shape, dict(**_geometry(dw), **options))
+    more: dict[str, Tensor | None] = {}
+    if excite is not None:
+        reduce, act, restore, gate = (getattr(excite, n, None) for n in ("conv_reduce", "act1", "conv_expand", "gate"))
+        if not isinstance(reduce, nn.Conv2d) or not isinstance(restore, nn.Conv2d):
+            raise NotFusable(f"{type(excite).__name__} isn't squeeze-excite")
+        options.update(se_activation=activation_name(act), gate_activation=activation_name(gate))
+        more["se_reduce_weight"], more["se_reduce_bias"] = _pointwise_weights(reduce, None)
+        more["se_expand_weight"], more["se_expand_bias"] = _pointwise_weights(restore, None)
+    convs = [dw, project] if expand is None else [expand, dw, project]
+    return _fuse("inverted_residual", convs, weights, shape, dict(**_geometry(dw), **options), more)
+
+
+def fuse_squeeze_excite(reduce: Layer, expand: Layer, **options: Any) -> Call:
+    """x, residual=None -> post_activation(x * gate_activation(expand(activation(reduce(mean of x)))) + residual)"""
+    weights = [_pointwise_weights(reduce, None), _pointwise_weights(expand, None)]
+    return _fuse("squeeze_excite", [reduce, expand], weights, {}, options)
 
 
 def fuse_conv2d(
@@ -146,20 +165,27 @@ def fuse_conv2d(
 def _fuse(
     op: str,
     convs: list[Layer],
-    folded: list[tuple[Tensor, Tensor | None]],
+    folded: list[tuple[Tensor | None, Tensor | None]],
     shape: dict[str, Any],
     options: dict[str, Any],
+    more: dict[str, Tensor | None] | None = None,
 ) -> Call:
-    """The call of `op` with its weights inside; `shape` is what only the packed form has to be told."""
-    if _takes_packed(op, convs[0].weight.device, options["backend"]):
+    """The call of `op` with its weights inside; `shape` is what only the packed form has to be told, `more` are weights
+    and biases that go by name."""
+    first, named = convs[0], more or {}
+    if _takes_packed(op, first.weight.device, options["backend"]):
         weights, biases = zip(*folded, strict=True)
-        packed = getattr(ops, f"pack_{op}")(*weights, *biases)
-        options = dict(shape, out_channels=convs[-1].out_channels, **options)
-        return _packed_call(op, packed, options, convs[0].in_channels, weights[0].dtype)
-    low = [_low_precision(*pair, conv.weight.dtype) for conv, pair in zip(convs, folded, strict=True)]
-    weights, biases = zip(*low, strict=True)
+        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named)
+        options = dict(shape, **options)
+        if op != "squeeze_excite":
+            options["out_channels"] = convs[-1].out_channels
+        dtype = torch.float64 if first.weight.dtype == torch.float64 else torch.float32
+        return _packed_call(op, packed, options, first.in_channels, dtype)
+    dtype = first.weight.dtype
+    weights, biases = zip(*(_low_precision(*pair, dtype) for pair in folded), strict=True)
+    named = {name: _low_precision(tensor, None, dtype)[0] for name, tensor in named.items()}
     plain = getattr(ops, op)
-    return lambda x, **residual: plain(x, *weights, *biases, **residual, **options)
+    return lambda x, **residual: plain(x, *weights, *biases, **named, **residual, **options)
 
 
 def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: int, dtype: torch.dtype) -> Call:
@@ -254,7 +280,9 @@ def _pointwise_weights(conv: Layer, bn: Layer | None, strided: bool = False) -> 
     return weights
 
 
-def _low_precision(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _low_precision(
+    weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
     """Folded weights in the parameters' dtype, for kernels that take x and weights of one dtype."""
     if dtype == torch.float16:
         if torch.compiler.is_compiling():
@@ -262,4 +290,4 @@ def _low_precision(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> t
         for folded in (weight, bias):
             if folded is not None and not folded.to(dtype).isfinite().all():
                 raise NotFusable("its folded weights overflow float16")
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+    return None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -5,20 +5,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
-from cnnfast.nn.fused import FusedModule
-from cnnfast.nn.fusion import activation_name, fuse_separable_conv2d
+from cnnfast.nn.fused import FusedModule, NotFusable
+from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
 from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
+from cnnfast.nn.squeeze_excite import excite_module
 from cnnfast.ops.arguments import Ints
 
 
 class SeparableConv2d(FusedModule):
-    """Depthwise separable block: depthwise, BN, activation, pointwise, BN (, activation) (, + x).
+    """Depthwise separable block: depthwise, BN, activation (, squeeze-excite), pointwise, BN (, activation) (, + x).
 
-    (N, in_channels, H, W) -> (N, out_channels, H', W'). Keys `conv_dw`, `bn1`, `conv_pw`, `bn2`, as in timm's
-    DepthwiseSeparableConv. For inference one call of cnnfast.separable_conv2d, its intermediate never in memory.
+    (N, in_channels, H, W) -> (N, out_channels, H', W'). Keys `conv_dw`, `bn1`, `se`, `conv_pw`, `bn2`, as in timm's
+    DepthwiseSeparableConv. For inference one call of cnnfast.separable_conv2d, its intermediate never in memory; with
+    squeeze-excite one of cnnfast.inverted_residual without expansion.
 
     Args:
         kernel_size, stride, padding, dilation: of the depthwise convolution; padding as DepthwiseConv2d's.
+        squeezed_channels: of the squeeze-excite layer, 0 for none; its activation is mid_activation.
         mid_activation: between the two, as the ops': None, "relu", "relu6", "silu", ...
         activation: after the second BN.
         skip: adds x where the shapes allow (stride 1, in_channels == out_channels).
@@ -37,6 +40,7 @@ class SeparableConv2d(FusedModule):
         padding: Ints | str = "same",
         dilation: int = 1,
         *,
+        squeezed_channels: int = 0,
         mid_activation: str | None = "relu6",
         activation: str | None = None,
         skip: bool = True,
@@ -52,6 +56,7 @@ class SeparableConv2d(FusedModule):
         self.conv_dw = DepthwiseConv2d(in_channels, kernel_size, stride, padding, dilation, bias=False, **factory)
         self.bn1 = nn.BatchNorm2d(in_channels, eps, momentum, **factory)
         self.act1 = activation_module(mid_activation)
+        self.se = excite_module(in_channels, squeezed_channels, mid_activation, **factory)
         self.conv_pw = PointwiseConv2d(in_channels, out_channels, bias=False, **factory)
         self.bn2 = nn.BatchNorm2d(out_channels, eps, momentum, **factory)
         self.act2 = activation_module(activation)
@@ -59,10 +64,12 @@ class SeparableConv2d(FusedModule):
 
     def layers(self, x: Tensor) -> Tensor:
         y = self.act1(self.bn1(self.conv_dw(x)))
-        y = self.act2(self.bn2(self.conv_pw(y)))
+        y = self.act2(self.bn2(self.conv_pw(self.se(y))))
         return self.drop_path(y) + x if self.skip else y
 
     def fuse(self) -> Any:
+        if type(self.se) is not nn.Identity:
+            return self._fuse_with_excite()
         activations = dict(mid_activation=activation_name(self.act1), activation=activation_name(self.act2))
         call = fuse_separable_conv2d(
             self.conv_dw, self.bn1, self.conv_pw, self.bn2, **activations, backend=self.backend
@@ -72,3 +79,11 @@ class SeparableConv2d(FusedModule):
         if activations["activation"] is None:
             return lambda x: call(x, residual=x)
         return lambda x: call(x) + x  # the op adds its residual before the activation
+
+    def _fuse_with_excite(self) -> Any:
+        if activation_name(self.act2) is not None:
+            raise NotFusable("the kernels have no activation after the projection")
+        layers = self.conv_dw, self.bn1, self.conv_pw, self.bn2, self.se
+        options = dict(activation=activation_name(self.act1), backend=self.backend)
+        call = fuse_inverted_residual(None, None, *layers, **options)
+        return (lambda x: call(x, residual=x)) if self.skip else call

@@ -6,6 +6,7 @@ from cnnfast.ops.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_pack
 from cnnfast.ops.inverted_residual import inverted_residual, inverted_residual_packed, pack_inverted_residual
 from cnnfast.ops.pointwise_conv2d import pack_pointwise_conv2d, pointwise_conv2d, pointwise_conv2d_packed
 from cnnfast.ops.separable_conv2d import pack_separable_conv2d, separable_conv2d, separable_conv2d_packed
+from cnnfast.ops.squeeze_excite import pack_squeeze_excite, squeeze_excite, squeeze_excite_packed
 
 __all__ = [
     "can_run",
@@ -19,8 +20,11 @@ __all__ = [
     "pack_inverted_residual",
     "pack_pointwise_conv2d",
     "pack_separable_conv2d",
+    "pack_squeeze_excite",
     "pointwise_conv2d",
     "pointwise_conv2d_packed",
     "separable_conv2d",
     "separable_conv2d_packed",
+    "squeeze_excite",
+    "squeeze_excite_packed",
 ]

@@ -1,4 +1,4 @@
-"""What the four ops register alike: fakes' tensors, gradients by the `_backward` op, autocast."""
+"""What the ops register alike: fakes' tensors, gradients by the `_backward` op, autocast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from cnnfast.ops import activations, backends
 
 assert _library  # the schemas are loaded
 library = torch.library.Library("cnnfast", "IMPL")
-PACKED_OPS = {"depthwise_conv2d": 1, "pointwise_conv2d": 2, "separable_conv2d": 3, "inverted_residual": 4, "conv2d": 5}
+PACKED_OPS = {
+    "depthwise_conv2d": 1,
+    "pointwise_conv2d": 2,
+    "separable_conv2d": 3,
+    "inverted_residual": 4,
+    "conv2d": 5,
+    "squeeze_excite": 6,
+}
 
 
 def fake(op: str) -> Callable:
@@ -48,11 +55,21 @@ def empty_gradients(
     return tuple(gradients)
 
 
-def empty_packed(op: str, weight: Tensor, in_channels: int, mid_channels: int, out_channels: int, taps: int) -> Tensor:
+def empty_packed(
+    op: str,
+    weight: Tensor,
+    in_channels: int,
+    mid_channels: int,
+    out_channels: int,
+    taps: int,
+    squeezed_channels: int = 0,
+    no_expansion: bool = False,
+) -> Tensor:
     """What pack_<op> returns; the layout's sizes are csrc/packing.h's."""
     itemsize = 8 if weight.dtype is torch.float64 else 4
+    channels = int(in_channels), int(mid_channels), int(out_channels)
     size = _library._C.packed_bytes(
-        PACKED_OPS[op], int(in_channels), int(mid_channels), int(out_channels), int(taps), itemsize
+        PACKED_OPS[op], *channels, int(taps), itemsize, int(squeezed_channels), no_expansion
     )
     return torch.empty((size,), dtype=torch.uint8, device=weight.device)
 

@@ -32,4 +32,6 @@ def check_on_gpu(name: str, code: int) -> None:
     if code > LAST_ON_GPU:
         names = {value: key for key, value in CODES.items()}
         known = ", ".join(repr(key) for key, value in CODES.items() if value <= LAST_ON_GPU)
-        raise ValueError(f"{name} must be one of {known} on a GPU, where no kernel has another yet, got {names[code]!r}")
+        raise ValueError(
+            f"{name} must be one of {known} on a GPU, where no kernel has another yet, got {names[code]!r}"
+        )

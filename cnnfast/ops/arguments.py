@@ -130,6 +130,41 @@ def check_bias(name: str, bias: Tensor | None, x: Tensor, channels: int, like: s
         raise ValueError(f"{name} must have shape ({channels},), got {tuple(bias.shape)}")
 
 
+def check_excite(
+    x: Tensor,
+    channels: int,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None,
+    expand_bias: Tensor | None,
+    prefix: str = "",
+    like: str = "x",
+) -> int:
+    """Squeeze-excite's weights for `channels`: reduce (R, channels, 1, 1), expand (channels, R, 1, 1). Returns R."""
+    squeezed = check_pointwise_weight(f"{prefix}reduce_weight", reduce_weight, x, channels, like)[0]
+    shape = check_pointwise_weight(f"{prefix}expand_weight", expand_weight, x, squeezed, like)
+    if shape[0] != channels:
+        raise ValueError(
+            f"{prefix}expand_weight must have shape ({channels}, {squeezed}, 1, 1) for the {channels} channels that are"
+            f" scaled, got {tuple(shape)}"
+        )
+    check_bias(f"{prefix}reduce_bias", reduce_bias, x, squeezed, like)
+    check_bias(f"{prefix}expand_bias", expand_bias, x, channels, like)
+    return squeezed
+
+
+def check_together(**tensors: Tensor | None) -> bool:
+    """The first two are given together or not at all, the others only with them. Returns whether they are."""
+    (first, a), (second, b), *others = tensors.items()
+    if (a is None) != (b is None):
+        missing, given = (first, second) if a is None else (second, first)
+        raise ValueError(f"{missing} must be given where {given} is, got None")
+    for name, tensor in others:
+        if tensor is not None and a is None:
+            raise ValueError(f"{name} must be None where {first} is, got a {type(tensor).__name__}")
+    return a is not None
+
+
 def check_residual(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> None:
     """residual: like the output."""
     if residual is None:

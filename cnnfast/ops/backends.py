@@ -19,7 +19,14 @@ from cnnfast import _library
 
 CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
 NAMES = tuple(CODES)
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")
+OPS = (
+    "depthwise_conv2d",
+    "pointwise_conv2d",
+    "separable_conv2d",
+    "inverted_residual",
+    "squeeze_excite",
+    "conv2d",
+)
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 # By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).

@@ -18,10 +18,12 @@ from cnnfast.ops.arguments import (
     Ints,
     check_bias,
     check_depthwise_weight,
+    check_excite,
     check_inference,
     check_packed,
     check_pointwise_weight,
     check_residual,
+    check_together,
     check_weight,
     check_x,
     edges,
@@ -37,7 +39,7 @@ _pack_op = torch.ops.cnnfast.pack_inverted_residual.default
 
 def inverted_residual(
     x: Tensor,
-    expand_weight: Tensor,
+    expand_weight: Tensor | None,
     dw_weight: Tensor,
     project_weight: Tensor,
     expand_bias: Tensor | None = None,
@@ -49,18 +51,27 @@ def inverted_residual(
     *,
     residual: Tensor | None = None,
     activation: str | None = "relu6",
+    se_reduce_weight: Tensor | None = None,
+    se_expand_weight: Tensor | None = None,
+    se_reduce_bias: Tensor | None = None,
+    se_expand_bias: Tensor | None = None,
+    se_activation: str | None = "silu",
+    gate_activation: str | None = "sigmoid",
     backend: str = "auto",
 ) -> Tensor:
-    """Inverted residual (MBConv without squeeze-excite) in one call, the expanded tensor never in memory.
+    """Inverted residual (MBConv) in one call, with or without squeeze-excite and expansion.
 
-    e = activation(conv1x1(x, expand_weight) + expand_bias); d = activation(depthwise(e, dw_weight) + dw_bias);
-    conv1x1(d, project_weight) + project_bias + residual; differentiable once. bfloat16 and float16 are storage, the
-    arithmetic is float32 (float64 for float64); a backend may round two intermediates, e and d, to x's dtype.
+    e = activation(conv1x1(x, expand_weight) + expand_bias), or x; d = activation(depthwise(e, dw_weight) + dw_bias),
+    times the gates of squeeze_excite(d) where its weights are given; conv1x1(d, project_weight) + project_bias +
+    residual; differentiable once. e is never in memory, and d only as far as the gates, which need all of it, have to
+    be waited for: one image of it a thread. bfloat16 and float16 are storage, the arithmetic is float32 (float64 for
+    float64); a backend may round two intermediates, e and d, to x's dtype.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
             memory format follows it.
-        expand_weight: (expanded, C, 1, 1), of x's dtype, as the other weights.
+        expand_weight: (expanded, C, 1, 1), of x's dtype, as the other weights; None for a block without expansion
+            (expanded = C).
         dw_weight: (expanded, 1, kh, kw).
         project_weight: (out_channels, expanded, 1, 1).
         expand_bias, dw_bias, project_bias: one number an output channel of their stage, of x's dtype, or float32
@@ -69,8 +80,11 @@ def inverted_residual(
         padding: of the depthwise stage: int, (vertical, horizontal), (top, bottom, left, right), or "same": output =
             ceil(input / stride), the odd row or column of zeros at the bottom or right.
         residual: of the output's shape and x's dtype; added last, the block's own x where its shape is the output's.
-        activation: after the expansion and after the depthwise stage: None, "identity", "relu", "relu6",
-            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
+        activation: after the expansion and after the depthwise stage; each activation is None, "identity",
+            "relu", "relu6", "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
+        se_reduce_weight, se_expand_weight: (R, expanded, 1, 1) and (expanded, R, 1, 1), both or neither.
+        se_reduce_bias, se_expand_bias: (R) and (expanded).
+        se_activation, gate_activation: between squeeze-excite's two products, and of its gates.
         backend: "auto", "cpu", "cuda", "triton" or "reference" (plain torch).
 
     Returns:
@@ -83,82 +97,77 @@ def inverted_residual(
     MobileNetV2, https://arxiv.org/abs/1801.04381; EfficientNet, https://arxiv.org/abs/1905.11946.
     """
     shape = check_x(x)
-    expand_shape = check_pointwise_weight("expand_weight", expand_weight, x, shape[1])
-    dw_shape = check_depthwise_weight("dw_weight", dw_weight, x, expand_shape[0], multiplier=1)
-    project_shape = check_pointwise_weight("project_weight", project_weight, x, dw_shape[0])
-    check_bias("expand_bias", expand_bias, x, expand_shape[0])
-    check_bias("dw_bias", dw_bias, x, dw_shape[0])
-    check_bias("project_bias", project_bias, x, project_shape[0])
+    weights = dict(
+        expand_weight=expand_weight,
+        dw_weight=dw_weight,
+        project_weight=project_weight,
+        expand_bias=expand_bias,
+        dw_bias=dw_bias,
+        project_bias=project_bias,
+        se_reduce_weight=se_reduce_weight,
+        se_expand_weight=se_expand_weight,
+        se_reduce_bias=se_reduce_bias,
+        se_expand_bias=se_expand_bias,
+    )
+    _check_weights(x, shape[1], "x", **weights)
+    dw_shape, project_shape = dw_weight.shape, project_weight.shape
     strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
     size = output_size(shape, dw_shape[2:], strides, pads, dilations)
     check_residual(residual, x, (shape[0], project_shape[0], *size))
-    act = activations.code("activation", activation)
+    codes = _codes(activation, se_activation, gate_activation)
     code = backends.code("inverted_residual", backend, x.device.type)
     if code == backends.REFERENCE:
         return reference.inverted_residual(
             x,
-            expand_weight,
-            dw_weight,
-            project_weight,
-            expand_bias,
-            dw_bias,
-            project_bias,
-            stride,
-            padding,
-            dilation,
+            **weights,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
             residual=residual,
             activation=activation,
+            se_activation=se_activation,
+            gate_activation=gate_activation,
         )
-    return _op(
-        x,
-        expand_weight,
-        expand_bias,
-        dw_weight,
-        dw_bias,
-        project_weight,
-        project_bias,
-        residual,
-        strides,
-        pads,
-        dilations,
-        act,
-        code,
-    )
+    return _op(x, *_in_schema_order(**weights), residual, strides, pads, dilations, *codes, code)
 
 
 def pack_inverted_residual(
-    expand_weight: Tensor,
+    expand_weight: Tensor | None,
     dw_weight: Tensor,
     project_weight: Tensor,
     expand_bias: Tensor | None = None,
     dw_bias: Tensor | None = None,
     project_bias: Tensor | None = None,
+    *,
+    se_reduce_weight: Tensor | None = None,
+    se_expand_weight: Tensor | None = None,
+    se_reduce_bias: Tensor | None = None,
+    se_expand_bias: Tensor | None = None,
 ) -> Tensor:
     """The weights laid out for the kernel, as one opaque uint8 tensor for inverted_residual_packed.
 
     Weights and biases as inverted_residual takes them; on CPU. Inference only: under grad mode, weights that require
     grad are refused (ValueError).
     """
-    check_weight("expand_weight", expand_weight)
-    expanded = check_pointwise_weight("expand_weight", expand_weight, expand_weight, expand_weight.shape[1])[0]
-    check_depthwise_weight("dw_weight", dw_weight, expand_weight, expanded, like="expand_weight", multiplier=1)
-    check_pointwise_weight("project_weight", project_weight, expand_weight, expanded, like="expand_weight")
-    check_bias("expand_bias", expand_bias, expand_weight, expanded, like="expand_weight")
-    check_bias("dw_bias", dw_bias, expand_weight, expanded, like="expand_weight")
-    check_bias("project_bias", project_bias, expand_weight, project_weight.shape[0], like="expand_weight")
+    weights = dict(
+        expand_weight=expand_weight,
+        dw_weight=dw_weight,
+        project_weight=project_weight,
+        expand_bias=expand_bias,
+        dw_bias=dw_bias,
+        project_bias=project_bias,
+        se_reduce_weight=se_reduce_weight,
+        se_expand_weight=se_expand_weight,
+        se_reduce_bias=se_reduce_bias,
+        se_expand_bias=se_expand_bias,
+    )
+    first, name = (dw_weight, "dw_weight") if expand_weight is None else (expand_weight, "expand_weight")
+    check_weight(name, first)
+    _check_weights(first, first.shape[0 if expand_weight is None else 1], name, **weights)
     if torch.is_grad_enabled():
-        check_inference(
-            "pack_inverted_residual",
-            "detach it",
-            expand_weight=expand_weight,
-            dw_weight=dw_weight,
-            project_weight=project_weight,
-            expand_bias=expand_bias,
-            dw_bias=dw_bias,
-            project_bias=project_bias,
-        )
-    backends.code("inverted_residual_packed", "auto", expand_weight.device.type)
-    return _pack_op(expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias)
+        check_inference("pack_inverted_residual", "detach it", **weights)
+    backends.code("inverted_residual_packed", "auto", dw_weight.device.type)
+    return _pack_op(*_in_schema_order(**weights))
 
 
 def inverted_residual_packed(
@@ -173,6 +182,8 @@ def inverted_residual_packed(
     padding: Ints | str = 0,
     dilation: Ints = 1,
     activation: str | None = "relu6",
+    se_activation: str | None = "silu",
+    gate_activation: str | None = "sigmoid",
     backend: str = "auto",
 ) -> Tensor:
     """inverted_residual with weights packed by pack_inverted_residual: the fast form, inference only.
@@ -193,62 +204,100 @@ def inverted_residual_packed(
     )
     size = output_size(shape, kernel, strides, pads, dilations)
     check_residual(residual, x, (shape[0], out_channels, *size))
-    act = activations.code("activation", activation)
+    codes = _codes(activation, se_activation, gate_activation)
     if torch.is_grad_enabled():
         check_inference("inverted_residual_packed", "call inverted_residual", x=x, residual=residual)
     code = backends.code("inverted_residual_packed", backend, x.device.type)
-    return _packed_op(x, packed, residual, expanded_channels, out_channels, kernel, strides, pads, dilations, act, code)
+    return _packed_op(
+        x, packed, residual, expanded_channels, out_channels, kernel, strides, pads, dilations, *codes, code
+    )
+
+
+def _check_weights(
+    x: Tensor,
+    channels: int,
+    like: str,
+    expand_weight: Tensor | None,
+    dw_weight: Tensor,
+    project_weight: Tensor,
+    expand_bias: Tensor | None,
+    dw_bias: Tensor | None,
+    project_bias: Tensor | None,
+    se_reduce_weight: Tensor | None,
+    se_expand_weight: Tensor | None,
+    se_reduce_bias: Tensor | None,
+    se_expand_bias: Tensor | None,
+) -> None:
+    expanded = channels
+    if expand_weight is not None:
+        expanded = check_pointwise_weight("expand_weight", expand_weight, x, channels, like)[0]
+        check_bias("expand_bias", expand_bias, x, expanded, like)
+    elif expand_bias is not None:
+        raise ValueError(f"expand_bias must be None where expand_weight is, got a {type(expand_bias).__name__}")
+    check_depthwise_weight("dw_weight", dw_weight, x, expanded, like, multiplier=1)
+    check_bias("dw_bias", dw_bias, x, expanded, like)
+    check_pointwise_weight("project_weight", project_weight, x, expanded, like)
+    check_bias("project_bias", project_bias, x, project_weight.shape[0], like)
+    excite = se_reduce_weight, se_expand_weight, se_reduce_bias, se_expand_bias
+    if check_together(
+        se_reduce_weight=se_reduce_weight,
+        se_expand_weight=se_expand_weight,
+        se_reduce_bias=se_reduce_bias,
+        se_expand_bias=se_expand_bias,
+    ):
+        check_excite(x, expanded, *excite, prefix="se_", like=like)  # type: ignore[arg-type]  # given together
+
+
+def _in_schema_order(
+    expand_weight: Tensor | None,
+    dw_weight: Tensor,
+    project_weight: Tensor,
+    expand_bias: Tensor | None,
+    dw_bias: Tensor | None,
+    project_bias: Tensor | None,
+    se_reduce_weight: Tensor | None,
+    se_expand_weight: Tensor | None,
+    se_reduce_bias: Tensor | None,
+    se_expand_bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    excite = se_reduce_weight, se_reduce_bias, se_expand_weight, se_expand_bias
+    return (expand_weight, expand_bias, dw_weight, dw_bias, *excite, project_weight, project_bias)
+
+
+def _codes(activation: str | None, se_activation: str | None, gate_activation: str | None) -> tuple[int, int, int]:
+    return (
+        activations.code("activation", activation),
+        activations.code("se_activation", se_activation),
+        activations.code("gate_activation", gate_activation),
+    )
 
 
 @fake("inverted_residual")
-def _(
-    x,
-    expand_weight,
-    expand_bias,
-    dw_weight,
-    dw_bias,
-    project_weight,
-    project_bias,
-    residual,
-    stride,
-    padding,
-    dilation,
-    activation,
-    backend=0,
-):
-    size = output_size(x.shape, dw_weight.shape[2:], stride, padding, dilation)
-    return empty_image(x, (x.shape[0], project_weight.shape[0], *size))
+def _(x, *arguments):
+    dw_weight, project_weight, geometry = arguments[2], arguments[8], arguments[11:14]
+    return empty_image(x, (x.shape[0], project_weight.shape[0], *output_size(x.shape, dw_weight.shape[2:], *geometry)))
 
 
 @fake("inverted_residual_backward")
 def _(grad, x, *arguments):
-    parameters, residual, output_mask = arguments[:6], arguments[6], arguments[11]  # 7 to 10: stride to activation
+    parameters, residual, output_mask = arguments[:10], arguments[10], arguments[17]  # 11 to 16: stride to activations
     return empty_gradients(output_mask, x, parameters, residual, images=2)
 
 
 @fake("pack_inverted_residual")
-def _(expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias):
-    expanded, channels = expand_weight.shape[0], expand_weight.shape[1]
-    taps = dw_weight.shape[2] * dw_weight.shape[3]
-    return empty_packed("inverted_residual", expand_weight, channels, expanded, project_weight.shape[0], taps)
+def _(expand_weight, expand_bias, dw_weight, dw_bias, se_reduce_weight, *others):
+    expanded, taps = dw_weight.shape[0], dw_weight.shape[2] * dw_weight.shape[3]
+    channels = expanded if expand_weight is None else expand_weight.shape[1]
+    squeezed = 0 if se_reduce_weight is None else se_reduce_weight.shape[0]
+    out_channels = others[3].shape[0]
+    return empty_packed(
+        "inverted_residual", dw_weight, channels, expanded, out_channels, taps, squeezed, expand_weight is None
+    )
 
 
 @fake("inverted_residual_packed")
-def _(
-    x,
-    packed,
-    residual,
-    expanded_channels,
-    out_channels,
-    kernel_size,
-    stride,
-    padding,
-    dilation,
-    activation,
-    backend=0,
-):
-    size = output_size(x.shape, kernel_size, stride, padding, dilation)
-    return empty_image(x, (x.shape[0], out_channels, *size))
+def _(x, packed, residual, expanded_channels, out_channels, kernel_size, stride, padding, dilation, *options):
+    return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape, kernel_size, stride, padding, dilation)))
 
 
 register_gradients("inverted_residual")

@@ -7,5 +7,6 @@ from cnnfast.reference.depthwise_conv2d import depthwise_conv2d
 from cnnfast.reference.inverted_residual import inverted_residual
 from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
 from cnnfast.reference.separable_conv2d import separable_conv2d
+from cnnfast.reference.squeeze_excite import squeeze_excite
 
-__all__ = ["depthwise_conv2d", "inverted_residual", "pointwise_conv2d", "separable_conv2d"]
+__all__ = ["depthwise_conv2d", "inverted_residual", "pointwise_conv2d", "separable_conv2d", "squeeze_excite"]

@@ -1,10 +1,14 @@
-// inverted_residual on the CPU: expand -> depthwise -> project, the expanded tensor only ever a tile in L2.
+// inverted_residual on the CPU: expand -> depthwise (-> squeeze-excite) -> project, the expanded tensor a tile in L2.
 // Tiling: a band of output rows goes through the stages in chunks of expanded channels: expand the chunk for the band's
 // input rows (a halo of kernel_h - stride_h rows is computed by both neighbours), depthwise it into the band's tile;
 // when all chunks are there, project the tile. Idle threads (one small image is one band) help with chunks, then with the
-// projection's output channels or pixels.
-// Bytes: x read once a band, y written once, the weights read once a band.
+// projection's output channels or pixels. With squeeze-excite the gates want the whole image first: an image is a task,
+// its depthwise result the tile; bands and chunks are parts of its first pass, which also sums the rows, and the second
+// pass scales the tile, block by block, before it projects it.
+// Bytes: x read once a band, y written once, the weights read once a band; with squeeze-excite the depthwise result is
+// written and read besides, where one image of it leaves L2.
 #include "ops.h"
+#include "squeeze_excite.h"
 #include "stages.h"
 
 namespace cnnfast::cpu {
@@ -12,6 +16,7 @@ namespace cnnfast::cpu {
 namespace {
 
 constexpr int64_t kChunk = 4 * kPanel;  // expanded channels at a time: one group of panels of the micro-kernel
+constexpr int64_t kGatedPixels = 56;    // scaled, then projected: eight blocks of the micro-kernel
 
 // Input rows that output rows [begin, end) read.
 std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end) {
@@ -21,145 +26,269 @@ std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t 
   return {std::clamp<int64_t>(first, 0, conv.h), std::clamp<int64_t>(last + 1, 0, conv.h)};
 }
 
-}  // namespace
+struct InvertedResidual {
+  Storage storage, compute;
+  const KernelTable& table;
+  Conv conv;
+  bool expands;
+  Tensor x;        // channels_last; of the compute type where it is expanded
+  Maybe residual;  // channels_last
+  GemmTile expansion, projection;
+  DepthwiseTile depthwise;
+  Excite excite;
+  int64_t expanded, row;  // channels; the tile's distance between pixels, in scalars
 
-Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t expanded_channels,
-                                int64_t out_channels, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
-                                int64_t activation_code, int64_t backend) {
-  check_backend(backend);
-  STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
-  const Storage storage = storage_of(x, "x");
-  const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
-  check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  PackedReader reader(packed, PackedOp::inverted_residual, x, expanded_channels, out_channels, kernel_size[0],
-                      kernel_size[1]);
-  STD_TORCH_CHECK(reader.header().in_channels == conv.c, "packed has ", reader.header().in_channels,
-                  " input channels, x has ", conv.c);
-  const PointwiseWeights expand = reader.pointwise(conv.c, expanded_channels);
-  const DepthwiseWeights dw = reader.depthwise(expanded_channels);
-  const PointwiseWeights project = reader.pointwise(expanded_channels, out_channels);
+  int64_t itemsize() const { return compute_size(storage); }
+  int64_t tile_row_bytes() const { return conv.out_w * row * itemsize(); }
+  int64_t chunks() const { return ceil_div(expanded, kChunk); }
 
-  const int64_t itemsize = compute_size(storage), stored = static_cast<int64_t>(x.element_size());
-  // The expansion reads compute-type rows; low precision is widened first, an eighth or so of the expanded tensor.
-  const Tensor xs = channels_last(to_dtype(x, compute_dtype(storage)));
-  const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
-  Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
-  if (y.numel() == 0) return in_format_of(x, y);
-
-  const int64_t row = padded_row(expanded_channels, itemsize);
-  const int64_t halo = (conv.window.kernel_h - 1) * conv.window.dilation_h + 1 - conv.window.stride_h;
-  const Bands bands = bands_of(conv, conv.out_w * row * itemsize, std::max<int64_t>(halo, 0),
-                               expanded_channels * out_channels * itemsize);
-  const KernelTable& table = kernels(storage);
-  const Storage compute = compute_storage(storage);
-
-  GemmTile expansion = packed_gemm(expand, compute, activation_code);
-  expansion.a_row = conv.c;
-  expansion.y_row = kChunk;
-  DepthwiseTile depthwise = depthwise_tile(conv, dw, compute, 0, activation_code);
-  depthwise.x_pixel = kChunk;
-  depthwise.x_row = conv.w * kChunk;
-  depthwise.y_pixel = row;
-  depthwise.y_row = conv.out_w * row;
-  GemmTile projection = packed_gemm(project, storage, 0);
-  projection.a_row = row;
-  projection.y_row = projection.residual_row = out_channels;
-
-  // Expanded channels [c, c + kChunk) of output rows [begin, end) of image n, through expansion and depthwise.
-  const auto chunk = [&](int64_t n, int64_t begin, int64_t end, int64_t c, char* tile) {
+  // Expanded channels of chunk k, of output rows [begin, end) of image n, to `tile`, whose first row is `begin`.
+  void first_stages(int64_t n, int64_t begin, int64_t end, int64_t k, char* tile) const {
     const auto [first, last] = input_rows(conv, begin, end);
-    const int64_t channels = std::min(kChunk, expanded_channels - c);
-    char* e = scratch(Slot::expanded, std::max<int64_t>(1, last - first) * conv.w * kChunk * itemsize);
+    const int64_t c = k * kChunk, channels = std::min(kChunk, expanded - c);
+    DepthwiseTile t = depthwise;
+    t.weight = static_cast<const char*>(depthwise.weight) + c * itemsize();
+    t.bias = static_cast<const char*>(depthwise.bias) + c * itemsize();
+    t.y = tile + c * itemsize();
+    t.row_begin = begin;
+    t.row_end = end;
+    t.channels = channels;
+    const char* image = bytes_of(x) + n * conv.h * conv.w * conv.c * static_cast<int64_t>(x.element_size());
+    if (!expands) {
+      t.x = image + c * static_cast<int64_t>(x.element_size());
+      table.depthwise[static_cast<int>(storage)](t);
+      return;
+    }
+    char* e = scratch(Slot::expanded, std::max<int64_t>(1, last - first) * conv.w * kChunk * itemsize());
     GemmTile g = expansion;
-    g.a = bytes_of(xs) + (n * conv.h + first) * conv.w * conv.c * itemsize;
-    g.b = expand.panels + c / kPanel * expansion.b_panel * itemsize;
-    g.bias = expand.bias + c * itemsize;
+    g.a = image + first * conv.w * conv.c * itemsize();
+    g.b = static_cast<const char*>(expansion.b) + c / kPanel * expansion.b_panel * itemsize();
+    g.bias = static_cast<const char*>(expansion.bias) + c * itemsize();
     g.y = e;
     g.rows = (last - first) * conv.w;
     g.cols = channels;
     table.gemm[compute_index(storage)](g);
-    DepthwiseTile t = depthwise;
     t.x = e;
     t.x_first_row = first;
-    t.weight = dw.taps + c * itemsize;
-    t.bias = dw.bias + c * itemsize;
-    t.y = tile + c * itemsize;
-    t.row_begin = begin;
-    t.row_end = end;
-    t.channels = channels;
     table.depthwise[static_cast<int>(compute)](t);
-  };
-  const auto projected = [&](int64_t n, int64_t begin, int64_t end, const char* tile) {
-    GemmTile g = projection;
-    const int64_t first = (n * conv.out_h + begin) * conv.out_w * out_channels * stored;
-    g.a = tile;
-    g.rows = (end - begin) * conv.out_w;
-    g.y = mutable_bytes_of(y) + first;
-    g.residual = rs ? bytes_of(*rs) + first : nullptr;
-    return g;
-  };
+  }
 
-  const int64_t chunks = ceil_div(expanded_channels, kChunk), tile_bytes = bands.rows * conv.out_w * row * itemsize;
+  // Sums over the pixels of each of the tile's rows [begin, end), of chunk k.
+  void sum_rows(const char* tile, int64_t begin, int64_t end, int64_t k, char* sums) const {
+    ChannelSumsTile t{};
+    t.x_pixel = row;
+    t.pixels = conv.out_w;
+    t.channels = std::min(kChunk, expanded - k * kChunk);
+    t.factor = 1;
+    for (int64_t r = begin; r < end; ++r) {
+      t.x = tile + r * tile_row_bytes() + k * kChunk * itemsize();
+      t.sums = sums + (r * expanded + k * kChunk) * itemsize();
+      table.channel_sums[static_cast<int>(compute)](t);
+    }
+  }
+
+  // `pixels` of the tile, in place.
+  void scale(char* tile, const char* gates, int64_t pixels) const {
+    ScaleTile t{};
+    t.x = t.y = tile;
+    t.x_pixel = t.y_pixel = row;
+    t.scale = gates;
+    t.y_storage = compute;
+    t.pixels = pixels;
+    t.channels = expanded;
+    t.activation = activation(0);
+    table.scale_channels[static_cast<int>(compute)](t);
+  }
+
+  // The projection of `pixels` of image n from pixel `first` on, which lie in `tile`.
+  GemmTile projected(int64_t n, int64_t first, int64_t pixels, const char* tile, Tensor& y) const {
+    GemmTile g = projection;
+    const int64_t to = (n * conv.out_h * conv.out_w + first) * projection.y_row * storage_size(storage);
+    g.a = tile;
+    g.rows = pixels;
+    g.y = mutable_bytes_of(y) + to;
+    g.residual = residual ? bytes_of(*residual) + to : nullptr;
+    return g;
+  }
+};
+
+void run(const InvertedResidual& op, const Bands& bands, Tensor& y) {
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
     const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
-    const int64_t end = std::min(begin + bands.rows, conv.out_h);
-    char* tile = scratch(Slot::depthwise, tile_bytes);
-    worker.each_part(chunks, [&](int64_t k) { chunk(n, begin, end, k * kChunk, tile); });
-    gemm_in_parts(worker, table, projected(n, begin, end, tile), itemsize);
+    const int64_t end = std::min(begin + bands.rows, op.conv.out_h), w = op.conv.out_w;
+    char* tile = scratch(Slot::depthwise, bands.rows * op.tile_row_bytes());
+    worker.each_part(op.chunks(), [&](int64_t k) { op.first_stages(n, begin, end, k, tile); });
+    gemm_in_parts(worker, op.table, op.projected(n, begin * w, (end - begin) * w, tile, y), op.itemsize());
   });
+}
+
+void run_with_excite(const InvertedResidual& op, const Bands& bands, Tensor& y) {
+  const Conv& conv = op.conv;
+  const int64_t pixels = conv.out_h * conv.out_w, itemsize = op.itemsize();
+  // Few pixels: the product is shared out by output channels, and scaling is a pass of its own.
+  const bool by_pixels = pixels >= op.projection.cols;
+  const int64_t block = by_pixels ? kGatedPixels : std::max<int64_t>(1, ceil_div(pixels, 8));
+  for_each(conv.n, [&](const Worker& worker, int64_t n) {
+    char* tile = scratch(Slot::depthwise, conv.out_h * op.tile_row_bytes());
+    char* row_sums = scratch(Slot::sums, (conv.out_h + 1) * op.expanded * itemsize);
+    char* gates = row_sums + conv.out_h * op.expanded * itemsize;
+    worker.each_part(bands.per_image * op.chunks(), [&](int64_t part) {
+      const int64_t k = part % op.chunks(), begin = part / op.chunks() * bands.rows;
+      const int64_t end = std::min(begin + bands.rows, conv.out_h);
+      op.first_stages(n, begin, end, k, tile + begin * op.tile_row_bytes());
+      op.sum_rows(tile, begin, end, k, row_sums);
+    });
+    op.excite.gates(op.table, op.storage, row_sums, conv.out_h, pixels, gates);
+    worker.each_part(ceil_div(pixels, block), [&](int64_t part) {
+      const int64_t first = part * block, count = std::min(block, pixels - first);
+      char* rows = tile + first * op.row * itemsize;
+      op.scale(rows, gates, count);
+      if (by_pixels) op.table.gemm[compute_index(op.storage)](op.projected(n, first, count, rows, y));
+    });
+    if (!by_pixels) gemm_in_parts(worker, op.table, op.projected(n, 0, pixels, tile, y), itemsize);
+  });
+}
+
+}  // namespace
+
+Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t expanded_channels,
+                                int64_t out_channels, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
+                                int64_t activation_code, int64_t se_activation, int64_t gate_activation,
+                                int64_t backend) {
+  check_backend(backend);
+  STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
+  const Storage storage = storage_of(x, "x"), compute = compute_storage(storage);
+  const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
+  check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
+  PackedReader reader(packed, PackedOp::inverted_residual, x, expanded_channels, out_channels, kernel_size[0],
+                      kernel_size[1]);
+  const PackedHeader& header = reader.header();
+  STD_TORCH_CHECK(header.in_channels == conv.c, "packed has ", header.in_channels, " input channels, x has ", conv.c);
+  const bool expands = !header.no_expansion;
+  const PointwiseWeights expand = expands ? reader.pointwise(conv.c, expanded_channels) : PointwiseWeights{};
+  const DepthwiseWeights dw = reader.depthwise(expanded_channels);
+  Excite excite{{}, {}, se_activation, gate_activation};
+  if (header.squeezed_channels) {
+    excite.reduce = reader.pointwise(expanded_channels, header.squeezed_channels);
+    excite.expand = reader.pointwise(header.squeezed_channels, expanded_channels);
+  }
+  const PointwiseWeights project = reader.pointwise(expanded_channels, out_channels);
+
+  // The expansion reads compute-type rows; low precision is widened first, an eighth or so of the expanded tensor.
+  const Tensor xs = channels_last(expands ? to_dtype(x, compute_dtype(storage)) : x);
+  const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
+  Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
+  if (y.numel() == 0) return in_format_of(x, y);
+
+  const int64_t itemsize = compute_size(storage), row = padded_row(expanded_channels, itemsize);
+  InvertedResidual op{storage,
+                      compute,
+                      kernels(storage),
+                      conv,
+                      expands,
+                      xs,
+                      rs,
+                      {},
+                      packed_gemm(project, storage, 0),
+                      depthwise_tile(conv, dw, compute, 0, activation_code),
+                      excite,
+                      expanded_channels,
+                      row};
+  if (expands) op.expansion = packed_gemm(expand, compute, activation_code);
+  op.expansion.a_row = conv.c;
+  op.expansion.y_row = kChunk;
+  op.depthwise.x_pixel = expands ? kChunk : conv.c;
+  op.depthwise.x_row = conv.w * op.depthwise.x_pixel;
+  op.depthwise.y_pixel = op.projection.a_row = row;
+  op.depthwise.y_row = conv.out_w * row;
+  op.projection.y_row = op.projection.residual_row = out_channels;
+
+  const int64_t halo = (conv.window.kernel_h - 1) * conv.window.dilation_h + 1 - conv.window.stride_h;
+  const Bands bands = bands_of(conv, op.tile_row_bytes(), expands ? std::max<int64_t>(halo, 0) : 0,
+                               expanded_channels * out_channels * itemsize);
+  if (header.squeezed_channels)
+    run_with_excite(op, bands, y);
+  else
+    run(op, bands, y);
   return in_format_of(x, y);
 }
 
-Tensor inverted_residual(Tensor x, Tensor expand_weight, Maybe expand_bias, Tensor dw_weight, Maybe dw_bias,
+Tensor inverted_residual(Tensor x, Maybe expand_weight, Maybe expand_bias, Tensor dw_weight, Maybe dw_bias,
+                         Maybe se_reduce_weight, Maybe se_reduce_bias, Maybe se_expand_weight, Maybe se_expand_bias,
                          Tensor project_weight, Maybe project_bias, Maybe residual, Ints stride, Ints padding,
-                         Ints dilation, int64_t activation_code, int64_t backend) {
-  STD_TORCH_CHECK(expand_weight.scalar_type() == x.scalar_type() && dw_weight.scalar_type() == x.scalar_type() &&
-                      project_weight.scalar_type() == x.scalar_type(),
-                  "expand_weight, dw_weight and project_weight must have x's dtype");
+                         Ints dilation, int64_t activation_code, int64_t se_activation, int64_t gate_activation,
+                         int64_t backend) {
+  for (const Tensor& weight : {expand_weight.value_or(dw_weight), dw_weight, se_reduce_weight.value_or(dw_weight),
+                               se_expand_weight.value_or(dw_weight), project_weight})
+    STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "every weight must have x's dtype");
   const Tensor packed =
-      pack_inverted_residual(expand_weight, expand_bias, dw_weight, dw_bias, project_weight, project_bias);
-  return inverted_residual_packed(x, packed, residual, expand_weight.size(0), project_weight.size(0),
+      pack_inverted_residual(expand_weight, expand_bias, dw_weight, dw_bias, se_reduce_weight, se_reduce_bias,
+                             se_expand_weight, se_expand_bias, project_weight, project_bias);
+  return inverted_residual_packed(x, packed, residual, dw_weight.size(0), project_weight.size(0),
                                   {dw_weight.size(2), dw_weight.size(3)}, stride, padding, dilation, activation_code,
-                                  backend);
+                                  se_activation, gate_activation, backend);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inverted_residual_backward(
-    Tensor grad, Tensor x, Tensor expand_weight, Maybe expand_bias, Tensor dw_weight, Maybe dw_bias,
-    Tensor project_weight, Maybe project_bias, Maybe residual, Ints stride, Ints padding, Ints dilation,
-    int64_t activation_code, int64_t output_mask, int64_t backend) {
-  // Both expanded tensors are computed again, not kept, and never rounded to x's dtype.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+inverted_residual_backward(Tensor grad, Tensor x, Maybe expand_weight, Maybe expand_bias, Tensor dw_weight,
+                           Maybe dw_bias, Maybe se_reduce_weight, Maybe se_reduce_bias, Maybe se_expand_weight,
+                           Maybe se_expand_bias, Tensor project_weight, Maybe project_bias, Maybe residual, Ints stride,
+                           Ints padding, Ints dilation, int64_t activation_code, int64_t se_activation,
+                           int64_t gate_activation, int64_t output_mask, int64_t backend) {
+  // The expanded tensors are computed again, not kept, and never rounded to x's dtype.
   const ScalarType dtype = compute_dtype(storage_of(x, "x"));
   const Ints unit{1, 1};
   const auto bit = [&](int i) { return output_mask >> i & 1; };
-  const Tensor xs = to_dtype(x, dtype), ews = to_dtype(expand_weight, dtype), dws = to_dtype(dw_weight, dtype);
+  const Tensor xs = channels_last(to_dtype(x, dtype)), dws = to_dtype(dw_weight, dtype);
   const Tensor pws = to_dtype(project_weight, dtype);
-  const Maybe ebs = to_dtype(expand_bias, dtype), dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(project_bias, dtype);
-  const Maybe rs = to_dtype(residual, dtype);
-  const Tensor e = pointwise_conv2d(xs, ews, ebs, std::nullopt, unit, activation_code, backend);
-  const Tensor d = depthwise_conv2d(e, dws, dbs, stride, padding, dilation, 0, activation_code, backend);
-  const int64_t expand_mask = bit(0) | bit(1) << 1 | bit(2) << 2;
-  const int64_t depthwise_mask = (expand_mask ? 1 : 0) | bit(3) << 1 | bit(4) << 2;
-  const int64_t project_mask = (depthwise_mask ? 1 : 0) | bit(5) << 1 | bit(6) << 2 | bit(7) << 3;
-  const auto [dd, dpw, dpb, dres] =
-      pointwise_conv2d_backward(to_dtype(grad, dtype), d, pws, pbs, rs, unit, 0, project_mask, backend);
+  const Maybe ews = to_dtype(expand_weight, dtype), ebs = to_dtype(expand_bias, dtype);
+  const Maybe dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(project_bias, dtype), rs = to_dtype(residual, dtype);
+  const bool excites = se_reduce_weight.has_value();
+  const ExciteTensors excite{excites ? to_dtype(*se_reduce_weight, dtype) : dws,
+                             to_dtype(se_reduce_bias, dtype),
+                             excites ? to_dtype(*se_expand_weight, dtype) : dws,
+                             to_dtype(se_expand_bias, dtype),
+                             se_activation,
+                             gate_activation};
+
+  const Tensor e = ews ? pointwise_conv2d(xs, *ews, ebs, std::nullopt, unit, activation_code, backend) : xs;
+  const Tensor d = channels_last(depthwise_conv2d(e, dws, dbs, stride, padding, dilation, 0, activation_code, backend));
+  ExciteTensors::Forward kept{d, d, d};
+  if (excites) kept = excite.forward(d);
+  const Tensor projected = excites ? scaled_channels(d, kept.gates, std::nullopt, std::nullopt, 0) : d;
+
+  const int64_t expand_mask = ews ? bit(0) | bit(1) << 1 | bit(2) << 2 : 0;
+  const int64_t depthwise_mask = (expand_mask || bit(0) ? 1 : 0) | bit(3) << 1 | bit(4) << 2;
+  const int64_t excite_mask = output_mask >> 5 & 15;
+  const int64_t project_mask =
+      (depthwise_mask || (excites && excite_mask) ? 1 : 0) | bit(9) << 1 | bit(10) << 2 | bit(11) << 3;
+  const auto none = [&] { return no_gradient(xs); };
+  const auto [dprojected, dpw, dpb, dres] =
+      pointwise_conv2d_backward(to_dtype(grad, dtype), projected, pws, pbs, rs, unit, 0, project_mask, backend);
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> through{none(), none(), none(), none(), dprojected};
+  if (excites && project_mask & 1) through = excite.backward(channels_last(dprojected), d, kept, excite_mask);
+  const auto& [drw, drb, dxw, dxb, dd] = through;
   const auto [de, ddw, ddb] = depthwise_mask ? depthwise_conv2d_backward(dd, e, dws, dbs, stride, padding, dilation, 0,
                                                                          activation_code, depthwise_mask, backend)
-                                             : std::tuple(no_gradient(e), no_gradient(dws), no_gradient(dws));
-  const auto [dx, dew, deb, unused] =
-      expand_mask
-          ? pointwise_conv2d_backward(de, xs, ews, ebs, std::nullopt, unit, activation_code, expand_mask, backend)
-          : std::tuple(no_gradient(xs), no_gradient(ews), no_gradient(ews), no_gradient(xs));
-  const auto like = [](const Tensor& gradient, const Maybe& of, const Tensor& otherwise) {
-    return to_dtype(gradient, of ? of->scalar_type() : otherwise.scalar_type());
+                                             : std::tuple(none(), none(), none());
+  const auto [dx, dew, deb, unused] = expand_mask ? pointwise_conv2d_backward(de, xs, *ews, ebs, std::nullopt, unit,
+                                                                              activation_code, expand_mask, backend)
+                                                  : std::tuple(de, none(), none(), none());
+  const auto like = [&](const Tensor& gradient, const Maybe& of) {
+    return to_dtype(gradient, of ? of->scalar_type() : x.scalar_type());
   };
   return {bit(0) ? image_gradient(x, channels_last(dx)) : no_gradient(x),
-          to_dtype(dew, expand_weight.scalar_type()),
-          like(deb, expand_bias, expand_weight),
-          to_dtype(ddw, dw_weight.scalar_type()),
-          like(ddb, dw_bias, dw_weight),
-          to_dtype(dpw, project_weight.scalar_type()),
-          like(dpb, project_bias, project_weight),
-          bit(7) && residual ? image_gradient(*residual, channels_last(dres)) : no_gradient(x)};
+          like(dew, expand_weight),
+          like(deb, expand_bias),
+          like(ddw, dw_weight),
+          like(ddb, dw_bias),
+          like(drw, se_reduce_weight),
+          like(drb, se_reduce_bias),
+          like(dxw, se_expand_weight),
+          like(dxb, se_expand_bias),
+          like(dpw, project_weight),
+          like(dpb, project_bias),
+          bit(11) && residual ? image_gradient(*residual, channels_last(dres)) : no_gradient(x)};
 }
 
 }  // namespace cnnfast::cpu

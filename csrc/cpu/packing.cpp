@@ -9,9 +9,11 @@ namespace {
 template <class S>
 class Writer {
  public:
-  Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like)
-      : packed_(torch::stable::empty(Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, sizeof(S))},
-                                     ScalarType::Byte, std::nullopt, like.device())) {
+  Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like,
+         int64_t squeezed = 0, bool no_expansion = false)
+      : packed_(torch::stable::empty(
+            Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, sizeof(S), squeezed, no_expansion)},
+            ScalarType::Byte, std::nullopt, like.device())) {
     PackedHeader header{};
     header.magic = kPackedMagic;
     header.version = kPackedVersion;
@@ -22,6 +24,8 @@ class Writer {
     header.out_channels = static_cast<int32_t>(out);
     header.kernel_h = static_cast<int32_t>(kernel_h);
     header.kernel_w = static_cast<int32_t>(kernel_w);
+    header.squeezed_channels = static_cast<int32_t>(squeezed);
+    header.no_expansion = no_expansion ? 1 : 0;
     std::memcpy(packed_.mutable_data_ptr(), &header, sizeof(header));
     next_ = reinterpret_cast<S*>(mutable_bytes_of(packed_) + sizeof(header));
   }
@@ -139,19 +143,59 @@ Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, cons
   });
 }
 
-Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
-                              const Maybe& dw_bias, const Tensor& project_weight, const Maybe& project_bias) {
+namespace {
+
+// Checks squeeze-excite's weights for `channels`; how many it squeezes them to.
+int64_t check_excite(const Tensor& reduce_weight, const Maybe& reduce_bias, const Tensor& expand_weight,
+                     const Maybe& expand_bias, int64_t channels) {
+  check_pointwise(reduce_weight, reduce_bias);
   check_pointwise(expand_weight, expand_bias);
+  const int64_t squeezed = reduce_weight.size(0);
+  STD_TORCH_CHECK(reduce_weight.size(1) == channels && expand_weight.size(1) == squeezed &&
+                      expand_weight.size(0) == channels && squeezed > 0,
+                  "squeeze-excite's weights must have shapes (R, ", channels, ", 1, 1) and (", channels, ", R, 1, 1)");
+  return squeezed;
+}
+
+}  // namespace
+
+Tensor pack_squeeze_excite(const Tensor& reduce_weight, const Maybe& reduce_bias, const Tensor& expand_weight,
+                           const Maybe& expand_bias) {
+  const int64_t channels = expand_weight.size(0);
+  const int64_t squeezed = check_excite(reduce_weight, reduce_bias, expand_weight, expand_bias, channels);
+  return with_compute_type(reduce_weight, [&](auto s) {
+    Writer<decltype(s)> writer(PackedOp::squeeze_excite, channels, channels, channels, 1, 1, reduce_weight, squeezed);
+    writer.pointwise(reduce_weight, reduce_bias);
+    writer.pointwise(expand_weight, expand_bias);
+    return writer.done();
+  });
+}
+
+Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
+                              const Maybe& dw_bias, const Maybe& se_reduce_weight, const Maybe& se_reduce_bias,
+                              const Maybe& se_expand_weight, const Maybe& se_expand_bias, const Tensor& project_weight,
+                              const Maybe& project_bias) {
   check_depthwise(dw_weight, dw_bias);
   check_pointwise(project_weight, project_bias);
-  const int64_t expanded = expand_weight.size(0);
-  STD_TORCH_CHECK(dw_weight.size(0) == expanded && project_weight.size(1) == expanded,
-                  "dw_weight and project_weight must have ", expanded, " input channels");
-  return with_compute_type(expand_weight, [&](auto s) {
-    Writer<decltype(s)> writer(PackedOp::inverted_residual, expand_weight.size(1), expanded, project_weight.size(0),
-                               dw_weight.size(2), dw_weight.size(3), expand_weight);
-    writer.pointwise(expand_weight, expand_bias);
+  const int64_t expanded = dw_weight.size(0);
+  if (expand_weight) check_pointwise(*expand_weight, expand_bias);
+  STD_TORCH_CHECK((!expand_weight || expand_weight->size(0) == expanded) && project_weight.size(1) == expanded,
+                  "expand_weight must have ", expanded, " output channels, project_weight as many input channels");
+  STD_TORCH_CHECK(se_reduce_weight.has_value() == se_expand_weight.has_value(),
+                  "se_reduce_weight and se_expand_weight must come together");
+  const int64_t squeezed =
+      se_reduce_weight ? check_excite(*se_reduce_weight, se_reduce_bias, *se_expand_weight, se_expand_bias, expanded)
+                       : 0;
+  return with_compute_type(dw_weight, [&](auto s) {
+    Writer<decltype(s)> writer(PackedOp::inverted_residual, expand_weight ? expand_weight->size(1) : expanded, expanded,
+                               project_weight.size(0), dw_weight.size(2), dw_weight.size(3), dw_weight, squeezed,
+                               !expand_weight);
+    if (expand_weight) writer.pointwise(*expand_weight, expand_bias);
     writer.depthwise(dw_weight, dw_bias);
+    if (squeezed) {
+      writer.pointwise(*se_reduce_weight, se_reduce_bias);
+      writer.pointwise(*se_expand_weight, se_expand_bias);
+    }
     writer.pointwise(project_weight, project_bias);
     return writer.done();
   });
@@ -175,9 +219,10 @@ PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, i
   itemsize_ = compute_size(storage_of(x, "x"));
   STD_TORCH_CHECK(header_->itemsize == itemsize_, "packed holds ", header_->itemsize * 8, "-bit weights, x wants ",
                   itemsize_ * 8, "-bit ones");
-  STD_TORCH_CHECK(packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,
-                                                 kernel_h * kernel_w, itemsize_),
-                  "packed is truncated");
+  STD_TORCH_CHECK(
+      packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out, kernel_h * kernel_w,
+                                     itemsize_, header_->squeezed_channels, header_->no_expansion != 0),
+      "packed is truncated");
   next_ = bytes_of(packed) + sizeof(PackedHeader);
 }
 

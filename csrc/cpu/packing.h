@@ -21,8 +21,13 @@ Tensor pack_conv2d(const Tensor& weight, const Maybe& bias);
 Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias);
 Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
                              const Maybe& pw_bias);
-Tensor pack_inverted_residual(const Tensor& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
-                              const Maybe& dw_bias, const Tensor& project_weight, const Maybe& project_bias);
+// Without expand_weight x goes straight into the depthwise stage; without se_ weights there is no squeeze-excite.
+Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
+                              const Maybe& dw_bias, const Maybe& se_reduce_weight, const Maybe& se_reduce_bias,
+                              const Maybe& se_expand_weight, const Maybe& se_expand_bias, const Tensor& project_weight,
+                              const Maybe& project_bias);
+Tensor pack_squeeze_excite(const Tensor& reduce_weight, const Maybe& reduce_bias, const Tensor& expand_weight,
+                           const Maybe& expand_bias);
 
 // Checks the header against what the caller says, then hands out the sections in order.
 class PackedReader {

@@ -5,13 +5,14 @@ import re
 import pytest
 import torch
 from numerics import fresh_generator
-from op_cases import OPS, make
+from op_cases import OPS, WITH_KERNEL, make
 
 IN = {  # (the first depthwise, the last pointwise) weight of each op
     "depthwise_conv2d": ("weight", None),
     "pointwise_conv2d": (None, "weight"),
     "separable_conv2d": ("dw_weight", "pw_weight"),
     "inverted_residual": ("dw_weight", "project_weight"),
+    "squeeze_excite": (None, "expand_weight"),
 }
 
 
@@ -41,14 +42,19 @@ def mistakes(op):
     yield {bias_of(weight): torch.randn(8).half()}, TypeError, f"{bias_of(weight)} must have dtype torch.float32 like x"
     yield {bias_of(weight): torch.randn(8, device="meta")}, ValueError, f"{bias_of(weight)} must be on cpu like x"
     yield {bias_of(weight): 0.5}, TypeError, f"{bias_of(weight)} must be a torch.Tensor, got float"
-    yield {"stride": 0}, ValueError, "stride must be a positive int or two (vertical, horizontal), got (0, 0)"
-    yield {"stride": (1, -1)}, ValueError, "stride must be a positive int or two (vertical, horizontal), got (1, -1)"
-    yield (
-        {"stride": (1, 1, 1)},
-        ValueError,
-        "stride must be a positive int or two (vertical, horizontal), got (1, 1, 1)",
-    )
-    yield {"stride": 1.5}, TypeError, "stride must be an int or two (vertical, horizontal), got 1.5"
+    if op != "squeeze_excite":
+        yield {"stride": 0}, ValueError, "stride must be a positive int or two (vertical, horizontal), got (0, 0)"
+        yield (
+            {"stride": (1, -1)},
+            ValueError,
+            "stride must be a positive int or two (vertical, horizontal), got (1, -1)",
+        )
+        yield (
+            {"stride": (1, 1, 1)},
+            ValueError,
+            "stride must be a positive int or two (vertical, horizontal), got (1, 1, 1)",
+        )
+        yield {"stride": 1.5}, TypeError, "stride must be an int or two (vertical, horizontal), got 1.5"
     yield (
         {"activation": "swish"},
         ValueError,
@@ -82,8 +88,10 @@ def mistakes(op):
         )
     if pointwise:
         yield {pointwise: torch.randn(12, 8, 3, 3)}, ValueError, f"{pointwise} must have shape (out_channels, "
-        wrong = torch.randn(2, 12, 9, 7)
-        yield {"residual": wrong}, ValueError, "residual must have the output's shape (2, 12, 9, 8), got (2, 12, 9, 7)"
+        out = 8 if op == "squeeze_excite" else 12
+        wrong = torch.randn(2, out, 9, 7)
+        says = f"residual must have the output's shape (2, {out}, 9, 8), got (2, {out}, 9, 7)"
+        yield {"residual": wrong}, ValueError, says
         yield {"residual": wrong.half()}, TypeError, "residual must have dtype torch.float32 like x, got torch.float16"
     if op == "separable_conv2d":
         yield {"pre_activation": "x"}, ValueError, "pre_activation must be one of"
@@ -96,6 +104,52 @@ def mistakes(op):
             ValueError,
             "expand_weight must have shape (out_channels, 8, ",
         )
+        bias, reduce, expand = torch.randn(11), torch.randn(3, 11, 1, 1), torch.randn(11, 3, 1, 1)
+        yield {"expand_weight": None}, ValueError, "expand_bias must be None where expand_weight is, got a Tensor"
+        yield (
+            {"se_reduce_weight": reduce},
+            ValueError,
+            "se_expand_weight must be given where se_reduce_weight is, got No",
+        )
+        yield (
+            {"se_expand_weight": expand},
+            ValueError,
+            "se_reduce_weight must be given where se_expand_weight is, got No",
+        )
+        yield (
+            {"se_expand_bias": bias},
+            ValueError,
+            "se_expand_bias must be None where se_reduce_weight is, got a Tensor",
+        )
+        excite = {"se_reduce_weight": reduce, "se_expand_weight": expand}
+        yield (
+            {**excite, "se_reduce_weight": reduce[:, :8]},
+            ValueError,
+            "se_reduce_weight must have shape (out_channels, 11",
+        )
+        yield (
+            {**excite, "se_expand_weight": expand[:, :2]},
+            ValueError,
+            "se_expand_weight must have shape (out_channels, 3,",
+        )
+        yield (
+            {**excite, "se_expand_weight": expand[:8]},
+            ValueError,
+            "se_expand_weight must have shape (11, 3, 1, 1) for",
+        )
+        yield {**excite, "se_expand_bias": bias[:3]}, ValueError, "se_expand_bias must have shape (11,), got (3,)"
+        yield {**excite, "se_activation": "x"}, ValueError, "se_activation must be one of"
+        yield {**excite, "gate_activation": "x"}, ValueError, "gate_activation must be one of"
+    if op == "squeeze_excite":
+        yield {"reduce_weight": torch.randn(3, 7, 1, 1)}, ValueError, "reduce_weight must have shape (out_channels, 8, "
+        yield (
+            {"expand_weight": torch.randn(7, 3, 1, 1)},
+            ValueError,
+            "expand_weight must have shape (8, 3, 1, 1) for the 8",
+        )
+        yield {"reduce_bias": torch.randn(8)}, ValueError, "reduce_bias must have shape (3,), got (8,)"
+        yield {"gate_activation": "x"}, ValueError, "gate_activation must be one of"
+        yield {"post_activation": "x"}, ValueError, "post_activation must be one of"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +168,8 @@ def test_mistake(op, changes, exception, message):
 def test_mistake_reaches_users_of_compile(op):
     case = make(op, fresh_generator())
     torch._dynamo.reset()
-    compiled = torch.compile(lambda: case.run(stride=-1), backend="eager")
-    with pytest.raises(ValueError, match="stride must be a positive int"):
+    compiled = torch.compile(lambda: case.run(activation="swish"), backend="eager")
+    with pytest.raises(ValueError, match="activation must be one of"):
         compiled()
 
 
@@ -134,14 +188,15 @@ def test_packed_mistakes(op):
         ({"packed": packed[:63]}, ValueError, f"packed must be the contiguous uint8 tensor that pack_{op} returned"),
         ({"packed": 3}, TypeError, f"packed must be the tensor that pack_{op} returned, got int"),
         ({"packed": packed.to("meta")}, ValueError, "packed must be on cpu like x, got meta"),
-        ({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"),
-        ({"out_channels": 8.0}, TypeError, "out_channels must be an int, got 8.0"),
-        ({"stride": 0}, ValueError, "stride must be a positive int"),
         ({"activation": "swish"}, ValueError, "activation must be one of"),
         ({"backend": "reference"}, ValueError, "reference takes plain weights, not packed ones"),
         ({"backend": "cuda"}, ValueError, "cuda takes tensors on cuda, not cpu"),
     ]
-    if op != "pointwise_conv2d":
+    if op != "squeeze_excite":
+        wrong.append(({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0"))
+        wrong.append(({"out_channels": 8.0}, TypeError, "out_channels must be an int, got 8.0"))
+        wrong.append(({"stride": 0}, ValueError, "stride must be a positive int"))
+    if op in WITH_KERNEL:
         wrong.append(({"kernel_size": (3, 0)}, ValueError, "kernel_size must be a positive int"))
     if op != "depthwise_conv2d":
         wrong.append(({"residual": case.x[:1]}, ValueError, "residual must have the output's shape"))

@@ -28,6 +28,8 @@ PAIRS = all_pairs(
         "activation": tuple(activations.CODES),
         "c": (16, 1, 3, 17, 40, 31),
         "multiplier": (1, 2, 3),
+        "expand": (True, False),
+        "excite": (True, False),
         "bias": (True, False),
         "residual": (True, False),
         "size": ((19, 20), (20, 31)),
@@ -69,6 +71,7 @@ NETWORKS = {
         (112, 192, 6, 7, 5, 2),
         (192, 320, 6, 4, 3, 1),
     ],
+    "squeeze_excite": [(96, 0, 1, 14, 1, 1), (480, 0, 1, 7, 1, 1), (672, 0, 1, 5, 1, 1), (256, 0, 1, 14, 1, 1)],
 }
 
 # one image row or column, one pixel, stride beyond the image, prime sizes, kernel as large as the padded image
@@ -216,7 +219,7 @@ def test_parameters_and_residual_not_contiguous(op):
 @pytest.mark.parametrize("op", OPS)
 def test_nan_and_inf(op, dtype, activation):
     """As PyTorch's: NaN passes through relu and relu6, Inf through relu; neither reaches elements that don't see it."""
-    case = make(op, fresh_generator(), activation=activation, dtype=dtype, n=3, size=(9, 9), c=20)
+    case = make(op, fresh_generator(), activation=activation, dtype=dtype, n=4, size=(9, 9), c=20)
     if activation == "relu6":  # so that Inf is not clamped before it counts
         case.options.pop("pre_activation", None)
     case.x[0, 1, 4, 4] = math.nan
@@ -281,6 +284,8 @@ def test_random_sweep(op, repeat):
         padding=one_of("same", 21, (20, 18), (22, 18, 20, 19)),
         activation=one_of(*activations.CODES),
         multiplier=one_of(1, 1, 2, 3),
+        expand=one_of(True, False),
+        excite=one_of(True, False),
         bias=one_of(True, False),
         residual=one_of(True, False),
         dtype=one_of(*DTYPES),

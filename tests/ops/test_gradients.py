@@ -24,6 +24,8 @@ PAIRS = all_pairs(
         "activation": tuple(activations.CODES),
         "c": (16, 1, 3, 17, 40),
         "multiplier": (1, 2),
+        "expand": (True, False),
+        "excite": (True, False),
         "bias": (True, False),
         "residual": (True, False),
         "size": ((9, 10), (7, 13)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from numerics import fresh_generator
-from op_cases import DTYPES, OPS, make
+from op_cases import DTYPES, OPS, WITH_KERNEL, make
 
 OTHER = dict(zip(OPS, (*OPS[1:], OPS[0]), strict=True))
 
@@ -58,7 +58,7 @@ def test_foreign(op):
         "version": changed(4, 99),
         "op": changed(6, 77),
     }
-    if op != "pointwise_conv2d":
+    if op in WITH_KERNEL:
         foreign["another kernel"] = make(op, fresh_generator(), k=(5, 5)).pack()
     for name, wrong in foreign.items():
         with pytest.raises(RuntimeError, match="pack"):
@@ -70,10 +70,12 @@ def test_foreign(op):
 @pytest.mark.parametrize("op", OPS)
 def test_ints_that_contradict_the_header(op):
     case = make(op, fresh_generator())
-    wrong = [{"out_channels": 2 * case.packed_options["out_channels"], "residual": None}]
+    wrong = [{"out_channels": 2 * case.packed_options.get("out_channels", 0), "residual": None}]
     if op == "depthwise_conv2d":
         wrong = [{"out_channels": 16}]
-    if op != "pointwise_conv2d":
+    if op == "squeeze_excite":  # whose shapes are x's
+        wrong = [{"x": torch.randn(2, 16, 9, 8), "residual": None}]
+    if op in WITH_KERNEL:
         wrong += [{"kernel_size": (3, 5)}, {"kernel_size": (1, 9)}]
     if op == "inverted_residual":
         wrong += [{"expanded_channels": 16}]

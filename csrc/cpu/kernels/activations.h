@@ -65,9 +65,9 @@ CNNFAST_INLINE Vec<float> gaussian(Vec<float> x) {
 
 // The normal distribution's integral up to x.
 CNNFAST_INLINE Vec<float> normal_integral(Vec<float> x) {
-  constexpr float kCoefficients[] = {-2.31878631968e-5f, 0.185463943053f, 0.17764834326f, 0.218645534521f,
-                                     -0.0064469768215f,  0.502511541037f, -0.451934697984f, 0.5204794872f,
-                                     -0.146344049286f};
+  constexpr float kCoefficients[] = {-2.31878631968e-5f, 0.185463943053f,   0.17764834326f,
+                                     0.218645534521f,    -0.0064469768215f, 0.502511541037f,
+                                     -0.451934697984f,   0.5204794872f,     -0.146344049286f};
   constexpr float kQ = 0.3275911f * 0.70710678f;
   const Vec<float> magnitude = clamp_high(absolute(x), constant(kPhiLimit));
   const Vec<float> t = reciprocal(fma(magnitude, constant(kQ), constant(1)));

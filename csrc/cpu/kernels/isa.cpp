@@ -2,6 +2,7 @@
 #include "depthwise_conv2d.h"
 #include "pointwise_conv2d.h"
 #include "separable_conv2d.h"
+#include "squeeze_excite.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -14,6 +15,8 @@ const KernelTable table = {
     // float64 has no form but the generic one: it is there to check the algorithms, not to be fast.
     .depthwise = {depthwise<float>, nullptr, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
+    .channel_sums = {channel_sums<float>, nullptr, channel_sums<bf16>, channel_sums<f16>},
+    .scale_channels = {scale_channels<float>, nullptr, scale_channels<bf16>, scale_channels<f16>},
     .gemm = {gemm<float>, nullptr},
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
@@ -22,6 +25,8 @@ const KernelTable table = {
 #else
     .depthwise = {depthwise<float>, depthwise<double>, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
+    .channel_sums = {channel_sums<float>, channel_sums<double>, channel_sums<bf16>, channel_sums<f16>},
+    .scale_channels = {scale_channels<float>, scale_channels<double>, scale_channels<bf16>, scale_channels<f16>},
     .gemm = {gemm<float>, gemm<double>},
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},

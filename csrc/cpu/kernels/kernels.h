@@ -98,11 +98,37 @@ struct ActivationGradTile {
   Activation activation;
 };
 
+// sums[c] = factor * sum over pixels of x[pixel][c] (* by[pixel][c]).
+struct ChannelSumsTile {
+  const void* x;
+  const void* by;  // like x, or null
+  int64_t x_pixel;
+  void* sums;  // S
+  int64_t pixels, channels;
+  double factor;
+};
+
+// y[pixel][c] = activation(x[pixel][c] * scale[c] + shift[c] + residual[pixel][c]); y may be x.
+struct ScaleTile {
+  const void* x;
+  int64_t x_pixel;
+  const void* scale;     // S
+  const void* shift;     // S, or null
+  const void* residual;  // like y, or null
+  void* y;
+  int64_t y_pixel;
+  Storage y_storage;
+  int64_t pixels, channels;
+  Activation activation;
+};
+
 struct KernelTable {
   const char* isa;
   // [storage of x]; a null entry means that this ISA has none and the generic table serves
   void (*depthwise[kStorages])(const DepthwiseTile&);
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
+  void (*channel_sums[kStorages])(const ChannelSumsTile&);
+  void (*scale_channels[kStorages])(const ScaleTile&);
   // [0] float, [1] double
   void (*gemm[2])(const GemmTile&);
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);

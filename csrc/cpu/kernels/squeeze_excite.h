@@ -1,0 +1,64 @@
+// Channel sums and channel scales: what squeeze-excite does to an image besides its two small products.
+//
+// Layout   x, y, residual: pixels of contiguous channels; scale, shift, sums: one number a channel.
+// Tile     sums: kPanels panels of channels in registers, pixels stream past; scale: pixels outside, channels inside.
+// Bytes    sums: x (and `by`) once; scale: x, residual and y once.
+// Sums     pixel after pixel: the same bits whatever the thread.
+#pragma once
+#include "activations.h"
+
+namespace cnnfast::CNNFAST_ISA {
+namespace {
+
+// Panels [channel, channel + P * kPanel).
+template <class T, class S, int P>
+CNNFAST_INLINE void channel_sums_of(const ChannelSumsTile& t, int64_t channel) {
+  const int64_t count = t.channels - channel;
+  Vec<S> sums[P];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) sums[p] = Vec<S>::zero();
+  for (int64_t i = 0; i < t.pixels; ++i) {
+    const T* x = static_cast<const T*>(t.x) + i * t.x_pixel + channel;
+    const T* by = static_cast<const T*>(t.by) + (t.by ? i * t.x_pixel + channel : 0);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const Vec<S> v = load<S>(x + p * kPanel, count - p * kPanel);
+      sums[p] = t.by ? fma(v, load<S>(by + p * kPanel, count - p * kPanel), sums[p]) : add(v, sums[p]);
+    }
+  }
+  const Vec<S> factor = Vec<S>::set(static_cast<S>(t.factor));
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p)
+    store(static_cast<S*>(t.sums) + channel + p * kPanel, mul(sums[p], factor), count - p * kPanel);
+}
+
+template <class T>
+void channel_sums(const ChannelSumsTile& t) {
+  using S = typename Compute<T>::type;
+  constexpr int kPanels = 4;
+  int64_t channel = 0;
+  for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
+    channel_sums_of<T, S, kPanels>(t, channel);
+  for (; channel < t.channels; channel += kPanel) channel_sums_of<T, S, 1>(t, channel);
+}
+
+template <class T>
+void scale_channels(const ScaleTile& t) {
+  using S = typename Compute<T>::type;
+  const S* scale = static_cast<const S*>(t.scale);
+  const S* shift = static_cast<const S*>(t.shift);
+  for (int64_t i = 0; i < t.pixels; ++i) {
+    const T* x = static_cast<const T*>(t.x) + i * t.x_pixel;
+    for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
+      const int64_t count = t.channels - channel;
+      Vec<S> y = load<S>(x + channel, count);
+      const Vec<S> factor = load<S>(scale + channel, count);
+      y = shift ? fma(y, factor, load<S>(shift + channel, count)) : mul(y, factor);
+      if (t.residual) y = add(y, load_storage<S>(t.residual, i * t.y_pixel + channel, count, t.y_storage));
+      store_storage(t.y, i * t.y_pixel + channel, activated(y, t.activation), count, t.y_storage);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cnnfast::CNNFAST_ISA

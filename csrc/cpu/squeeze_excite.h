@@ -1,0 +1,40 @@
+// Squeeze-excite's pieces, which inverted_residual shares: a tile's rows of sums to gates, and whole tensors for backward.
+#pragma once
+#include "packing.h"
+
+namespace cnnfast::cpu {
+
+// One image's channels to their gates; act and gate are activation codes.
+struct Excite {
+  PointwiseWeights reduce, expand;
+  int64_t activation, gate_activation;
+
+  int64_t channels() const { return expand.out; }
+  // gates[channels] from the sums of each of the image's rows (rows x channels); both of the compute type.
+  void gates(const KernelTable& table, Storage storage, const char* row_sums, int64_t rows, int64_t pixels,
+             char* gates) const;
+};
+
+// The same on tensors, for backward: everything of the compute type, images channels_last.
+struct ExciteTensors {
+  Tensor reduce_weight;
+  Maybe reduce_bias;
+  Tensor expand_weight;
+  Maybe expand_bias;
+  int64_t activation, gate_activation;
+
+  struct Forward {
+    Tensor mean, hidden, gates;  // (N, channels or squeezed, 1, 1)
+  };
+  Forward forward(const Tensor& x) const;
+  // From the gradient of x * gates, those of reduce_weight, reduce_bias, expand_weight, expand_bias (as output_mask's
+  // bits say) and x.
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Forward& kept,
+                                                              int64_t output_mask) const;
+};
+
+// activation(x * scale + shift + residual); scale and shift (N, C, 1, 1).
+Tensor scaled_channels(const Tensor& x, const Tensor& scale, const Maybe& shift, const Maybe& residual,
+                       int64_t activation_code);
+
+}  // namespace cnnfast::cpu
