@@ -12,9 +12,26 @@ from numerics import assert_close_by_policy
 from torch import nn
 
 from cnnfast import reference
-from cnnfast.nn import Conv2dSame, ConvBN, DepthwiseConv2d, InvertedResidual, PointwiseConvBN, SeparableConv2d, fusion
+from cnnfast.nn import (
+    Conv2dSame,
+    ConvBN,
+    DepthwiseConv2d,
+    InvertedResidual,
+    PointwiseConvBN,
+    SeparableConv2d,
+    SqueezeExcite,
+    fusion,
+)
 
-ACTIVATIONS = {nn.Identity: lambda x: x, nn.ReLU: F.relu, nn.ReLU6: F.relu6}
+ACTIVATIONS = {
+    nn.Identity: lambda x: x,
+    nn.ReLU: F.relu,
+    nn.ReLU6: F.relu6,
+    nn.Sigmoid: torch.sigmoid,
+    nn.SiLU: F.silu,
+    nn.GELU: F.gelu,
+    nn.Tanh: torch.tanh,
+}
 
 BLOCKS = {
     "conv": (lambda: ConvBN(5, 8, 3, 2, "same", activation="relu6"), []),
@@ -37,6 +54,21 @@ BLOCKS = {
         lambda: InvertedResidual(5, 5, padding=1, skip=False, activation="relu"),
         ["inverted_residual_packed"],
     ),
+    "inverted_excite": (
+        lambda: InvertedResidual(5, 8, 5, 2, squeezed_channels=3, activation="silu"),
+        ["inverted_residual_packed"],
+    ),
+    "inverted_excite_skip": (
+        lambda: InvertedResidual(5, 5, squeezed_channels=2, activation="gelu"),
+        ["inverted_residual_packed"],
+    ),
+    "separable_excite": (
+        lambda: SeparableConv2d(5, 8, padding=1, squeezed_channels=2, mid_activation="silu"),
+        ["inverted_residual_packed"],
+    ),
+    "separable_excite_skip": (lambda: SeparableConv2d(5, 5, squeezed_channels=1), ["inverted_residual_packed"]),
+    "squeeze_excite": (lambda: SqueezeExcite(5, 3), ["squeeze_excite_packed"]),
+    "conv_tanh": (lambda: ConvBN(5, 8, 3, padding=1, activation="tanh"), []),
 }
 SIZES = [(3, 5, 31, 29), (1, 5, 32, 40)]
 
@@ -61,6 +93,9 @@ def plain(block, x):
         x = {None: x, "relu": F.relu(x)}[block.pre_activation]
         y = conv(block, x)
         return F.relu6(y) if block.activation else y
+    if isinstance(block, SqueezeExcite):
+        squeezed = ACTIVATIONS[type(block.act1)](conv(block.conv_reduce, x.mean((2, 3), keepdim=True)))
+        return x * ACTIVATIONS[type(block.gate)](conv(block.conv_expand, squeezed))
     y, layers = x, list(block.children())
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -68,6 +103,8 @@ def plain(block, x):
         elif isinstance(layer, nn.BatchNorm2d):
             statistics = (layer.running_mean, layer.running_var)
             y = F.batch_norm(y, *statistics, layer.weight, layer.bias, layer.training, layer.momentum, layer.eps)
+        elif isinstance(layer, SqueezeExcite):
+            y = plain(layer, y)
         elif type(layer) in ACTIVATIONS:
             y = ACTIVATIONS[type(layer)](y)
     return y + x if getattr(block, "skip", False) else y
@@ -196,7 +233,7 @@ def test_mistakes_in_x(make_block, shape, says, mode):
 @pytest.mark.parametrize(
     "make_block, says",
     [
-        (lambda: DepthwiseConv2d(4, 3, activation="gelu"), "activation must be one of"),
+        (lambda: DepthwiseConv2d(4, 3, activation="swish"), "activation must be one of"),
         (lambda: DepthwiseConv2d(4, 3, padding=-1), "padding"),
         (lambda: DepthwiseConv2d(4, 3, padding="valid"), "padding"),
         (lambda: InvertedResidual(4, 4, activation="swish"), "activation must be one of"),
