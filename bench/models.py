@@ -1,4 +1,5 @@
-"""The cases of `cnnfast bench models`: whole networks, against timm's of plain layers, the same weights in both."""
+"""The cases of `cnnfast bench models`: whole networks, against timm's or torchvision's of plain layers with the same
+weights."""
 
 from __future__ import annotations
 
@@ -10,22 +11,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
-from cnnfast._peers import import_timm
+from cnnfast._peers import plain_network
 
 from .measure import Problem, Settings
 
 
 @dataclass(frozen=True)
 class ModelCase:
-    """Our `name` against timm's `timm_name`, the same weights in both."""
+    """Our `name` against the network that it takes the place of, the same weights in both."""
 
     name: str
-    timm_name: str
     size: int
     group: str = "model"
 
     def build(self, settings: Settings) -> Problem:
-        plain = _drawn(import_timm().create_model(self.timm_name), self.size).to(settings.dtype)
+        plain = _drawn(plain_network(self.name), self.size).to(settings.dtype)
         x = torch.randn(settings.batch, 3, self.size, self.size).to(settings.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         with FlopCounterMode(display=False) as counter:
@@ -55,8 +55,11 @@ def _drawn(model: nn.Module, size: int) -> nn.Module:
 
 
 CASES: tuple[ModelCase, ...] = (
-    ModelCase("tf_efficientnet_lite0", "tf_efficientnet_lite0", 224),
-    ModelCase("xception", "legacy_xception", 299),
+    ModelCase("tf_efficientnet_lite0", 224),
+    ModelCase("efficientnet_b0", 224),
+    ModelCase("mobilenet_v2", 224),
+    ModelCase("mobilenet_v1", 224),
+    ModelCase("xception", 299),
 )
 MODELS: tuple[str, ...] = tuple(case.name for case in CASES)
 

@@ -180,7 +180,7 @@ def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int =
     return OpCase("pointwise_conv2d", network, *channels, size, stride=stride, **kw)
 
 
-_LITE0, _V2, _XCEPTION = "lite0", "mobilenetv2", "xception"
+_LITE0, _V1, _V2, _XCEPTION = "lite0", "mobilenetv1", "mobilenetv2", "xception"
 
 CASES: tuple[OpCase, ...] = (
     _depthwise(_XCEPTION, 128, 147, 3),
@@ -206,6 +206,21 @@ CASES: tuple[OpCase, ...] = (
     _separable(_XCEPTION, (1024, 1536), 10, activation="relu"),
     _separable(_XCEPTION, (1536, 2048), 10, activation="relu"),
     _separable(_LITE0, (32, 16), 112, mid_activation="relu6"),
+    # every distinct unit of MobileNetV1 at 224 (that of 512 @14 is 5 of its 13)
+    *(
+        _separable(_V1, channels, size, stride=stride, mid_activation="relu6", activation="relu6")
+        for channels, size, stride in (
+            ((32, 64), 112, 1),
+            ((64, 128), 112, 2),
+            ((128, 128), 56, 1),
+            ((128, 256), 56, 2),
+            ((256, 256), 28, 1),
+            ((256, 512), 28, 2),
+            ((512, 512), 14, 1),
+            ((512, 1024), 14, 2),
+            ((1024, 1024), 7, 1),
+        )
+    ),
     # every distinct block of EfficientNet-Lite0 at 224
     _mbconv(_LITE0, (16, 24), 112, 3, 2, True),
     _mbconv(_LITE0, (24, 24), 56, 3, 1, True),
@@ -218,7 +233,7 @@ CASES: tuple[OpCase, ...] = (
     _mbconv(_LITE0, (112, 192), 14, 5, 2, True),
     _mbconv(_LITE0, (192, 192), 7, 5, 1, True),
     _mbconv(_LITE0, (192, 320), 7, 3, 1, True),
-    # every block of MobileNetV2 at 224 that Lite0 doesn't have (24-144-24 @56 is the same in both)
+    # every block of MobileNetV2 at 224 that Lite0 doesn't have (32-16 and 24-144-24 @56 are the same in both)
     _mbconv(_V2, (16, 24), 112, 3, 2, False),
     _mbconv(_V2, (24, 32), 56, 3, 2, False),
     _mbconv(_V2, (32, 32), 28, 3, 1, False),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnfast.models.efficientnet import EfficientNet
+from cnnfast.models.mobilenet import MobileNetV2
 from cnnfast.nn import SeparableConv2d
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
@@ -26,7 +27,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
         weights: a state dict, or a file of one: .safetensors, or what torch.save wrote (read with weights_only=True: no
             code runs). One wrapped as {"state_dict": ...} or {"model": ...}, or with keys that begin with "module.", is
             unwrapped.
-        source: whose keys they are: "timm" (also this package's own), "efficientnet_lite_pytorch"; None to find out.
+        source: whose keys they are: "timm", "torchvision" (of mobilenet_v2), "efficientnet_lite_pytorch"; None to find
+            out. This package's own are timm's, of mobilenet_v2 torchvision's.
 
     Raises:
         ValueError: a file that isn't a checkpoint, keys that are missing or not wanted, or shapes that differ; the
@@ -39,10 +41,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
         raise ValueError(f"source must be None or one of {', '.join(map(repr, _LAYOUTS))}, got {source!r}")
     state = _unwrap(_read(weights) if isinstance(weights, (str, os.PathLike)) else weights)
     own = model.state_dict()
-    layouts = {name: layout(model, own) for name, layout in _LAYOUTS.items() if source in (None, name)}
-    theirs = max(layouts.values(), key=lambda names: len(state.keys() & set(names.values())))
-    if not theirs:
+    layouts = [names for name, layout in _LAYOUTS.items() if source in (None, name) and (names := layout(model, own))]
+    if not layouts:
         raise ValueError(f"source must be one that has the weights of {type(model).__name__}, got {source!r}")
+    theirs = max(layouts, key=lambda names: len(state.keys() & set(names.values())))
     _check(model, own, theirs, state)
     model.load_state_dict({key: state.get(name, own[key]) for key, name in theirs.items()})
 
@@ -113,8 +115,25 @@ def _examples(found: list[str]) -> str:
 # A layout gives, for a model, the checkpoint's name of each of the model's own keys; empty if it has no such model.
 
 
+def _torchvision(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
+    return {key: key for key in own} if isinstance(model, MobileNetV2) else {}
+
+
 def _timm(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
-    return {key: key for key in own}
+    """Our own keys, but for MobileNetV2, whose blocks timm counts stage by stage."""
+    if not isinstance(model, MobileNetV2):
+        return {key: key for key in own}
+    last = sum(model.depths) + 1
+    modules = {"features.0.0": "conv_stem", "features.0.1": "bn1", "classifier.1": "classifier"}
+    modules.update({f"features.{last}.0": "conv_head", f"features.{last}.1": "bn2"})
+    separable = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
+    inverted = {"conv.0.0": "conv_pw", "conv.0.1": "bn1", "conv.1.0": "conv_dw", "conv.1.1": "bn2"}
+    inverted.update({"conv.2": "conv_pwl", "conv.3": "bn3"})
+    places = [f"blocks.{s}.{b}" for s, blocks in enumerate(model.depths) for b in range(blocks)]
+    for n, place in enumerate(places, 1):
+        names = inverted if f"features.{n}.conv.3.weight" in own else separable
+        modules.update({f"features.{n}.{ours}": f"{place}.{theirs}" for ours, theirs in names.items()})
+    return _renamed(own, modules)
 
 
 def _efficientnet_lite_pytorch(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
@@ -130,10 +149,17 @@ def _efficientnet_lite_pytorch(model: nn.Module, own: Mapping[str, Tensor]) -> d
     for n, (prefix, block) in enumerate(blocks):
         names = separable if isinstance(block, SeparableConv2d) else inverted
         modules.update({f"{prefix}.{ours}": f"_blocks.{n}.{theirs}" for ours, theirs in names.items()})
-    return {key: f"{modules[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}" for key in own}
+    return _renamed(own, modules)
+
+
+def _renamed(own: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, str]:
+    """Names of the keys in `own` once each module has the name that `modules` gives it."""
+    parts = {key: key.rpartition(".") for key in own}
+    return {key: f"{modules.get(module, module)}.{name}" for key, (module, _, name) in parts.items()}
 
 
 _LAYOUTS: dict[str, Callable[[nn.Module, Mapping[str, Tensor]], dict[str, str]]] = {
+    "torchvision": _torchvision,
     "timm": _timm,
     "efficientnet_lite_pytorch": _efficientnet_lite_pytorch,
 }

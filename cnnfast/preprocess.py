@@ -80,7 +80,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+_IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 _PREPROCESSING = {
+    "mobilenet_v1": Preprocessing(224, 0.875),
+    # torchvision's IMAGENET1K_V2: the short side is resized to 232
+    "mobilenet_v2": Preprocessing(224, 224 / 232, "bilinear", **_IMAGENET),
     # crop: size / (size + 32), as the authors evaluated it
     "tf_efficientnet_lite0": Preprocessing(224, 224 / 256, mean=(127.0,) * 3, std=(128.0,) * 3),
     "xception": Preprocessing(299, 0.8975),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.network import Network
+from cnnfast.models.network import Network, init_by_fan_out
 from cnnfast.models.registry import register_model
 from cnnfast.nn import Conv2dSame, FusedModule, InvertedResidual, PointwiseConv2d, SeparableConv2d
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
@@ -131,20 +131,7 @@ class EfficientNet(Network):
         self.bn2 = nn.BatchNorm2d(num_features, **norm)
         self.act2 = activation_module(activation)
         self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        """As TensorFlow's implementation: normal by fan-out, uniform for the classifier."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-                fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-            elif isinstance(module, nn.Linear):
-                bound = 1 / math.sqrt(module.out_features)
-                nn.init.uniform_(module.weight, -bound, bound)
-                nn.init.zeros_(module.bias)
+        init_by_fan_out(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""

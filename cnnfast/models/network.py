@@ -1,7 +1,8 @@
-"""What the networks share: the check of their input, pooling and classifier."""
+"""What the networks share: the check of their input, pooling, classifier, and calls past the blocks' `__call__`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +15,11 @@ from cnnfast.nn.fused import only_calls
 
 
 class Network(FusedModule):
-    """A classifier: forward_features, then forward_head. The first and last layers are folded by the network itself,
-    because their parameters' names, which are timm's, lie on it; the blocks between fold themselves.
+    """A classifier: forward_features, then forward_head. Where the names of the first and last layers' parameters lie
+    on the network, as timm's do, it folds these itself; the blocks between fold themselves.
 
-    A subclass calls `_make_head` and defines `classifier_name`, `forward_features`, `layers` and `fuse`, the latter two
-    of which return the functions (stem, tail) that `_through` puts around the blocks.
+    A subclass calls `_make_head` and defines `classifier_name` and `forward_features`; one that folds layers itself
+    also `layers` and `fuse`, which return the functions (stem, tail) that `_through` puts around the blocks.
     """
 
     classifier_name: str
@@ -63,7 +64,7 @@ class Network(FusedModule):
     def _through(self, x: Tensor, *blocks: nn.Module) -> Tensor:
         """x through stem, blocks and tail."""
         stem, tail = self.fused() or self.layers()
-        calls = [*_direct_calls(*blocks)]
+        calls = [*direct_calls(*blocks)]
         x = stem(x)
         for call in calls:
             x = call(x)
@@ -80,10 +81,26 @@ class Network(FusedModule):
             raise TypeError(f"x must have the parameters' dtype {first.weight.dtype}, got {x.dtype}")
 
 
-def _direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What calling the modules one after the other comes to, once every packing in them has been checked."""
+def direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What calling the modules one after the other comes to. To be exhausted before the first call: see
+    FusedModule.direct."""
     for module in modules:
         if isinstance(module, nn.Sequential) and only_calls(module, nn.Sequential.forward):
-            yield from _direct_calls(*module)
+            yield from direct_calls(*module)
         else:
             yield module.direct() if isinstance(module, FusedModule) else module
+
+
+def init_by_fan_out(network: nn.Module) -> None:
+    """As TensorFlow's implementations of MobileNet and EfficientNet, and timm's: convolutions normal by fan-out, the
+    classifier uniform."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.out_features)
+            nn.init.uniform_(module.weight, -bound, bound)
+            nn.init.zeros_(module.bias)

@@ -123,6 +123,8 @@ def empty_directory(tmp_path):
         (empty_directory, "empty: no images in this directory"),
         (lambda tmp: [PHOTOS, "--model", "efficientnet_light"], "'efficientnet_light'"),
         (lambda tmp: [PHOTOS, "--model", "xception"], "no package with weights of 'xception'"),
+        (lambda tmp: [PHOTOS, "--model", "mobilenet_v1"], "no package with weights of 'mobilenet_v1'"),
+        (lambda tmp: [PHOTOS, "--model", "mobilenet_v2"], "no package with weights of 'mobilenet_v2'"),
         (lambda tmp: [PHOTOS, "--weights", tmp / "absent.pth"], "absent.pth: no such file"),
         (truncated_weights, "half.pth"),
         (foreign_weights, "1 not wanted (fc.weight)"),

@@ -7,25 +7,27 @@ from networks import draw_batch_norms
 from numerics import nan_outputs
 
 import cnnfast
-from cnnfast._peers import import_timm
+from cnnfast._peers import PLAIN_NETWORKS, plain_network
 
 __all__ = ["nan_outputs"]
 
-TIMM_NAMES = {"tf_efficientnet_lite0": "tf_efficientnet_lite0", "xception": "legacy_xception"}
-
 
 @functools.cache
-def _timm_network(name):
+def _plain_network(name):
     torch.manual_seed(7)
-    network = import_timm().create_model(TIMM_NAMES[name])
+    network = plain_network(name)
     draw_batch_norms(network, torch.randn(4, 3, 75, 75))
     return network.eval()
 
 
-@pytest.fixture(params=TIMM_NAMES)
+# Those of a family that has another by default.
+SLOW = ("tf_efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_b2")
+
+
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PLAIN_NETWORKS])
 def pair(request):
-    """timm's network with drawn statistics, and ours with its weights, in eval mode."""
-    theirs = copy.deepcopy(_timm_network(request.param))
+    """timm's or torchvision's network with drawn statistics, and ours with its weights, in eval mode."""
+    theirs = copy.deepcopy(_plain_network(request.param))
     ours = cnnfast.create_model(request.param).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return theirs, ours

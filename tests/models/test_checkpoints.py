@@ -159,7 +159,7 @@ def test_other_number_of_classes(published):
 
 def test_source_that_lacks_the_network(lite0, xception, published):
     assert_refused(xception, published, "source must be one that has", source="efficientnet_lite_pytorch")
-    assert_refused(lite0, published, "source must be None or one of 'timm'", source="keras")
+    assert_refused(lite0, published, "source must be None or one of 'torchvision', 'timm'", source="keras")
     assert_refused(lite0, published, "missing", source="timm")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
+from cnnfast.models.mobilenet import MobileNetV2
 from cnnfast.models.xception import Block
 
 PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed", "conv2d_packed"}
@@ -30,6 +31,9 @@ def small(name):
     torch.manual_seed(11)
     if name == "efficientnet":
         network = EfficientNet((Stage(1, 3, 1, 1, 8), Stage(2, 5, 2, 6, 8)), 5, stem_size=8, num_features=16, eps=1e-3)
+    elif name == "mobilenet_v2":
+        setting = ((1, 8, 1, 1), (6, 8, 2, 2))
+        network = MobileNetV2(5, width_mult=0.1, inverted_residual_setting=setting, round_nearest=4)
     else:
         network = SmallXception()
     draw_batch_norms(network, torch.randn(4, 3, 33, 33))
@@ -64,7 +68,9 @@ def is_ours(node):
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", ["efficientnet", pytest.param("xception", marks=slow)])
+@pytest.mark.parametrize(
+    "name", ["efficientnet", pytest.param("mobilenet_v2", marks=slow), pytest.param("xception", marks=slow)]
+)
 def test_compile_records_packed_ops(name):
     network, capture = small(name), Capture()
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=capture)
@@ -100,7 +106,7 @@ def test_compile_in_training():
 
 @slow
 @pytest.mark.parametrize("freezing", [False, True])
-@pytest.mark.parametrize("name", ["efficientnet", "xception"])
+@pytest.mark.parametrize("name", ["efficientnet", "mobilenet_v2", "xception"])
 def test_inductor(name, freezing):
     network = small(name)
     x = torch.randn(2, 3, 33, 33)
@@ -120,7 +126,14 @@ def test_float16_compiles():
 
 @pytest.mark.parametrize(
     "name, strict",
-    [("efficientnet", False), ("xception", True), pytest.param("efficientnet", True, marks=slow), ("xception", False)],
+    [
+        ("efficientnet", False),
+        ("xception", True),
+        ("mobilenet_v2", False),
+        pytest.param("mobilenet_v2", True, marks=slow),
+        pytest.param("efficientnet", True, marks=slow),
+        ("xception", False),
+    ],
 )
 def test_export(name, strict):
     network = small(name)

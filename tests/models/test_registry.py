@@ -8,25 +8,51 @@ from cnnfast.models import register_model
 
 
 def test_list_models():
-    assert cnnfast.list_models() == ["tf_efficientnet_lite0", "xception"]
+    assert cnnfast.list_models() == [
+        "efficientnet_b0",
+        "mobilenet_v1",
+        "mobilenet_v2",
+        "tf_efficientnet_b0",
+        "tf_efficientnet_b1",
+        "tf_efficientnet_b2",
+        "tf_efficientnet_lite0",
+        "xception",
+    ]
     assert cnnfast.list_models("*lite*") == ["tf_efficientnet_lite0"]
     assert cnnfast.list_models("nothing*") == []
 
 
 @pytest.mark.parametrize(
-    "name, class_name, parameters",
-    [("tf_efficientnet_lite0", "EfficientNet", 4_652_008), ("xception", "XceptionFused", 22_855_952)],
+    "name, options, class_name, parameters",
+    [
+        ("efficientnet_b0", {}, "EfficientNet", 5_288_548),
+        ("tf_efficientnet_b0", {}, "EfficientNet", 5_288_548),
+        ("tf_efficientnet_b1", {}, "EfficientNet", 7_794_184),
+        ("tf_efficientnet_b2", {}, "EfficientNet", 9_109_994),
+        ("mobilenet_v1", {}, "MobileNetV1", 4_231_976),
+        ("mobilenet_v1", dict(width_mult=1.25), "MobileNetV1", 6_270_840),
+        ("mobilenet_v1", dict(head_conv=True), "MobileNetV1", 5_282_600),
+        ("mobilenet_v2", {}, "MobileNetV2", 3_504_872),
+        ("mobilenet_v2", dict(width_mult=1.4), "MobileNetV2", 6_108_776),
+        ("tf_efficientnet_lite0", {}, "EfficientNet", 4_652_008),
+        ("xception", {}, "XceptionFused", 22_855_952),
+    ],
 )
-def test_create_model(name, class_name, parameters):
+def test_create_model(name, options, class_name, parameters):
     with torch.device("meta"):
-        network = cnnfast.create_model(name)
+        network = cnnfast.create_model(name, **options)
     assert type(network).__name__ == class_name
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize(
     "name, suggestion",
-    [("efficientnet_lite0", "tf_efficientnet_lite0"), ("legacy_xception", "xception"), (3, "xception")],
+    [
+        ("efficientnet_lite0", "tf_efficientnet_lite0"),
+        ("legacy_xception", "xception"),
+        ("mobilenetv2_100", "mobilenet_v2"),
+        (3, "xception"),
+    ],
 )
 def test_unknown_name(name, suggestion):
     with pytest.raises(ValueError, match=f"{suggestion}.*got {name!r}") as error:

@@ -1,0 +1,302 @@
+"""MobileNets: V1, https://arxiv.org/abs/1704.04861, of separable convolutions, and V2,
+https://arxiv.org/abs/1801.04381, of inverted residuals with linear bottlenecks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from cnnfast.models.network import Network, direct_calls, init_by_fan_out
+from cnnfast.models.registry import register_model
+from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d, SeparableConv2d
+from cnnfast.nn.fused import NotFusable
+from cnnfast.nn.fusion import (
+    activation_name,
+    fuse_conv2d,
+    fuse_inverted_residual,
+    fuse_pointwise_conv2d,
+    fuse_separable_conv2d,
+)
+
+V1_STAGES = ((1, 64), (2, 128), (2, 256), (6, 512), (2, 1024))  # separable convolutions, channels
+
+# expand ratio, channels, blocks, stride of the first of them
+V2_SETTING = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `channels`, at least `divisor` and not below 0.9 * channels."""
+    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * channels else nearest
+
+
+def _check_width(width_mult: float) -> None:
+    if not width_mult > 0:
+        raise ValueError(f"width_mult must be positive, got {width_mult}")
+
+
+@register_model("mobilenet_v1")
+class MobileNetV1(Network):
+    """MobileNetV1 (2017): 4,231,976 parameters, 0.57 GMACs at 224 x 224; input (x - 127.5) / 127.5, RGB.
+
+    (N, in_chans, H, W) -> (N, num_classes). State-dict keys of timm's mobilenetv1_100 (`width_mult` 1.25:
+    mobilenetv1_125; `head_conv`: mobilenetv1_100h): `conv_stem`, `bn1`, `blocks.S.B.conv_dw`, ..., `classifier`. 13
+    separable convolutions, trained layer by layer; in eval mode with grad disabled each is one fused call. The fastest
+    input is channels_last; the network makes it so after the first layer in any case.
+
+    The activation is ReLU6 as in timm's and TensorFlow's implementations, where the paper has ReLU; V2's paper gives
+    the reason, low precision. Padding is symmetric and BN's eps 1e-5 where TensorFlow has 'same' and 1e-3, so its
+    checkpoints give other results.
+
+    Args:
+        num_classes: outputs; 0 for none (forward returns pooled features).
+        in_chans: channels of x.
+        drop_rate: dropout before the classifier.
+        global_pool: "avg", "max", "avgmax", "catavgmax" or "".
+        width_mult: factor of all channels but those of x, each then rounded to a multiple of 8; the paper's alpha.
+        head_conv: a pointwise convolution to 1024 * max(1, width_mult) channels before pooling, under the keys
+            `conv_head`, `bn2`; not in the paper.
+
+    MobileNets, https://arxiv.org/abs/1704.04861.
+    """
+
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
+        *,
+        width_mult: float = 1.0,
+        head_conv: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        _check_width(width_mult)
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.in_chans = in_chans
+        channels = make_divisible(32 * width_mult)
+        self.conv_stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)
+        self.bn1 = nn.BatchNorm2d(channels, **factory)
+        self.act1 = nn.ReLU6(inplace=True)
+        self.blocks = nn.Sequential()
+        for index, (units, base) in enumerate(V1_STAGES):
+            stage, width = nn.Sequential(), make_divisible(base * width_mult)
+            for i in range(units):
+                stride = 2 if index > 0 and i == 0 else 1
+                options: dict[str, Any] = dict(activation="relu6", skip=False, **factory)
+                stage.append(SeparableConv2d(channels, width, 3, stride, 1, **options))
+                channels = width
+            self.blocks.append(stage)
+        self.conv_head: nn.Module = nn.Identity()
+        self.bn2: nn.Module = nn.Identity()
+        self.act2: nn.Module = nn.Identity()
+        if head_conv:
+            head = max(1024, make_divisible(1024 * width_mult))
+            self.conv_head = PointwiseConv2d(channels, head, bias=False, **factory)
+            self.bn2, self.act2 = nn.BatchNorm2d(head, **factory), nn.ReLU6(inplace=True)
+            channels = head
+        self._make_head(channels, num_classes, drop_rate, global_pool, factory)
+        init_by_fan_out(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
+        self._check_input(x, self.conv_stem)
+        return self._through(x, self.blocks)
+
+    def layers(self) -> Any:
+        return (
+            lambda x: self.act1(self.bn1(self.conv_stem(x))),
+            lambda x: self.act2(self.bn2(self.conv_head(x))),
+        )
+
+    def fuse(self) -> Any:
+        options: dict[str, Any] = dict(activation=activation_name(self.act1), backend=self.backend)
+        stem = fuse_conv2d(self.conv_stem, self.bn1, channels_last=True, **options)
+        if isinstance(self.conv_head, nn.Identity):
+            return stem, self.layers()[1]
+        options["activation"] = activation_name(self.act2)
+        return stem, fuse_pointwise_conv2d(self.conv_head, self.bn2, **options)
+
+    def folded_modules(self) -> list[nn.Module]:
+        return [self, self.conv_stem, self.bn1, self.act1, self.conv_head, self.bn2, self.act2]
+
+
+def _conv_bn_relu6(conv: nn.Conv2d, **factory: Any) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels, **factory), nn.ReLU6(inplace=True))
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    """The layers of nested Sequentials, in order."""
+    return [layer for child in module for layer in _flat(child)] if type(module) is nn.Sequential else [module]
+
+
+class ConvBNReLU6(FusedModule, nn.Sequential):
+    """The first or the last of V2's `features`: a convolution, BN and ReLU6 under the keys `0`, `1`, as torchvision's
+    Conv2dNormActivation; channels_last for inference, whatever x is."""
+
+    def layers(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+    def fuse(self) -> Any:
+        if len(self) != 3:
+            raise NotFusable("its layers aren't convolution, BN, activation")
+        conv, bn, act = self
+        options: dict[str, Any] = dict(activation=activation_name(act), backend=self.backend)
+        if isinstance(conv, PointwiseConv2d):
+            return fuse_pointwise_conv2d(conv, bn, **options)
+        return fuse_conv2d(conv, bn, channels_last=True, **options)
+
+
+class Bottleneck(FusedModule):
+    """V2's inverted residual: expand (1x1), depthwise 3x3, project (1x1), each with BN, ReLU6 after the first two, plus
+    x where the shapes allow; with `expand_ratio` 1 a separable convolution: no expansion.
+
+    (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). Keys `conv.0.0`, `conv.0.1`, ...,
+    of torchvision's InvertedResidual; cnnfast.nn.InvertedResidual is the block of timm's keys. For inference one call.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expand_ratio: float, **factory: Any):
+        super().__init__()
+        expanded = round(in_channels * expand_ratio)
+        self.use_res_connect = stride == 1 and in_channels == out_channels
+        self.conv = nn.Sequential()
+        if expand_ratio != 1:
+            expand = PointwiseConv2d(in_channels, expanded, bias=False, **factory)
+            self.conv.append(_conv_bn_relu6(expand, **factory))
+        depthwise = DepthwiseConv2d(expanded, 3, stride, 1, bias=False, **factory)
+        self.conv.append(_conv_bn_relu6(depthwise, **factory))
+        self.conv.append(PointwiseConv2d(expanded, out_channels, bias=False, **factory))
+        self.conv.append(nn.BatchNorm2d(out_channels, **factory))
+
+    def layers(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return x + y if self.use_res_connect else y
+
+    def fuse(self) -> Any:
+        layers = _flat(self.conv)
+        if len(layers) == 5:
+            dw, dw_bn, act, *project = layers
+            call = fuse_separable_conv2d(
+                dw, dw_bn, *project, mid_activation=activation_name(act), activation=None, backend=self.backend
+            )
+        elif len(layers) == 8:
+            expand, expand_bn, act1, dw, dw_bn, act2, *project = layers
+            activation = activation_name(act1)
+            if activation_name(act2) != activation:
+                raise NotFusable("its two activations differ")
+            call = fuse_inverted_residual(
+                expand, expand_bn, dw, dw_bn, *project, activation=activation, backend=self.backend
+            )
+        else:
+            raise NotFusable("its layers aren't those of an inverted residual")
+        return (lambda x: call(x, residual=x)) if self.use_res_connect else call
+
+
+@register_model("mobilenet_v2")
+class MobileNetV2(Network):
+    """MobileNetV2 (2018): 3,504,872 parameters, 0.30 GMACs at 224 x 224; input (x - mean) / std, RGB, with ImageNet's
+    mean (123.675, 116.28, 103.53) and std (58.395, 57.12, 57.375) for torchvision's weights. 6.1 M parameters at
+    `width_mult` 1.4.
+
+    (N, in_chans, H, W) -> (N, num_classes). State-dict keys of torchvision's mobilenet_v2: `features.0.0.weight`, ...,
+    `classifier.1.weight`; cnnfast.load_weights takes timm's too. 17 inverted residuals, whose last layer is linear,
+    trained layer by layer; in eval mode with grad disabled each is one fused call. The fastest input is channels_last;
+    the network makes it so after the first layer in any case.
+
+    The first block, whose expand ratio is 1, has no expansion layer, as in torchvision's and TensorFlow's
+    implementations. Padding is symmetric and BN's eps 1e-5 where TensorFlow has 'same' and 1e-3, so its checkpoints
+    give other results. The paper's classifier is a 1x1 convolution: the same arithmetic.
+
+    Args:
+        num_classes: outputs; 0 for none (forward returns pooled features).
+        in_chans: channels of x.
+        drop_rate: dropout before the classifier, `classifier.0`; torchvision's `dropout`.
+        global_pool: "avg", "max", "avgmax", "catavgmax" or "".
+        width_mult: factor of all channels but those of x, each then rounded to a multiple of `round_nearest`; of the
+            1280 only if above 1.
+        inverted_residual_setting: rows of (expand ratio, channels, blocks, stride of the first of them); None for the
+            paper's.
+        round_nearest: what channels are a multiple of.
+
+    MobileNetV2, https://arxiv.org/abs/1801.04381.
+    """
+
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.2,
+        global_pool: str = "avg",
+        *,
+        width_mult: float = 1.0,
+        inverted_residual_setting: Sequence[Sequence[int]] | None = None,
+        round_nearest: int = 8,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        _check_width(width_mult)
+        setting = V2_SETTING if inverted_residual_setting is None else inverted_residual_setting
+        if not setting or any(len(row) != 4 for row in setting):
+            raise ValueError(
+                "inverted_residual_setting must be rows of (expand ratio, channels, blocks, stride), got"
+                f" {inverted_residual_setting}"
+            )
+        factory: dict[str, Any] = dict(device=device, dtype=dtype)
+        self.in_chans = in_chans
+        self.depths = [blocks for _, _, blocks, _ in setting]
+        channels = make_divisible(32 * width_mult, round_nearest)
+        stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)
+        self.features = nn.Sequential(ConvBNReLU6(*_conv_bn_relu6(stem, **factory)))
+        for expand_ratio, base, blocks, stride in setting:
+            width = make_divisible(base * width_mult, round_nearest)
+            for i in range(blocks):
+                self.features.append(Bottleneck(channels, width, stride if i == 0 else 1, expand_ratio, **factory))
+                channels = width
+        num_features = make_divisible(1280 * max(1.0, width_mult), round_nearest)
+        last = PointwiseConv2d(channels, num_features, bias=False, **factory)
+        self.features.append(ConvBNReLU6(*_conv_bn_relu6(last, **factory)))
+        self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
+        self._init_weights()
+
+    def _make_classifier(self, num_classes: int, global_pool: str, factory: Any) -> None:
+        super()._make_classifier(num_classes, global_pool, factory)
+        self.classifier = nn.Sequential(nn.Dropout(self.drop_rate), self.get_classifier())
+
+    def _init_weights(self) -> None:
+        """As torchvision's."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
+        stem: Any = self.features[0]
+        self._check_input(x, stem[0])
+        for call in [*direct_calls(self.features)]:
+            x = call(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
+        x = self.global_pool(x)
+        return x if pre_logits else self.classifier(x)
