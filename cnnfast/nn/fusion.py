@@ -97,7 +97,7 @@ def fuse_inverted_residual(
     excite: Layer | None = None,
     **options: Any,
 ) -> Call:
-    """x, residual=None -> project_bn(project(excite(activation(dw_bn(dw(activation(expand_bn(expand(x))))))))) + residual
+    """x, residual=None -> project_bn(project(excite(act(dw_bn(dw(act(expand_bn(expand(x))))))))) + residual
 
     `expand` None: none; `excite`: a SqueezeExcite.
     """
