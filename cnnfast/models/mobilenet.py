@@ -40,9 +40,10 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return nearest + divisor if nearest < 0.9 * channels else nearest
 
 
-def _check_width(width_mult: float) -> None:
-    if not width_mult > 0:
-        raise ValueError(f"width_mult must be positive, got {width_mult}")
+def _check_positive(**arguments: float) -> None:
+    for name, value in arguments.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
 
 
 @register_model("mobilenet_v1")
@@ -85,7 +86,7 @@ class MobileNetV1(Network):
         dtype: Any = None,
     ):
         super().__init__()
-        _check_width(width_mult)
+        _check_positive(width_mult=width_mult)
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.in_chans = in_chans
         channels = make_divisible(32 * width_mult)
@@ -224,7 +225,8 @@ class MobileNetV2(Network):
     Args:
         num_classes: outputs; 0 for none (forward returns pooled features).
         in_chans: channels of x.
-        drop_rate: dropout before the classifier, `classifier.0`; torchvision's `dropout`.
+        drop_rate: dropout before the linear layer, torchvision's `dropout`; `classifier`, which get_classifier returns,
+            is both.
         global_pool: "avg", "max", "avgmax", "catavgmax" or "".
         width_mult: factor of all channels but those of x, each then rounded to a multiple of `round_nearest`; of the
             1280 only if above 1.
@@ -251,7 +253,7 @@ class MobileNetV2(Network):
         dtype: Any = None,
     ):
         super().__init__()
-        _check_width(width_mult)
+        _check_positive(width_mult=width_mult, round_nearest=round_nearest)
         setting = V2_SETTING if inverted_residual_setting is None else inverted_residual_setting
         if not setting or any(len(row) != 4 for row in setting):
             raise ValueError(
@@ -260,7 +262,7 @@ class MobileNetV2(Network):
             )
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.in_chans = in_chans
-        self.depths = [blocks for _, _, blocks, _ in setting]
+        self.depths = [blocks for _, _, blocks, _ in setting]  # by which timm counts
         channels = make_divisible(32 * width_mult, round_nearest)
         stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)
         self.features = nn.Sequential(ConvBNReLU6(*_conv_bn_relu6(stem, **factory)))

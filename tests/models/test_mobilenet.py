@@ -120,6 +120,7 @@ def test_what_users_do_to_v2():
         ("mobilenet_v1", dict(width_mult=0), "width_mult must be positive, got 0"),
         ("mobilenet_v2", dict(width_mult=float("nan")), "width_mult must be positive, got nan"),
         ("mobilenet_v2", dict(inverted_residual_setting=[(6, 24, 2)]), r"rows of \(expand ratio.*got \[\(6, 24, 2\)\]"),
+        ("mobilenet_v2", dict(round_nearest=0), "round_nearest must be positive, got 0"),
         ("mobilenet_v2", dict(inverted_residual_setting=[]), r"rows of \(expand ratio.*got \[\]"),
         ("mobilenet_v2", dict(global_pool="median"), "global_pool must be one of"),
     ],
