@@ -120,22 +120,41 @@ def test_log_is_silent_unless_asked(fresh_choice, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("isa", [isa for isa in _C.isas_built if isa != _C.isa])
-def test_other_isa(isa):
-    """The equality and gradient tests once more with the kernels of another instruction set."""
+def test_isa_is_the_one_asked_for():
+    """Here for the tests below, which run this file's test with another $CNNFAST_ISA."""
+    assert _C.isa == (os.environ.get("CNNFAST_ISA") or [isa for isa in _C.isas_built if isa in _C.cpu_features][-1])
+
+
+OTHER_ISAS = [isa for isa in _C.isas_built if isa != _C.isa]
+
+
+def tests_pass_with(isa: str, *arguments: str) -> None:
     if isa not in _C.cpu_features:
         pytest.skip(f"this CPU has no {isa}")
-    here = Path(__file__).parent
-    tests = [f"{here / name}::test_all_pairs" for name in ("test_equality.py", "test_gradients.py")]
-    environment = {**os.environ, "CNNFAST_ISA": isa}
-    probe = run_python("from cnnfast import _C; print(_C.isa)", CNNFAST_ISA=isa)
-    assert probe.stdout.strip() == isa, probe.stderr
+    this = Path(__file__)
+    tests = [f"{this}::{test_isa_is_the_one_asked_for.__name__}", *arguments]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env=environment,
-        cwd=here.parent.parent,
+        env={**os.environ, "CNNFAST_ISA": isa},
+        cwd=this.parents[2],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.parametrize("isa", OTHER_ISAS)
+def test_sample_with_another_isa(isa):
+    """Some of the equality and gradient tests: each op in three dtypes; tests/cpu_host has the kernels one by one."""
+    here = Path(__file__).parent
+    chosen = "isa_is or (all_pairs and relu and not relu6 and not float64) or (shapes_of_networks and channels_last)"
+    tests_pass_with(isa, *(str(here / name) for name in ("test_equality.py", "test_gradients.py")), "-k", chosen)
+
+
+@pytest.mark.slow  # two minutes each
+@pytest.mark.parametrize("isa", OTHER_ISAS)
+def test_ops_with_another_isa(isa):
+    """All that the default run does with the ops; float64, too, which every ISA leaves to the generic kernels."""
+    here = Path(__file__).parent
+    tests_pass_with(isa, *(str(path) for path in sorted(here.glob("test_*.py")) if path.name != "test_backends.py"))
