@@ -120,41 +120,29 @@ def test_log_is_silent_unless_asked(fresh_choice, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_isa_is_the_one_asked_for():
-    """Here for the tests below, which run this file's test with another $CNNFAST_ISA."""
-    assert _C.isa == (os.environ.get("CNNFAST_ISA") or [isa for isa in _C.isas_built if isa in _C.cpu_features][-1])
-
-
 OTHER_ISAS = [isa for isa in _C.isas_built if isa != _C.isa]
+HERE = Path(__file__).parent
 
 
-def tests_pass_with(isa: str, *arguments: str) -> None:
+def succeeds_with(isa: str, *arguments: str) -> None:
     if isa not in _C.cpu_features:
         pytest.skip(f"this CPU has no {isa}")
-    this = Path(__file__)
-    tests = [f"{this}::{test_isa_is_the_one_asked_for.__name__}", *arguments]
+    path = os.pathsep.join(str(folder) for folder in (HERE.parent, HERE.parents[1]))
+    environment = {**os.environ, "CNNFAST_ISA": isa, "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env={**os.environ, "CNNFAST_ISA": isa},
-        cwd=this.parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *arguments], env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 @pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_sample_with_another_isa(isa):
-    """Some of the equality and gradient tests: each op in three dtypes; tests/cpu_host has the kernels one by one."""
-    here = Path(__file__).parent
-    chosen = "isa_is or (all_pairs and relu and not relu6 and not float64) or (shapes_of_networks and channels_last)"
-    tests_pass_with(isa, *(str(here / name) for name in ("test_equality.py", "test_gradients.py")), "-k", chosen)
+    succeeds_with(isa, str(HERE / "sample.py"), isa)
 
 
-@pytest.mark.slow  # two minutes each
+@pytest.mark.slow  # minutes each
 @pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_ops_with_another_isa(isa):
-    """All that the default run does with the ops; float64, too, which every ISA leaves to the generic kernels."""
-    here = Path(__file__).parent
-    tests_pass_with(isa, *(str(path) for path in sorted(here.glob("test_*.py")) if path.name != "test_backends.py"))
+    """All that the default run does with the ops: float64, too, which every ISA leaves to the generic kernels."""
+    files = [str(path) for path in sorted(HERE.glob("test_*.py")) if path != Path(__file__)]
+    succeeds_with(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
