@@ -56,6 +56,7 @@ class Isa:
 X86 = ("x86_64", "AMD64")
 ISAS = (
     Isa("generic"),
+    Isa("avx2", ("-mavx2", "-mfma", "-mf16c"), X86),
     Isa(
         "avx512",
         (

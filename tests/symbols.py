@@ -16,6 +16,11 @@ def nm(path: Path, *options: str) -> list[tuple[str, str]]:
     return [(row[1], row[2]) for row in rows if row]
 
 
+def weak(path: Path) -> list[str]:
+    """Defined symbols of which the linker keeps one, whoever it is of."""
+    return [name for kind, name in nm(path, "--defined-only") if kind in "vVwWu"]
+
+
 def undefined(path: Path) -> list[str]:
     """Undefined dynamic symbols, weak ones too, with the version that the linker recorded (name@GLIBC_2.34)."""
     return [name for _, name in nm(path, "-D", "--undefined-only")]

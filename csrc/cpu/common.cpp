@@ -11,6 +11,9 @@ namespace cnnfast::cpu {
 const KernelTable& kernels(Storage storage) {
   static const KernelTable& chosen = []() -> const KernelTable& {
     switch (choose_isa()) {
+#ifdef CNNFAST_HAVE_AVX2
+      case Isa::avx2: return avx2::table;
+#endif
 #ifdef CNNFAST_HAVE_AVX512
       case Isa::avx512: return avx512::table;
 #endif

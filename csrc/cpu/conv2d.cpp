@@ -91,7 +91,7 @@ Tensor conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_
   const int64_t itemsize = compute_size(storage), row = padded_row(weights.in, itemsize);
   const int64_t pixels = conv.n * conv.out_h * conv.out_w, threads = torch::stable::get_num_threads();
   const int64_t fitting = std::max<int64_t>(1, kTileBytes / (row * itemsize));
-  const int64_t tile = round_up(std::min(fitting, ceil_div(pixels, 4 * threads)), 7);
+  const int64_t tile = round_up(std::min(fitting, ceil_div(pixels, 4 * threads)), table.gemm_rows);
   const Gather gather{table, storage, conv, bytes_of(xs), bytes_of(xs) + xs.numel() * storage_size(storage), row};
   for_each(ceil_div(pixels, tile), [&](int64_t i) {
     GemmTile g = packed_gemm(weights, storage, activation_code);

@@ -2,6 +2,9 @@
 // No torch: libcnnfast_ops (which dispatches by it) and the bindings (which report it) share this file.
 // Built ones are named by macros that the build defines: CNNFAST_HAVE_AVX512 and so on.
 #pragma once
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -9,12 +12,13 @@
 
 namespace cnnfast {
 
-enum class Isa { generic, avx512 };  // from the least to the most preferred
-constexpr Isa kIsas[] = {Isa::generic, Isa::avx512};
+enum class Isa { generic, avx2, avx512 };  // from the least to the most preferred
+constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512};
 
 constexpr const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::generic: return "generic";
+    case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
   }
   return "unknown";
@@ -23,6 +27,12 @@ constexpr const char* isa_name(Isa isa) {
 constexpr bool isa_built(Isa isa) {
   switch (isa) {
     case Isa::generic: return true;
+    case Isa::avx2:
+#ifdef CNNFAST_HAVE_AVX2
+      return true;
+#else
+      return false;
+#endif
     case Isa::avx512:
 #ifdef CNNFAST_HAVE_AVX512
       return true;
@@ -35,18 +45,23 @@ constexpr bool isa_built(Isa isa) {
 
 // __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the registers.
 inline bool cpu_has(Isa isa) {
+  if (isa == Isa::generic) return true;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  // cpuid's bit itself: __builtin_cpu_supports knows no "f16c" before g++ 11 and clang++ 15.
+  const auto has_f16c = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  };
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   switch (isa) {
     case Isa::generic: return true;
+    case Isa::avx2: return avx2;
     case Isa::avx512:
-#if defined(__x86_64__)
-      __builtin_cpu_init();
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-      return false;
-#endif
+      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   }
+#endif
   return false;
 }
 

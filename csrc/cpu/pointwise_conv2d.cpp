@@ -75,7 +75,7 @@ Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const int64_t row = padded_row(conv.c, itemsize), threads = torch::stable::get_num_threads();
   const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / (row * itemsize));
   const int64_t tiles = round_up(ceil_div(whole.rows, fitting), threads);
-  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), 7);
+  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), table.gemm_rows);
   for_each(ceil_div(whole.rows, pixels), [&](int64_t i) {
     GemmTile g = whole;
     const int64_t first = i * pixels;

@@ -109,7 +109,7 @@ void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTil
   const int64_t threads = torch::stable::get_num_threads();
   // Parts of the larger operand; the smaller one is read for each of them.
   const bool by_rows = whole.rows >= whole.cols;
-  const int64_t unit = by_rows ? 7 : kPanel, size = by_rows ? whole.rows : whole.cols;
+  const int64_t unit = by_rows ? table.gemm_rows : kPanel, size = by_rows ? whole.rows : whole.cols;
   const int64_t units = ceil_div(size, unit), most = by_rows ? std::max<int64_t>(8, units / (4 * threads)) : 4;
   const Pieces pieces(units, std::clamp<int64_t>(units / 4, 1, threads), most);
   worker.each_part(pieces.count, [&](int64_t k) {
@@ -125,13 +125,14 @@ void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t it
   if (whole.rows == 0 || whole.cols == 0) return;
   // Blocks of rows, one a thread or as many as fill a tile; all rows in one where the weights are the larger operand, so
   // that those are read once.
-  const int64_t threads = torch::stable::get_num_threads(), units = ceil_div(whole.rows, 7);
-  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, whole.depth * itemsize * 7));
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t unit = table.gemm_rows, units = ceil_div(whole.rows, unit);
+  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, whole.depth * itemsize * unit));
   int64_t block = ceil_div(units, threads);
   if (block > fitting) block = ceil_div(units, round_up(ceil_div(units, fitting), threads));
   if (whole.cols > whole.rows && whole.cols >= 4 * threads * kPanel) block = units;
   for_each(ceil_div(units, block), [&](const Worker& worker, int64_t i) {
-    const int64_t row = i * block * 7, rows = std::min(block * 7, whole.rows - row);
+    const int64_t row = i * block * unit, rows = std::min(block * unit, whole.rows - row);
     gemm_in_parts(worker, table, block_of(whole, row, rows, 0, whole.cols, itemsize), itemsize);
   });
 }

@@ -92,7 +92,7 @@ def test_best_isa_is_taken():
 
 
 def test_unknown_isa_is_named():
-    assert "CNNFAST_ISA is 'sse9'; it can be one of: generic, avx512" in say(IMPORT, CNNFAST_ISA="sse9")
+    assert "CNNFAST_ISA is 'sse9'; it can be one of: generic, avx2, avx512" in say(IMPORT, CNNFAST_ISA="sse9")
 
 
 def test_isa_that_the_cpu_lacks():

@@ -120,22 +120,29 @@ def test_log_is_silent_unless_asked(fresh_choice, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("isa", [isa for isa in _C.isas_built if isa != _C.isa])
-def test_other_isa(isa):
-    """The equality and gradient tests once more with the kernels of another instruction set."""
+OTHER_ISAS = [isa for isa in _C.isas_built if isa != _C.isa]
+HERE = Path(__file__).parent
+
+
+def succeeds_with(isa: str, *arguments: str) -> None:
     if isa not in _C.cpu_features:
         pytest.skip(f"this CPU has no {isa}")
-    here = Path(__file__).parent
-    tests = [f"{here / name}::test_all_pairs" for name in ("test_equality.py", "test_gradients.py")]
-    environment = {**os.environ, "CNNFAST_ISA": isa}
-    probe = run_python("from cnnfast import _C; print(_C.isa)", CNNFAST_ISA=isa)
-    assert probe.stdout.strip() == isa, probe.stderr
+    path = os.pathsep.join(str(folder) for folder in (HERE.parent, HERE.parents[1]))
+    environment = {**os.environ, "CNNFAST_ISA": isa, "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-        env=environment,
-        cwd=here.parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *arguments], env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("isa", OTHER_ISAS)
+def test_sample_with_another_isa(isa):
+    succeeds_with(isa, str(HERE / "sample.py"), isa)
+
+
+@pytest.mark.slow  # minutes each
+@pytest.mark.parametrize("isa", OTHER_ISAS)
+def test_ops_with_another_isa(isa):
+    """All that the default run does with the ops: float64, too, which every ISA leaves to the generic kernels."""
+    files = [str(path) for path in sorted(HERE.glob("test_*.py")) if path != Path(__file__)]
+    succeeds_with(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)

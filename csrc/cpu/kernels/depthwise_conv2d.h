@@ -3,9 +3,10 @@
 // Layout   x, y: pixels of contiguous channels; weight: taps of contiguous channels (packing.h).
 // Tile     forward: kPanel channels x a strip of 7 (or 4) outputs along the row, at stride 1 of two rows, in registers;
 //          each x is loaded once an input row, passes the pre-activation once, and serves up to kernel_w outputs of each
-//          row. 3x3 and 5x5 at stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything else runs one output at a
-//          time.
-// Bytes    x is read kernel_h times (at stride 1: (kernel_h + 1) / 2) from L1/L2 and once from memory, y written once.
+//          row. AVX2, with half the registers of half the width: strips of 4, one row, 3 taps at a time, so that of 5
+//          taps some x are loaded twice. 3x3 and 5x5 at stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything
+//          else, and everything in the generic kernels, runs one output at a time.
+// Bytes    x is read kernel_h times (two rows: (kernel_h + 1) / 2) from L1/L2 and once from memory, y written once.
 // Sums     bias first, then the taps row by row: the same bits whatever the strip.
 // Padding  taps outside the image are skipped, not multiplied by zero: an infinite weight stays out of the border.
 #pragma once
@@ -15,9 +16,11 @@ namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr bool kUnrolled = true;
-#else
-constexpr bool kUnrolled = false;  // a strip wants the registers of AVX-512; without them it only swells the code
+constexpr int kStrip = 7, kStripRows = 2, kTaps = 5;
+#elif defined(__AVX2__)
+constexpr int kStrip = 4, kStripRows = 1, kTaps = 3;  // 8 accumulators, 6 of weights, 2 of x: a panel is two
+#else  // no strips: with 16 lanes in four registers they only swell the code
+constexpr int kStrip = 0, kStripRows = 0, kTaps = 0;
 #endif
 
 // `count` output channels from `channel` on, of a pixel with channels / multiplier input channels.
@@ -67,7 +70,6 @@ CNNFAST_INLINE Vec<S> pre_activate(Vec<S> x, const Clamp<S>& clamp) {
 template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P, bool Edge, bool Full>
 CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, uint32_t inside) {
   static_assert(Rows == 1 || (Rows == 2 && Stride == 1));
-  constexpr int kColumns = (Strip - 1) * Stride + K;
   const int64_t count = Full ? kPanel : t.channels - channel;
   const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
   const Clamp<S> pre(t.pre_activation);
@@ -92,23 +94,28 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
     const int64_t ih = ih0 + i;
     if (ih < 0 || ih >= t.height) return;
     const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
-    Vec<S> w[Rows][K];
-#pragma GCC unroll 8
-    for (int r = First; r <= Last; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < K; ++j)
-        w[r][j] = load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * t.weight_tap + channel, count);
-#pragma GCC unroll 24
-    for (int c = 0; c < kColumns; ++c) {
-      if (Edge && !(inside >> c & 1)) continue;
-      const Vec<S> x = pre_activate<P>(load<S>(row + c * t.x_pixel, count), pre);
+    // Taps [tap, end) at a time: as many as have registers.
+#pragma GCC unroll 2
+    for (int tap = 0; tap < K; tap += kTaps) {
+      const int end = tap + kTaps < K ? tap + kTaps : K;
+      Vec<S> w[Rows][K];
 #pragma GCC unroll 8
       for (int r = First; r <= Last; ++r)
 #pragma GCC unroll 8
-        for (int o = 0; o < Strip; ++o) {
-          const int j = c - o * Stride;
-          if (j >= 0 && j < K) acc[r * Strip + o] = fma(x, w[r][j], acc[r * Strip + o]);
-        }
+        for (int j = tap; j < end; ++j)
+          w[r][j] = load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * t.weight_tap + channel, count);
+#pragma GCC unroll 24
+      for (int c = tap; c < (Strip - 1) * Stride + end; ++c) {
+        if (Edge && !(inside >> c & 1)) continue;
+        const Vec<S> x = pre_activate<P>(load<S>(row + c * t.x_pixel, count), pre);
+#pragma GCC unroll 8
+        for (int r = First; r <= Last; ++r)
+#pragma GCC unroll 8
+          for (int o = 0; o < Strip; ++o) {
+            const int j = c - o * Stride;
+            if (j >= tap && j < end) acc[r * Strip + o] = fma(x, w[r][j], acc[r * Strip + o]);
+          }
+      }
     }
   };
   if constexpr (Rows == 1) {
@@ -158,8 +165,8 @@ template <class S, class T, int K, int Stride, int Rows, Pre P>
 void depthwise_rows(const DepthwiseTile& t, int64_t oh) {
   for (int64_t ow = 0; ow < t.out_width;) {
     if (t.out_width - ow > 4) {
-      depthwise_channels<S, T, K, Stride, Rows, 7, P>(t, oh, ow);
-      ow += 7;
+      depthwise_channels<S, T, K, Stride, Rows, kStrip, P>(t, oh, ow);
+      ow += kStrip;
     } else {
       depthwise_channels<S, T, K, Stride, Rows, 4, P>(t, oh, ow);
       ow += 4;
@@ -170,7 +177,7 @@ void depthwise_rows(const DepthwiseTile& t, int64_t oh) {
 template <class S, class T, int K, int Stride, Pre P>
 void depthwise_strips(const DepthwiseTile& t) {
   int64_t oh = t.row_begin;
-  if constexpr (Stride == 1 && P != Pre::clamp)  // which no network has: not worth the code
+  if constexpr (kStripRows == 2 && Stride == 1 && P != Pre::clamp)  // which no network has: not worth the code
     for (; oh + 1 < t.row_end; oh += 2) depthwise_rows<S, T, K, 1, 2, P>(t, oh);
   for (; oh < t.row_end; ++oh) depthwise_rows<S, T, K, Stride, 1, P>(t, oh);
 }
@@ -201,7 +208,7 @@ void depthwise(const DepthwiseTile& t) {
   using S = typename Compute<T>::type;
   const Window& w = t.window;
   const bool square = w.kernel_h == w.kernel_w && w.stride_h == w.stride_w && w.dilation_h == 1 && w.dilation_w == 1;
-  if constexpr (kUnrolled) {
+  if constexpr (kStrip > 0) {
     if (square && t.multiplier == 1 && w.stride_h <= 2 && is_clamp(t.pre_activation)) {
       const bool two = w.stride_h == 2;
       if (w.kernel_h == 3) return two ? depthwise_strips<S, T, 3, 2>(t) : depthwise_strips<S, T, 3, 1>(t);

@@ -11,6 +11,7 @@ namespace cnnfast::CNNFAST_ISA {
 
 const KernelTable table = {
     .isa = CNNFAST_STRING(CNNFAST_ISA),
+    .gemm_rows = kRows,
 #if defined(__AVX2__)
     // float64 has no form but the generic one: it is there to check the algorithms, not to be fast.
     .depthwise = {depthwise<float>, nullptr, depthwise<bf16>, depthwise<f16>},

@@ -124,6 +124,7 @@ struct ScaleTile {
 
 struct KernelTable {
   const char* isa;
+  int64_t gemm_rows;  // of a register tile of gemm: work is shared out in multiples of it
   // [storage of x]; a null entry means that this ISA has none and the generic table serves
   void (*depthwise[kStorages])(const DepthwiseTile&);
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S

@@ -3,7 +3,8 @@
 // Layout   a: rows of pixels, channels contiguous (any strides on the slow path); b: panels of kPanel output channels,
 //          depth-major (packing.h); y: rows of pixels.
 // Tile     kRows pixels x up to kPanels panels in registers: on AVX-512 7 x 4 accumulators of 32, one panel's vector
-//          each and a broadcast; 7 divides the rows of 7, 14, 28, 56 and 112 pixels that these networks have.
+//          each and a broadcast; 7 divides the rows of 7, 14, 28, 56 and 112 pixels that these networks have. On AVX2
+//          6 x 1, 12 accumulators of 16: a panel is two registers.
 // Loops    panels outside, pixels inside: the group of panels (depth * 4 * 64 bytes) stays in L1/L2 while the tile's
 //          pixels stream past it.
 // Sums     an output is a chain of fused multiply-adds over the depth, bias first, residual last; a depth beyond kChain

@@ -119,6 +119,15 @@ template <class S>
 CNNFAST_INLINE Vec<S> reciprocal(Vec<S> x) {
   return {Vec<S>::set(1).v / x.v};
 }
+// a b - product, where that is a b rounded. Exact: factors of 12 bits have exact products.
+template <class S>
+CNNFAST_INLINE Vec<S> product_error(Vec<S> a, Vec<S> b, Vec<S> product) {
+  static_assert(sizeof(S) == sizeof(float));
+  typedef int32_t Bits __attribute__((vector_size(sizeof(int32_t) * kPanel)));
+  const auto upper = [](Vec<S> x) { return bit_cast<typename Vec<S>::Lanes>(bit_cast<Bits>(x.v) & ~0xfff); };
+  const auto ah = upper(a), bh = upper(b), al = a.v - ah, bl = b.v - bh;
+  return {((ah * bh - product.v) + ah * bl + al * bh) + al * bl};
+}
 // a < b ? x : y; where a or b is NaN, y.
 template <class S>
 CNNFAST_INLINE Vec<S> select_less(Vec<S> a, Vec<S> b, Vec<S> x, Vec<S> y) {

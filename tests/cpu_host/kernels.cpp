@@ -1,0 +1,318 @@
+// Every function of a KernelTable, on drawn inputs, against plain loops in double; without torch, so that it runs
+// wherever a compiler (or qemu-user) does.
+//
+//   kernels ISA CASES SEED    prints `ok`, or the first element that is off; KERNELS_FAULT=gemm and so on shifts the results
+//                             of that function, to show that they are looked at
+//
+// Bound of an element: that of tests/numerics.py, and the errors that csrc/cpu/kernels/activations.h states. Inputs end
+// at a guard page, outputs besides; elements between the pixels of an output have to stay as they were.
+#include "tester.h"
+
+namespace host {
+namespace {
+
+constexpr int64_t kSizes[] = {1, 3, 15, 16, 17, 31, 40, 64, 97};  // channels
+
+class Kernels : public Tester {
+ public:
+  using Tester::Tester;
+
+  void run(int64_t cases) {
+    for (int64_t i = 0; i < cases; ++i) {
+      for (Storage s : {Storage::f32, Storage::f64, Storage::bf16, Storage::f16}) {
+        if (table_.depthwise[static_cast<int>(s)]) depthwise(s);
+        if (table_.widen[static_cast<int>(s)]) widen(s);
+      }
+      for (Storage s : {Storage::f32, Storage::f64}) {
+        compute_ = s;
+        if (table_.gemm[pair()]) gemm();
+        if (table_.depthwise_grad_input[pair()]) depthwise_grad_input();
+        if (table_.depthwise_grad_weight[pair()]) depthwise_grad_weight();
+        if (table_.activation_grad[pair()]) activation_grad();
+        if (table_.max_pool[pair()]) max_pool();
+      }
+    }
+    for (Storage s : {Storage::bf16, Storage::f16}) {
+      every_16_bits(s);
+      rounding(s);
+    }
+  }
+
+ private:
+  void depthwise(Storage storage) {
+    compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+    const auto [v, h] = axes();
+    const int64_t m = random_.one_of({1, 1, 1, 2, 3}), in = random_.one_of(kSizes), c = in * m;
+    const int64_t begin = random_.below(v.out), end = begin + 1 + random_.below(v.out - begin);
+    // Only the rows of x that the band reads are there.
+    const int64_t first = std::min(v.size, std::max<int64_t>(0, begin * v.stride - v.pad));
+    const int64_t last = std::min(v.size, (end - 1) * v.stride - v.pad + (v.kernel - 1) * v.dilation + 1);
+    const int64_t x_pixel = in + random_.below(3), x_row = h.size * x_pixel + random_.below(3);
+    const int64_t y_pixel = c + random_.below(3), y_row = h.out * y_pixel + random_.below(3),
+                  tap = c + random_.below(9);
+    const int64_t pre = random_.one_of({0, 0, 1, 1, 1, 2, 3, 4, 5, 6}), act = random_.below(kActivations);
+    const bool biased = random_.below(4) > 0;
+    context("storage", static_cast<int>(storage), "channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel,
+            "stride", v.stride, "by", h.stride, "height", v.size, "width", h.size, "rows from", begin, "to", end, "pre",
+            pre, "activation", act);
+    Buffer x(storage, std::max<int64_t>(0, (last - first - 1) * x_row + (h.size - 1) * x_pixel + in));
+    Buffer weight(compute_, (v.kernel * h.kernel - 1) * tap + c), bias(compute_, c);
+    Buffer y(random_.below(2) ? storage : compute_, (end - begin - 1) * y_row + (h.out - 1) * y_pixel + c);
+    x.draw(random_), weight.draw(random_), bias.draw(random_);
+    table_.depthwise[static_cast<int>(storage)]({x.data(),
+                                                 first,
+                                                 x_row,
+                                                 x_pixel,
+                                                 v.size,
+                                                 h.size,
+                                                 weight.data(),
+                                                 tap,
+                                                 biased ? bias.data() : nullptr,
+                                                 y.data(),
+                                                 y.storage(),
+                                                 y_row,
+                                                 y_pixel,
+                                                 begin,
+                                                 end,
+                                                 h.out,
+                                                 c,
+                                                 m,
+                                                 window(v, h),
+                                                 activation(pre),
+                                                 activation(act)});
+    for (int64_t i = 0; i < y.count(); ++i) {
+      const int64_t row = i / y_row, column = i % y_row / y_pixel, channel = i % y_row % y_pixel;
+      if (channel >= c || column >= h.out) {
+        expect_gap("depthwise", y, i);
+        continue;
+      }
+      double sum = biased ? bias[channel] : 0, size = std::abs(sum);
+      inputs(v, begin + row, [&](int64_t ih, int64_t r) {
+        inputs(h, column, [&](int64_t iw, int64_t s) {
+          const double w = weight[(r * h.kernel + s) * tap + channel];
+          const double z = activated(pre, x[(ih - first) * x_row + iw * x_pixel + channel / m]);
+          sum += w * z;
+          size += std::abs(w * z) * (pre < kFirstCurve ? 1 : 1 + kCurveError / 4);
+        });
+      });
+      const double ref = activated(act, sum);
+      expect("depthwise", y, i, ref, size, v.kernel * h.kernel, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
+    }
+  }
+
+  void depthwise_grad_input() {
+    const auto [v, h] = axes();
+    const int64_t m = random_.one_of({1, 1, 2, 3}), c = random_.one_of(kSizes), tap = c * m + random_.below(9);
+    const int64_t begin = random_.below(v.size), end = begin + 1 + random_.below(v.size - begin);
+    const int64_t pre = random_.below(kActivations);
+    context("channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel, "pre", pre);
+    Buffer grad(compute_, v.out * h.out * c * m), x(compute_, v.size * h.size * c);
+    Buffer weight(compute_, (v.kernel * h.kernel - 1) * tap + c * m), dx(compute_, (end - begin) * h.size * c);
+    grad.draw(random_), x.draw(random_), weight.draw(random_);
+    table_.depthwise_grad_input[pair()]({grad.data(), v.out, h.out, pre ? x.data() : nullptr, weight.data(), tap,
+                                         dx.data(), begin, end, h.size, c, m, window(v, h), activation(pre)});
+    for (int64_t i = 0; i < dx.count(); ++i) {
+      const int64_t row = begin + i / (h.size * c), column = i / c % h.size, channel = i % c;
+      double sum = 0, size = 0;
+      outputs(v, row, [&](int64_t oh, int64_t r) {
+        outputs(h, column, [&](int64_t ow, int64_t s) {
+          for (int64_t k = channel * m; k < (channel + 1) * m; ++k) {
+            const double g = grad[(oh * h.out + ow) * c * m + k] * weight[(r * h.kernel + s) * tap + k];
+            sum += g;
+            size += std::abs(g);
+          }
+        });
+      });
+      const double slope_here = slope(pre, x[(row * h.size + column) * c + channel]);
+      expect("depthwise_grad_input", dx, i, sum * slope_here, size * std::abs(slope_here), v.kernel * h.kernel * m,
+             pre < kFirstCurve ? 0 : kSlopeError * std::abs(sum));
+    }
+  }
+
+  void depthwise_grad_weight() {
+    const auto [v, h] = axes();
+    const int64_t m = random_.one_of({1, 1, 2}), c = random_.one_of(kSizes), n = 1 + random_.below(2);
+    const int64_t out = c * m, first = random_.below((out + kPanel - 1) / kPanel) * kPanel;
+    const int64_t count = std::min(kPanel, out - first), taps = v.kernel * h.kernel, pre = random_.below(kActivations);
+    context("channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel, "pre", pre, "from", first);
+    Buffer grad(compute_, n * v.out * h.out * out), x(compute_, n * v.size * h.size * c);
+    Buffer dweight(compute_, out * taps), dbias(compute_, out);
+    grad.draw(random_), x.draw(random_);
+    const bool biased = random_.below(3) > 0;
+    table_.depthwise_grad_weight[pair()]({grad.data(), x.data(), dweight.data(), biased ? dbias.data() : nullptr, n,
+                                          v.size, h.size, v.out, h.out, c, m, first, count, window(v, h),
+                                          activation(pre)});
+    const auto is_asked = [&](int64_t k) { return k >= first && k < first + count; };
+    for (int64_t i = 0; i < dweight.count(); ++i) {
+      const int64_t k = i / taps, r = i % taps / h.kernel, s = i % h.kernel;
+      if (!is_asked(k)) {
+        expect_gap("depthwise_grad_weight", dweight, i);
+        continue;
+      }
+      double sum = 0, size = 0;
+      for (int64_t image = 0; image < n; ++image)
+        for (int64_t oh = 0; oh < v.out; ++oh)
+          for (int64_t ow = 0; ow < h.out; ++ow) {
+            const int64_t ih = oh * v.stride - v.pad + r * v.dilation, iw = ow * h.stride - h.pad + s * h.dilation;
+            if (ih < 0 || ih >= v.size || iw < 0 || iw >= h.size) continue;
+            const double z = activated(pre, x[((image * v.size + ih) * h.size + iw) * c + k / m]);
+            const double g = grad[((image * v.out + oh) * h.out + ow) * out + k] * z;
+            sum += g;
+            size += std::abs(g) * (pre < kFirstCurve ? 1 : 1 + kCurveError / 4);
+          }
+      expect("depthwise_grad_weight", dweight, i, sum, size, n * v.out * h.out);
+    }
+    for (int64_t k = 0; k < out; ++k) {
+      if (!biased || !is_asked(k)) {
+        expect_gap("depthwise_grad_weight", dbias, k);
+        continue;
+      }
+      double sum = 0, size = 0;
+      for (int64_t pixel = 0; pixel < n * v.out * h.out; ++pixel) {
+        sum += grad[pixel * out + k];
+        size += std::abs(grad[pixel * out + k]);
+      }
+      expect("depthwise_grad_weight", dbias, k, sum, size, n * v.out * h.out);
+    }
+  }
+
+  void gemm() {
+    const int64_t rows = 1 + random_.below(18), depth = random_.one_of({1, 2, 16, 23, 384, 385, 800});
+    const int64_t cols = random_.one_of(kSizes), panels = (cols + kPanel - 1) / kPanel,
+                  act = random_.below(kActivations);
+    const bool packed = random_.below(2), biased = random_.below(3) > 0, added = random_.below(2);
+    // Not packed: as operands lie in a gradient, a transposed for that of the weight.
+    const bool transposed = !packed && random_.below(2);
+    const int64_t a_row = transposed ? 1 : depth + random_.below(3), a_depth = transposed ? rows : 1;
+    const int64_t b_panel = packed ? depth * kPanel : kPanel, b_depth = packed ? kPanel : cols + random_.below(3);
+    const int64_t y_row = cols + random_.below(3), residual_row = cols + random_.below(3);
+    context("rows", rows, "depth", depth, "cols", cols, "packed", packed, "bias", biased, "residual", added,
+            "activation", act);
+    Buffer a(compute_, (rows - 1) * a_row + (depth - 1) * a_depth + 1);
+    Buffer b(compute_, packed ? panels * b_panel : (depth - 1) * b_depth + cols);
+    Buffer bias(compute_, packed ? panels * kPanel : cols), y(output_storage(), (rows - 1) * y_row + cols);
+    Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
+    a.draw(random_), b.draw(random_), bias.draw(random_), residual.draw(random_);
+    table_.gemm[pair()]({a.data(), a_row, a_depth, b.data(), b_panel, b_depth, biased ? bias.data() : nullptr,
+                         added ? residual.data() : nullptr, residual_row, y.data(), y_row, y.storage(), rows, depth,
+                         cols, packed, activation(act)});
+    for (int64_t i = 0; i < y.count(); ++i) {
+      const int64_t row = i / y_row, column = i % y_row;
+      if (column >= cols) {
+        expect_gap("gemm", y, i);
+        continue;
+      }
+      double sum = (biased ? bias[column] : 0) + (added ? residual[row * residual_row + column] : 0);
+      double size = std::abs(biased ? bias[column] : 0) + std::abs(added ? residual[row * residual_row + column] : 0);
+      for (int64_t k = 0; k < depth; ++k) {
+        const double term = a[row * a_row + k * a_depth] * b[column / kPanel * b_panel + k * b_depth + column % kPanel];
+        sum += term;
+        size += std::abs(term);
+      }
+      const double ref = activated(act, sum);
+      expect("gemm", y, i, ref, size, depth, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
+    }
+  }
+
+  void activation_grad() {
+    const int64_t count = 1 + random_.below(70), act = random_.below(kActivations);
+    context("count", count, "activation", act);
+    Buffer grad(compute_, count), z(compute_, count), before(compute_, count);
+    grad.draw(random_), z.draw(random_);
+    for (int64_t i = 0; i < count; ++i) before.set(i, grad[i]);
+    table_.activation_grad[pair()]({grad.data(), z.data(), count, activation(act)});
+    for (int64_t i = 0; i < count; ++i)
+      expect("activation_grad", grad, i, before[i] * slope(act, z[i]), 0, 1,
+             act < kFirstCurve ? 0 : (1 + kSlopeError) * std::abs(before[i]));
+  }
+
+  void max_pool() {
+    const int64_t k = 1 + random_.below(4), stride = 1 + random_.below(3), c = random_.one_of(kSizes);
+    Axis v = axis(k, stride, 1), h = axis(k, stride, 1);
+    v.pad = h.pad = std::min({v.pad, h.pad, k / 2});
+    v.out = std::max<int64_t>(1, (v.size + v.pad - k) / stride + 1),
+    h.out = std::max<int64_t>(1, (h.size + h.pad - k) / stride + 1);
+    const int64_t begin = random_.below(v.out), end = begin + 1 + random_.below(v.out - begin);
+    const int64_t first = std::max<int64_t>(0, begin * stride - v.pad),
+                  last = std::min(v.size, (end - 1) * stride - v.pad + k);
+    context("channels", c, "kernel", k, "stride", stride, "padding", v.pad, "width", h.size);
+    Buffer x(compute_, (last - first) * h.size * c), y(output_storage(), (end - begin) * h.out * c);
+    x.draw(random_);
+    for (int64_t i = random_.below(400); i < x.count(); i += 400) x.set(i, std::nan(""));
+    table_.max_pool[pair()](
+        {x.data(), first, v.size, h.size, c, y.data(), y.storage(), begin, end, h.out, k, stride, v.pad});
+    for (int64_t i = 0; i < y.count(); ++i) {
+      const int64_t row = begin + i / (h.out * c), column = i / c % h.out, channel = i % c;
+      double largest = -kInf;
+      inputs(v, row, [&](int64_t ih, int64_t) {
+        inputs(h, column, [&](int64_t iw, int64_t) {
+          const double value = x[((ih - first) * h.size + iw) * c + channel];
+          if (value > largest || std::isnan(value)) largest = value;
+        });
+      });
+      expect("max_pool", y, i, largest, 0, 1);
+    }
+  }
+
+  void widen(Storage storage) {
+    compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+    const int64_t count = 1 + random_.below(70);
+    context("storage", static_cast<int>(storage), "count", count);
+    Buffer x(storage, count), y(compute_, count);
+    x.draw(random_);
+    table_.widen[static_cast<int>(storage)](x.data(), y.data(), count);
+    for (int64_t i = 0; i < count; ++i) {
+      if (y[i] != x[i] || fault_ == "widen") fail("widen", i, y[i], x[i], 0);
+    }
+  }
+
+  // All 2^16 of them: subnormal, infinite and NaN too.
+  void every_16_bits(Storage storage) {
+    compute_ = Storage::f32;
+    context("storage", static_cast<int>(storage));
+    Buffer x(storage, 1 << 16), y(Storage::f32, 1 << 16);
+    for (int64_t i = 0; i < x.count(); ++i) x.put(i, static_cast<uint16_t>(i));
+    table_.widen[static_cast<int>(storage)](x.data(), y.data(), x.count());
+    for (int64_t i = 0; i < x.count(); ++i) {
+      if (std::isnan(x[i]) ? !std::isnan(y[i]) : y[i] != x[i] || std::signbit(y[i]) != std::signbit(x[i]))
+        fail("widen", i, y[i], x[i], 0);
+    }
+  }
+
+  // float32 numbers of all magnitudes, and ties, through a product of no depth, which only stores its bias.
+  void rounding(Storage storage) {
+    compute_ = Storage::f32;
+    context("storage", static_cast<int>(storage));
+    const int64_t count = 1 << 15;
+    Buffer bias(Storage::f32, count), y(storage, count), nothing(Storage::f32, kPanel);
+    for (int64_t i = 0; i < count; ++i) {
+      uint32_t bits = static_cast<uint32_t>(random_.bits());
+      if (i % 4 == 1) bits = 0x33000000u + bits % 0x15000000u;           // float16's range
+      if (i % 4 == 2) bits &= ~((1u << (23 - digits_of(storage))) - 1);  // ties
+      if (i % 8 == 3)
+        bits = (bits & 0x80000000u) | ((bits % 2 ? 0x7f7fffffu : 0x477ff001u) - bits / 2 % 3);  // the largest
+      bias.put(i, bits);
+    }
+    table_.gemm[0]({nothing.data(), 1, 1, nothing.data(), 0, kPanel, bias.data(), nullptr, 0, y.data(), count, storage,
+                    1, 0, count, true, activation(0)});
+    for (int64_t i = 0; i < count; ++i) {
+      const double ref = rounded_to(storage, bias[i]), got = y[i];
+      if (fault_ == "rounding" || (std::isnan(ref) ? !std::isnan(got) : got != ref)) fail("rounding", i, got, ref, 0);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace host
+
+int main(int argc, char** argv) {
+  if (argc != 4) return std::fprintf(stderr, "usage: kernels ISA CASES SEED\n"), 2;
+  for (const cnnfast::KernelTable* table : host::tables()) {
+    if (std::string(table->isa) != argv[1]) continue;
+    host::Kernels tester(*table, std::strtoull(argv[3], nullptr, 10));
+    tester.run(std::atoll(argv[2]));
+    std::printf("%lld elements compared\nok\n", static_cast<long long>(tester.compared()));
+    return 0;
+  }
+  return std::fprintf(stderr, "no kernels for %s here\n", argv[1]), 2;
+}

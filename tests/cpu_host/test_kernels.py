@@ -1,0 +1,134 @@
+"""The kernels of each ISA without torch: kernels.cpp here, under ASan + UBSan, and for aarch64 in qemu-user.
+
+On older CPUs, in qemu-user too: which ISA is chosen there, and that the generic kernels need no newer instruction.
+(Not AVX2's there: qemu 7.2 reads whole registers where a masked load ends at a guard page.)
+
+Fails if a kernel of any ISA computes a wrong element, writes one that isn't its own, reads past an operand's end, or
+rounds otherwise than to the nearest; if the generic kernels don't compile or compute for aarch64.
+"""
+
+import platform
+import random
+import shutil
+
+import pytest
+from cpu_host import host
+
+from build_backend.toolchain import X86
+from cnnfast import _C
+
+FUNCTIONS = (
+    *("depthwise", "widen", "gemm", "depthwise_grad_input", "depthwise_grad_weight", "activation_grad", "max_pool"),
+    *("gap", "rounding"),
+)
+# In the sources, what drawn cases have to find: file, what stands there, what stands there instead.
+FAULTS = {
+    "padding before an activation": (
+        "depthwise_conv2d.h",
+        "iw >= t.width) continue;\n      const T*",
+        "false) continue; const T*",
+    ),
+    "a gradient where no output was": ("depthwise_conv2d.h", "shifted % stride == 0 && ", ""),
+    "the bias's gradient of the last row": (
+        "depthwise_conv2d.h",
+        "total = add(total, row);\n    }",
+        "total = row;\n    }",
+    ),
+    "the first chain of a long sum": ("pointwise_conv2d.h", "if (done > 0)", "if (false)"),
+    "a tail that is stored whole": ("vec.h", "i < count; ++i) p[i] = narrow", "i < kPanel; ++i) p[i] = narrow"),
+    "ties that are rounded up": ("vec.h", "(bits + 0x7fffu + (bits >> 16 & 1u))", "(bits + 0x8000u)"),
+    "NaN that a maximum drops": ("vec.h", "b.v > a.v || b.v != b.v", "b.v > a.v"),
+}
+
+
+def seed() -> str:
+    drawn = str(random.SystemRandom().randrange(2**32))
+    print(f"seed {drawn}")
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return host.program(tmp_path_factory.mktemp("kernels"), "kernels")
+
+
+def skip_unless_here(isa: str) -> None:
+    if isa not in _C.cpu_features:
+        pytest.skip(f"this CPU has no {isa}")
+
+
+@pytest.mark.parametrize("isa", _C.isas_built)
+def test_kernels(kernels, isa):
+    skip_unless_here(isa)
+    done = host.run(kernels, isa, "150", seed())
+    assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_each_function_is_looked_at(kernels, function):
+    done = host.run(kernels, "generic", "30", "1", KERNELS_FAULT=function)
+    assert done.returncode == 1 and "wanted" in done.stdout, done.stdout
+    assert function == "gap" or done.stdout.startswith(f"generic {function}: ")
+
+
+def test_isa_that_is_not_there(kernels):
+    assert host.run(kernels, "sse9", "1", "1").stderr == "no kernels for sse9 here\n"
+
+
+needs_qemu = pytest.mark.skipif(
+    platform.machine() not in X86 or not host.qemu("x86_64"), reason="needs qemu-x86_64-static on x86-64"
+)
+
+
+@needs_qemu
+def test_isa_chosen_on_older_cpus(tmp_path):
+    choose = host.program(tmp_path, "choose_isa")
+    for cpu, has in (("Nehalem", ["generic"]), ("Haswell", ["generic", "avx2"])):
+        old = (host.qemu("x86_64"), "-cpu", cpu)
+        has = [isa for isa in has if isa in _C.isas_built]
+        assert host.run(*old, choose).stdout == f"{has[-1]}\n"
+        for isa in _C.isas_built:
+            done = host.run(*old, choose, CNNFAST_ISA=isa)
+            if isa in has:
+                assert done.stdout == f"{isa}\n"
+            else:
+                assert done.returncode == 1
+                assert done.stderr.splitlines()[-1] == f"CNNFAST_ISA={isa} can't run: this CPU lacks it"
+
+
+@needs_qemu
+def test_generic_kernels_on_a_cpu_without_avx(kernels):
+    done = host.run(host.qemu("x86_64"), "-cpu", "Nehalem", kernels, "generic", "10", seed())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow  # compiles the kernels
+@pytest.mark.parametrize("isa", _C.isas_built)
+def test_sanitized(tmp_path, isa):
+    skip_unless_here(isa)
+    program = host.program_with(tmp_path, "kernels", isa, *host.SANITIZED)
+    done = host.run(program, isa, "100", seed())
+    assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout + done.stderr[:4000]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not host.CAN_RUN_AARCH64, reason=f"needs {host.AARCH64} and qemu-aarch64-static")
+def test_aarch64(tmp_path):
+    program = host.aarch64_program(tmp_path, "kernels")
+    for _ in range(3):
+        done = host.run(host.qemu("aarch64"), program, "generic", "30", seed())
+        assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(fault, tmp_path):
+    file, sound, faulty = FAULTS[fault]
+    folder = tmp_path / "csrc" / "cpu" / "kernels"
+    shutil.copytree(host.ROOT / "csrc", tmp_path / "csrc")
+    source = (folder / file).read_text()
+    assert source.count(sound) == 1
+    (folder / file).write_text(source.replace(sound, faulty))
+    program = host.program_with(tmp_path, "kernels", "generic", "-O1", kernels=folder)
+    done = host.run(program, "generic", "150", seed())
+    assert done.returncode != 0, done.stdout

@@ -1,0 +1,36 @@
+"""Some of the equality and gradient tests in a few seconds, for a process with another $CNNFAST_ISA (test_backends.py).
+
+Each op in three dtypes, in both layouts, with channels of whole and of broken panels, the strips of the depthwise
+kernels and what is outside them. Run as a program: a run of pytest itself takes twice as long to start.
+"""
+
+import sys
+
+import torch
+from numerics import fresh_generator, nan_filled
+from op_cases import OPS, make
+from ops.test_equality import check_both_forms
+from ops.test_gradients import check_gradients, make_away_from_kinks
+
+from cnnfast import _C
+
+ROWS = (
+    {"c": 40, "out": 33, "size": (9, 20), "activation": "relu"},
+    {"c": 16, "out": 64, "size": (15, 11), "k": (5, 5), "stride": 2, "activation": "relu6", "layout": "nchw"},
+    {"c": 17, "out": 16, "size": (8, 9), "k": (2, 3), "dilation": 2, "activation": None, "multiplier": 2},
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def main(isa: str) -> None:
+    assert _C.isa == isa, f"the kernels are those of {_C.isa}, not {isa}"
+    for op in OPS:
+        for dtype in DTYPES:
+            for row in ROWS:
+                with nan_filled():
+                    check_both_forms(make(op, fresh_generator(), **row, dtype=dtype, decades=3))
+            check_gradients(make_away_from_kinks(op, fresh_generator(), **ROWS[-1], dtype=dtype))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
