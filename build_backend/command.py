@@ -77,7 +77,7 @@ def plan(
     objects += [
         ninja.build("cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
         for isa in isas
-        for source in sources("cpu/kernels/isa.cpp")
+        for source in sources(f"cpu/kernels/{isa.source}")
     ]
     # libstdc++ first: torch's libraries export some of its symbols, and another torch may not.
     torch_libraries = ["-lstdc++", f"-L{torch_root}/lib", "-ltorch_cpu", "-lc10"]

@@ -42,11 +42,12 @@ def output_of(*command: str | Path, stdin: str | None = None) -> tuple[int, str]
 
 @dataclass(frozen=True)
 class Isa:
-    """An instruction set that csrc/cpu/kernels/isa.cpp is compiled for; `machines` that have it, None: all."""
+    """An instruction set that `source` in csrc/cpu/kernels is compiled for; `machines` that have it, None: all."""
 
     name: str
     flags: tuple[str, ...] = ()
     machines: tuple[str, ...] | None = None
+    source: str = "isa.cpp"
 
     @property
     def macro(self) -> str:
@@ -54,17 +55,15 @@ class Isa:
 
 
 X86 = ("x86_64", "AMD64")
+AVX512 = (
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    *("-mfma", "-mavx2", "-mf16c", "-mprefer-vector-width=512"),
+)
 ISAS = (
     Isa("generic"),
     Isa("avx2", ("-mavx2", "-mfma", "-mf16c"), X86),
-    Isa(
-        "avx512",
-        (
-            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
-            *("-mfma", "-mavx2", "-mf16c", "-mprefer-vector-width=512"),
-        ),
-        X86,
-    ),
+    Isa("avx512", AVX512, X86),
+    Isa("amx", (*AVX512, "-mamx-tile", "-mamx-bf16"), X86, "amx.cpp"),
 )
 
 

@@ -30,5 +30,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("packed_bytes", &packed_bytes, py::arg("op"), py::arg("in_channels"), py::arg("mid_channels"),
         py::arg("out_channels"), py::arg("taps"), py::arg("itemsize"), py::arg("squeezed_channels") = 0,
         py::arg("no_expansion") = false,
-        "Size of a packing in bytes; taps is kernel height times width, itemsize 8 for float64 weights, else 4.");
+        "Size of a packing in bytes; taps is kernel height times width, itemsize 8 for float64 weights, 2 for "
+        "bfloat16, else 4.");
 }

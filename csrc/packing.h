@@ -4,6 +4,8 @@
 // A packing is one uint8 tensor: PackedHeader, then sections of scalars (float, or double for float64 weights):
 //   depthwise section   bias[Cp], weight[taps][Cp]                Cp = channels rounded up to kPanel, zero-filled
 //   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
+// For bfloat16 weights scalars are float, but those of pointwise sections (squeeze-excite's excepted) stay bfloat16, in
+// pairs of the depth: weight[Kp / kPanel][Cp / 2][kPanel][2], Cp = C rounded up to kPairDepth, zero-filled.
 // Ops: depthwise = depthwise; pointwise = pointwise; separable = depthwise, pointwise;
 // inverted_residual = expand (pointwise; unless no_expansion), depthwise, with squeeze-excite its
 // reduction and expansion (pointwise), project (pointwise); squeeze_excite = reduction, expansion; conv2d = pointwise
@@ -14,7 +16,8 @@
 
 namespace cnnfast {
 
-constexpr int64_t kPanel = 16;  // output channels side by side: one AVX-512 vector of floats, two of AVX2
+constexpr int64_t kPanel = 16;      // output channels side by side: one AVX-512 vector of floats, two of AVX2
+constexpr int64_t kPairDepth = 32;  // input channels: one tile of AMX
 constexpr uint32_t kPackedMagic = 0x46'4e'4e'43;  // "CNNF", little endian
 constexpr uint16_t kPackedVersion = 1;
 
@@ -31,7 +34,7 @@ struct PackedHeader {
   uint32_t magic;
   uint16_t version;
   PackedOp op;
-  int32_t itemsize;      // of one scalar: 4 float, 8 double
+  int32_t itemsize;      // of a weight: 4 float, 8 double, 2 bfloat16
   int32_t in_channels;   // of the op's input
   int32_t mid_channels;  // of the depthwise stage's output
   int32_t out_channels;  // of the op's output
@@ -44,29 +47,37 @@ static_assert(sizeof(PackedHeader) == 64);
 
 static constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Sections' sizes in scalars.
-static constexpr int64_t depthwise_section(int64_t channels, int64_t taps) {
-  return round_up(channels, kPanel) * (1 + taps);
+// Sections' sizes in bytes; itemsize as in the header.
+static constexpr int64_t scalar_size(int64_t itemsize) { return itemsize == 2 ? 4 : itemsize; }
+static constexpr int64_t depthwise_section(int64_t channels, int64_t taps, int64_t itemsize) {
+  return round_up(channels, kPanel) * (1 + taps) * scalar_size(itemsize);
 }
-static constexpr int64_t pointwise_section(int64_t in, int64_t out) { return round_up(out, kPanel) * (1 + in); }
+static constexpr int64_t pointwise_section(int64_t in, int64_t out, int64_t itemsize) {
+  const int64_t weights = itemsize == 2 ? 2 * round_up(in, kPairDepth) : in * itemsize;
+  return round_up(out, kPanel) * (scalar_size(itemsize) + weights);
+}
 
 // A packing's size in bytes. squeezed: channels between squeeze-excite's two products, 0 without one.
 static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize,
                                       int64_t squeezed = 0, bool no_expansion = false) {
-  const int64_t excite = squeezed ? pointwise_section(mid, squeezed) + pointwise_section(squeezed, mid) : 0;
-  int64_t scalars = 0;
+  const int64_t scalar = scalar_size(itemsize);
+  const int64_t excite =
+      squeezed ? pointwise_section(mid, squeezed, scalar) + pointwise_section(squeezed, mid, scalar) : 0;
+  int64_t bytes = 0;
   switch (op) {
-    case PackedOp::depthwise_conv2d: scalars = depthwise_section(out, taps); break;
-    case PackedOp::pointwise_conv2d: scalars = pointwise_section(in, out); break;
-    case PackedOp::separable_conv2d: scalars = depthwise_section(mid, taps) + pointwise_section(mid, out); break;
-    case PackedOp::inverted_residual:
-      scalars = (no_expansion ? 0 : pointwise_section(in, mid)) + depthwise_section(mid, taps) + excite +
-                pointwise_section(mid, out);
+    case PackedOp::depthwise_conv2d: bytes = depthwise_section(out, taps, itemsize); break;
+    case PackedOp::pointwise_conv2d: bytes = pointwise_section(in, out, itemsize); break;
+    case PackedOp::separable_conv2d:
+      bytes = depthwise_section(mid, taps, itemsize) + pointwise_section(mid, out, itemsize);
       break;
-    case PackedOp::conv2d: scalars = pointwise_section(in * taps, out); break;
-    case PackedOp::squeeze_excite: scalars = excite; break;
+    case PackedOp::inverted_residual:
+      bytes = (no_expansion ? 0 : pointwise_section(in, mid, itemsize)) + depthwise_section(mid, taps, itemsize) +
+              excite + pointwise_section(mid, out, itemsize);
+      break;
+    case PackedOp::conv2d: bytes = pointwise_section(in * taps, out, scalar); break;
+    case PackedOp::squeeze_excite: bytes = excite; break;
   }
-  return static_cast<int64_t>(sizeof(PackedHeader)) + scalars * itemsize;
+  return static_cast<int64_t>(sizeof(PackedHeader)) + bytes;
 }
 
 }  // namespace cnnfast

@@ -174,6 +174,9 @@ def _fuse(
     and biases that go by name."""
     first, named = convs[0], more or {}
     if _takes_packed(op, first.weight.device, options["backend"]):
+        if first.weight.dtype == torch.bfloat16:  # multiplied as such, where there is an instruction
+            folded = [(None if weight is None else weight.to(torch.bfloat16), bias) for weight, bias in folded]
+            named = {n: t if t is None or n.endswith("bias") else t.to(torch.bfloat16) for n, t in named.items()}
         weights, biases = zip(*folded, strict=True)
         packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named)
         options = dict(shape, **options)

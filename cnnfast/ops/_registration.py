@@ -23,6 +23,8 @@ PACKED_OPS = {
     "squeeze_excite": 6,
 }
 
+_IN_PAIRS = ("pointwise_conv2d", "separable_conv2d", "inverted_residual")  # whose bfloat16 weights are packed as such
+
 
 def fake(op: str) -> Callable:
     """Decorator: registers the function as the fake (meta) kernel of cnnfast::<op>."""
@@ -66,7 +68,7 @@ def empty_packed(
     no_expansion: bool = False,
 ) -> Tensor:
     """What pack_<op> returns; the layout's sizes are csrc/packing.h's."""
-    itemsize = 8 if weight.dtype is torch.float64 else 4
+    itemsize = {torch.float64: 8, torch.bfloat16: 2 if op in _IN_PAIRS else 4}.get(weight.dtype, 4)
     channels = int(in_channels), int(mid_channels), int(out_channels)
     size = _library._C.packed_bytes(
         PACKED_OPS[op], *channels, int(taps), itemsize, int(squeezed_channels), no_expansion

@@ -9,13 +9,21 @@
 namespace cnnfast::cpu {
 
 const KernelTable& kernels(Storage storage) {
-  static const KernelTable& chosen = []() -> const KernelTable& {
+  static const KernelTable chosen = []() -> KernelTable {
     switch (choose_isa()) {
 #ifdef CNNFAST_HAVE_AVX2
       case Isa::avx2: return avx2::table;
 #endif
 #ifdef CNNFAST_HAVE_AVX512
       case Isa::avx512: return avx512::table;
+#ifdef CNNFAST_HAVE_AMX
+      case Isa::amx: {
+        KernelTable table = avx512::table;
+        table.isa = "amx";
+        table.gemm_bf16 = amx::gemm_bf16;
+        return table;
+      }
+#endif
 #endif
       default: return generic::table;
     }

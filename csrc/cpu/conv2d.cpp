@@ -94,14 +94,14 @@ Tensor conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_
   const int64_t tile = round_up(std::min(fitting, ceil_div(pixels, 4 * threads)), table.gemm_rows);
   const Gather gather{table, storage, conv, bytes_of(xs), bytes_of(xs) + xs.numel() * storage_size(storage), row};
   for_each(ceil_div(pixels, tile), [&](int64_t i) {
-    GemmTile g = packed_gemm(weights, storage, activation_code);
+    GemmTile g = packed_gemm(weights, compute_storage(storage), storage, activation_code);
     const int64_t first = i * tile;
     g.rows = std::min(tile, pixels - first);
     g.a = gather.windows(first, g.rows);
     g.a_row = row;
     g.y = mutable_bytes_of(y) + first * out_channels * storage_size(storage);
     g.y_row = out_channels;
-    table.gemm[compute_index(storage)](g);
+    multiply(table, g);
   });
   return in_format_of(x, y);
 }

@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -12,14 +16,15 @@
 
 namespace cnnfast {
 
-enum class Isa { generic, avx2, avx512 };  // from the least to the most preferred
-constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512};
+enum class Isa { generic, avx2, avx512, amx };  // from the least to the most preferred
+constexpr Isa kIsas[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::amx};
 
 constexpr const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::generic: return "generic";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
+    case Isa::amx: return "amx";
   }
   return "unknown";
 }
@@ -39,8 +44,24 @@ constexpr bool isa_built(Isa isa) {
 #else
       return false;
 #endif
+    case Isa::amx:
+#if defined(CNNFAST_HAVE_AVX512) && defined(CNNFAST_HAVE_AMX)
+      return true;
+#else
+      return false;
+#endif
   }
   return false;
+}
+
+// Linux saves AMX's tiles only for a process that has asked (arch_prctl, Linux 5.16): asks, and says whether it does.
+inline bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 // __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the registers.
@@ -54,12 +75,18 @@ inline bool cpu_has(Isa isa) {
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   };
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  // Not every compiler that builds the kernels knows AMX's names.
+  const auto has_amx_bf16 = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 22 & 1);
+  };
   switch (isa) {
     case Isa::generic: return true;
     case Isa::avx2: return avx2;
-    case Isa::avx512:
-      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Isa::avx512: return avx512;
+    case Isa::amx: return avx512 && has_amx_bf16() && may_use_tiles();
   }
 #endif
   return false;

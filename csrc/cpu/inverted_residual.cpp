@@ -27,50 +27,61 @@ std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t 
 }
 
 struct InvertedResidual {
-  Storage storage, compute;
+  Storage storage, between;  // of x; of the expanded tensors
   const KernelTable& table;
   Conv conv;
   bool expands;
-  Tensor x;        // channels_last; of the compute type where it is expanded
+  Tensor x;        // channels_last; of the operands' type where it is expanded
   Maybe residual;  // channels_last
   GemmTile expansion, projection;
   DepthwiseTile depthwise;
   Excite excite;
   int64_t expanded, row;  // channels; the tile's distance between pixels, in scalars
 
-  int64_t itemsize() const { return compute_size(storage); }
+  int64_t itemsize() const { return storage_size(between); }
+  int64_t scalar() const { return compute_size(storage); }  // of biases, depthwise weights, sums
   int64_t tile_row_bytes() const { return conv.out_w * row * itemsize(); }
   int64_t chunks() const { return ceil_div(expanded, kChunk); }
 
-  // Expanded channels of chunk k, of output rows [begin, end) of image n, to `tile`, whose first row is `begin`.
-  void first_stages(int64_t n, int64_t begin, int64_t end, int64_t k, char* tile) const {
+  // Input rows [first, last) of image n, as they lie or as the expansion wants them padded: in this thread's scratch.
+  const char* input(const Worker& worker, int64_t n, int64_t first, int64_t last) const {
+    const int64_t row_bytes = conv.w * conv.c * static_cast<int64_t>(x.element_size());
+    const char* rows = bytes_of(x) + (n * conv.h + first) * row_bytes;
+    if (!expands || expansion.a_row == conv.c) return rows;
+    const int64_t padded = conv.w * expansion.a_row * itemsize();
+    char* to = scratch(Slot::gathered, (last - first) * padded);
+    worker.each_part(last - first,
+                     [&](int64_t r) { copy_padded(expansion, rows + r * row_bytes, to + r * padded, conv.w); });
+    return to;
+  }
+
+  // Expanded channels of chunk k, of output rows [begin, end), to `tile`, whose first row is `begin`. `from`: what input()
+  // gave, from input row `from_row` on.
+  void first_stages(const char* from, int64_t from_row, int64_t begin, int64_t end, int64_t k, char* tile) const {
     const auto [first, last] = input_rows(conv, begin, end);
     const int64_t c = k * kChunk, channels = std::min(kChunk, expanded - c);
     DepthwiseTile t = depthwise;
-    t.weight = static_cast<const char*>(depthwise.weight) + c * itemsize();
-    t.bias = static_cast<const char*>(depthwise.bias) + c * itemsize();
+    t.weight = static_cast<const char*>(depthwise.weight) + c * scalar();
+    t.bias = static_cast<const char*>(depthwise.bias) + c * scalar();
     t.y = tile + c * itemsize();
     t.row_begin = begin;
     t.row_end = end;
     t.channels = channels;
-    const char* image = bytes_of(x) + n * conv.h * conv.w * conv.c * static_cast<int64_t>(x.element_size());
     if (!expands) {
-      t.x = image + c * static_cast<int64_t>(x.element_size());
+      t.x = from + c * static_cast<int64_t>(x.element_size());
+      t.x_first_row = from_row;
       table.depthwise[static_cast<int>(storage)](t);
       return;
     }
     char* e = scratch(Slot::expanded, std::max<int64_t>(1, last - first) * conv.w * kChunk * itemsize());
-    GemmTile g = expansion;
-    g.a = image + first * conv.w * conv.c * itemsize();
-    g.b = static_cast<const char*>(expansion.b) + c / kPanel * expansion.b_panel * itemsize();
-    g.bias = static_cast<const char*>(expansion.bias) + c * itemsize();
+    GemmTile g = columns_of(expansion, c, channels);
+    g.a = from + (first - from_row) * conv.w * expansion.a_row * itemsize();
     g.y = e;
     g.rows = (last - first) * conv.w;
-    g.cols = channels;
-    table.gemm[compute_index(storage)](g);
+    multiply(table, g);
     t.x = e;
     t.x_first_row = first;
-    table.depthwise[static_cast<int>(compute)](t);
+    table.depthwise[static_cast<int>(between)](t);
   }
 
   // Sums over the pixels of each of the tile's rows [begin, end), of chunk k.
@@ -82,8 +93,8 @@ struct InvertedResidual {
     t.factor = 1;
     for (int64_t r = begin; r < end; ++r) {
       t.x = tile + r * tile_row_bytes() + k * kChunk * itemsize();
-      t.sums = sums + (r * expanded + k * kChunk) * itemsize();
-      table.channel_sums[static_cast<int>(compute)](t);
+      t.sums = sums + (r * expanded + k * kChunk) * scalar();
+      table.channel_sums[static_cast<int>(between)](t);
     }
   }
 
@@ -93,11 +104,11 @@ struct InvertedResidual {
     t.x = t.y = tile;
     t.x_pixel = t.y_pixel = row;
     t.scale = gates;
-    t.y_storage = compute;
+    t.y_storage = between;
     t.pixels = pixels;
     t.channels = expanded;
     t.activation = activation(0);
-    table.scale_channels[static_cast<int>(compute)](t);
+    table.scale_channels[static_cast<int>(between)](t);
   }
 
   // The projection of `pixels` of image n from pixel `first` on, which lie in `tile`.
@@ -117,35 +128,40 @@ void run(const InvertedResidual& op, const Bands& bands, Tensor& y) {
     const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
     const int64_t end = std::min(begin + bands.rows, op.conv.out_h), w = op.conv.out_w;
     char* tile = scratch(Slot::depthwise, bands.rows * op.tile_row_bytes());
-    worker.each_part(op.chunks(), [&](int64_t k) { op.first_stages(n, begin, end, k, tile); });
-    gemm_in_parts(worker, op.table, op.projected(n, begin * w, (end - begin) * w, tile, y), op.itemsize());
+    const auto [first, last] = input_rows(op.conv, begin, end);
+    const char* from = op.input(worker, n, first, last);
+    worker.each_part(op.chunks(), [&, first = first](int64_t k) { op.first_stages(from, first, begin, end, k, tile); });
+    clear_tail(op.projection, tile, (end - begin) * w);
+    gemm_in_parts(worker, op.table, op.projected(n, begin * w, (end - begin) * w, tile, y));
   });
 }
 
 void run_with_excite(const InvertedResidual& op, const Bands& bands, Tensor& y) {
   const Conv& conv = op.conv;
-  const int64_t pixels = conv.out_h * conv.out_w, itemsize = op.itemsize();
+  const int64_t pixels = conv.out_h * conv.out_w;
   // Few pixels: the product is shared out by output channels, and scaling is a pass of its own.
   const bool by_pixels = pixels >= op.projection.cols;
   const int64_t block = by_pixels ? kGatedPixels : std::max<int64_t>(1, ceil_div(pixels, 8));
   for_each(conv.n, [&](const Worker& worker, int64_t n) {
     char* tile = scratch(Slot::depthwise, conv.out_h * op.tile_row_bytes());
-    char* row_sums = scratch(Slot::sums, (conv.out_h + 1) * op.expanded * itemsize);
-    char* gates = row_sums + conv.out_h * op.expanded * itemsize;
+    char* row_sums = scratch(Slot::sums, (conv.out_h + 1) * op.expanded * op.scalar());
+    char* gates = row_sums + conv.out_h * op.expanded * op.scalar();
+    const char* from = op.input(worker, n, 0, conv.h);
     worker.each_part(bands.per_image * op.chunks(), [&](int64_t part) {
       const int64_t k = part % op.chunks(), begin = part / op.chunks() * bands.rows;
       const int64_t end = std::min(begin + bands.rows, conv.out_h);
-      op.first_stages(n, begin, end, k, tile + begin * op.tile_row_bytes());
+      op.first_stages(from, 0, begin, end, k, tile + begin * op.tile_row_bytes());
       op.sum_rows(tile, begin, end, k, row_sums);
     });
     op.excite.gates(op.table, op.storage, row_sums, conv.out_h, pixels, gates);
     worker.each_part(ceil_div(pixels, block), [&](int64_t part) {
       const int64_t first = part * block, count = std::min(block, pixels - first);
-      char* rows = tile + first * op.row * itemsize;
+      char* rows = tile + first * op.row * op.itemsize();
       op.scale(rows, gates, count);
-      if (by_pixels) op.table.gemm[compute_index(op.storage)](op.projected(n, first, count, rows, y));
+      clear_tail(op.projection, rows, count);
+      if (by_pixels) multiply(op.table, op.projected(n, first, count, rows, y));
     });
-    if (!by_pixels) gemm_in_parts(worker, op.table, op.projected(n, 0, pixels, tile, y), itemsize);
+    if (!by_pixels) gemm_in_parts(worker, op.table, op.projected(n, 0, pixels, tile, y));
   });
 }
 
@@ -157,7 +173,7 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
                                 int64_t backend) {
   check_backend(backend);
   STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
-  const Storage storage = storage_of(x, "x"), compute = compute_storage(storage);
+  const Storage storage = storage_of(x, "x");
   const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
   PackedReader reader(packed, PackedOp::inverted_residual, x, expanded_channels, out_channels, kernel_size[0],
@@ -169,33 +185,36 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
   const DepthwiseWeights dw = reader.depthwise(expanded_channels);
   Excite excite{{}, {}, se_activation, gate_activation};
   if (header.squeezed_channels) {
-    excite.reduce = reader.pointwise(expanded_channels, header.squeezed_channels);
-    excite.expand = reader.pointwise(header.squeezed_channels, expanded_channels);
+    excite.reduce = reader.excite(expanded_channels, header.squeezed_channels);
+    excite.expand = reader.excite(header.squeezed_channels, expanded_channels);
   }
   const PointwiseWeights project = reader.pointwise(expanded_channels, out_channels);
 
-  // The expansion reads compute-type rows; low precision is widened first, an eighth or so of the expanded tensor.
-  const Tensor xs = channels_last(expands ? to_dtype(x, compute_dtype(storage)) : x);
+  const KernelTable& table = kernels(storage);
+  const Storage between = operand_storage(table, storage, project);
+  // The expansion reads rows of its operands' type; where that is wider than x's, x is widened first, an eighth or so of
+  // the expanded tensor.
+  const Tensor xs = channels_last(expands && between != Storage::bf16 ? to_dtype(x, compute_dtype(storage)) : x);
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
 
-  const int64_t itemsize = compute_size(storage), row = padded_row(expanded_channels, itemsize);
+  const int64_t itemsize = storage_size(between), row = padded_row(expanded_channels, itemsize);
   InvertedResidual op{storage,
-                      compute,
-                      kernels(storage),
+                      between,
+                      table,
                       conv,
                       expands,
                       xs,
                       rs,
                       {},
-                      packed_gemm(project, storage, 0),
-                      depthwise_tile(conv, dw, compute, 0, activation_code),
+                      packed_gemm(project, between, storage, 0),
+                      depthwise_tile(conv, dw, between, 0, activation_code),
                       excite,
                       expanded_channels,
                       row};
-  if (expands) op.expansion = packed_gemm(expand, compute, activation_code);
-  op.expansion.a_row = conv.c;
+  if (expands) op.expansion = packed_gemm(expand, between, between, activation_code);
+  op.expansion.a_row = between == Storage::bf16 ? round_up(conv.c, kPairDepth) : conv.c;
   op.expansion.y_row = kChunk;
   op.depthwise.x_pixel = expands ? kChunk : conv.c;
   op.depthwise.x_row = conv.w * op.depthwise.x_pixel;

@@ -11,14 +11,15 @@ class Writer {
  public:
   Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like,
          int64_t squeezed = 0, bool no_expansion = false)
-      : packed_(torch::stable::empty(
-            Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, sizeof(S), squeezed, no_expansion)},
+      : pairs_(like.scalar_type() == ScalarType::BFloat16 && has_pairs(op)),
+        packed_(torch::stable::empty(
+            Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, itemsize(), squeezed, no_expansion)},
             ScalarType::Byte, std::nullopt, like.device())) {
     PackedHeader header{};
     header.magic = kPackedMagic;
     header.version = kPackedVersion;
     header.op = op;
-    header.itemsize = sizeof(S);
+    header.itemsize = static_cast<int32_t>(itemsize());
     header.in_channels = static_cast<int32_t>(in);
     header.mid_channels = static_cast<int32_t>(mid);
     header.out_channels = static_cast<int32_t>(out);
@@ -27,7 +28,7 @@ class Writer {
     header.squeezed_channels = static_cast<int32_t>(squeezed);
     header.no_expansion = no_expansion ? 1 : 0;
     std::memcpy(packed_.mutable_data_ptr(), &header, sizeof(header));
-    next_ = reinterpret_cast<S*>(mutable_bytes_of(packed_) + sizeof(header));
+    next_ = mutable_bytes_of(packed_) + sizeof(header);
   }
 
   void depthwise(const Tensor& weight, const Maybe& bias) {
@@ -37,37 +38,60 @@ class Writer {
     const Tensor dense = scalars(weight);
     const S* w = static_cast<const S*>(dense.const_data_ptr());
     for (int64_t t = 0; t < taps; ++t)
-      for (int64_t c = 0; c < padded; ++c) *next_++ = c < channels ? w[c * taps + t] : S{0};
+      for (int64_t c = 0; c < padded; ++c) write(c < channels ? w[c * taps + t] : S{0});
   }
 
-  void pointwise(const Tensor& weight, const Maybe& bias) {
-    const int64_t out = weight.size(0), in = weight.size(1), padded = round_up(out, kPanel);
-    write_bias(bias, out, padded);
-    const Tensor dense = scalars(weight);
-    const S* w = static_cast<const S*>(dense.const_data_ptr());
-    for (int64_t first = 0; first < padded; first += kPanel)
-      for (int64_t k = 0; k < in; ++k)
-        for (int64_t lane = 0; lane < kPanel; ++lane) *next_++ = first + lane < out ? w[(first + lane) * in + k] : S{0};
-  }
+  void pointwise(const Tensor& weight, const Maybe& bias) { panels(weight, bias, pairs_); }
+  void excite(const Tensor& weight, const Maybe& bias) { panels(weight, bias, false); }
 
   Tensor done() const { return packed_; }
 
  private:
+  static bool has_pairs(PackedOp op) {
+    return op == PackedOp::pointwise_conv2d || op == PackedOp::separable_conv2d || op == PackedOp::inverted_residual;
+  }
+  int64_t itemsize() const { return pairs_ ? 2 : static_cast<int64_t>(sizeof(S)); }
+
   static Tensor scalars(const Tensor& t) {
     return torch::stable::contiguous(to_dtype(t, sizeof(S) == 8 ? ScalarType::Double : ScalarType::Float));
   }
 
-  void write_bias(const Maybe& bias, int64_t channels, int64_t padded) {
-    std::fill_n(next_, padded, S{0});
-    if (bias) {
-      const Tensor dense = scalars(*bias);
-      std::memcpy(next_, dense.const_data_ptr(), static_cast<size_t>(channels) * sizeof(S));
-    }
-    next_ += padded;
+  template <class T>
+  void write(T value) {
+    std::memcpy(next_, &value, sizeof(value));
+    next_ += sizeof(value);
   }
 
+  void write_bias(const Maybe& bias, int64_t channels, int64_t padded) {
+    const Tensor dense = bias ? scalars(*bias) : Tensor();
+    const S* b = bias ? static_cast<const S*>(dense.const_data_ptr()) : nullptr;
+    for (int64_t c = 0; c < padded; ++c) write(b && c < channels ? b[c] : S{0});
+  }
+
+  void panels(const Tensor& weight, const Maybe& bias, bool pairs) {
+    const int64_t out = weight.size(0), in = weight.size(1), padded = round_up(out, kPanel);
+    write_bias(bias, out, padded);
+    const Tensor dense = pairs ? torch::stable::contiguous(weight) : scalars(weight);
+    if (pairs)
+      panels_of<uint16_t, 2>(dense, in, round_up(in, kPairDepth), out, padded);
+    else
+      panels_of<S, 1>(dense, in, in, out, padded);
+  }
+
+  // T: what a weight is copied as; Together: how many of the depth lie side by side.
+  template <class T, int64_t Together>
+  void panels_of(const Tensor& dense, int64_t in, int64_t depth, int64_t out, int64_t padded) {
+    const T* w = static_cast<const T*>(dense.const_data_ptr());
+    for (int64_t first = 0; first < padded; first += kPanel)
+      for (int64_t k = 0; k < depth; k += Together)
+        for (int64_t lane = 0; lane < kPanel; ++lane)
+          for (int64_t i = k; i < k + Together; ++i)
+            write(first + lane < out && i < in ? w[(first + lane) * in + i] : T{0});
+  }
+
+  bool pairs_;
   Tensor packed_;
-  S* next_;
+  char* next_;
 };
 
 void check_bias(const Maybe& bias, int64_t channels, const char* name) {
@@ -165,8 +189,8 @@ Tensor pack_squeeze_excite(const Tensor& reduce_weight, const Maybe& reduce_bias
   const int64_t squeezed = check_excite(reduce_weight, reduce_bias, expand_weight, expand_bias, channels);
   return with_compute_type(reduce_weight, [&](auto s) {
     Writer<decltype(s)> writer(PackedOp::squeeze_excite, channels, channels, channels, 1, 1, reduce_weight, squeezed);
-    writer.pointwise(reduce_weight, reduce_bias);
-    writer.pointwise(expand_weight, expand_bias);
+    writer.excite(reduce_weight, reduce_bias);
+    writer.excite(expand_weight, expand_bias);
     return writer.done();
   });
 }
@@ -193,8 +217,8 @@ Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bi
     if (expand_weight) writer.pointwise(*expand_weight, expand_bias);
     writer.depthwise(dw_weight, dw_bias);
     if (squeezed) {
-      writer.pointwise(*se_reduce_weight, se_reduce_bias);
-      writer.pointwise(*se_expand_weight, se_expand_bias);
+      writer.excite(*se_reduce_weight, se_reduce_bias);
+      writer.excite(*se_expand_weight, se_expand_bias);
     }
     writer.pointwise(project_weight, project_bias);
     return writer.done();
@@ -216,27 +240,34 @@ PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, i
   STD_TORCH_CHECK(header_->out_channels == out, "packed has ", header_->out_channels, " output channels, wanted ", out);
   STD_TORCH_CHECK(header_->kernel_h == kernel_h && header_->kernel_w == kernel_w, "packed has a ", header_->kernel_h,
                   " x ", header_->kernel_w, " kernel, wanted ", kernel_h, " x ", kernel_w);
-  itemsize_ = compute_size(storage_of(x, "x"));
-  STD_TORCH_CHECK(header_->itemsize == itemsize_, "packed holds ", header_->itemsize * 8, "-bit weights, x wants ",
-                  itemsize_ * 8, "-bit ones");
+  const Storage storage = storage_of(x, "x");
+  const int64_t wanted = compute_size(storage);
+  STD_TORCH_CHECK(header_->itemsize == wanted || (header_->itemsize == 2 && storage == Storage::bf16), "packed holds ",
+                  header_->itemsize * 8, "-bit weights, x wants ", wanted * 8, "-bit ones");
   STD_TORCH_CHECK(
       packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out, kernel_h * kernel_w,
-                                     itemsize_, header_->squeezed_channels, header_->no_expansion != 0),
+                                     header_->itemsize, header_->squeezed_channels, header_->no_expansion != 0),
       "packed is truncated");
   next_ = bytes_of(packed) + sizeof(PackedHeader);
 }
 
 DepthwiseWeights PackedReader::depthwise(int64_t channels) {
-  const int64_t padded = round_up(channels, kPanel);
-  const DepthwiseWeights weights{next_, next_ + padded * itemsize_, channels, padded};
-  next_ += depthwise_section(channels, header_->kernel_h * header_->kernel_w) * itemsize_;
+  const int64_t padded = round_up(channels, kPanel), itemsize = header_->itemsize;
+  const DepthwiseWeights weights{next_, next_ + padded * scalar_size(itemsize), channels, padded};
+  next_ += depthwise_section(channels, header_->kernel_h * header_->kernel_w, itemsize);
   return weights;
 }
 
-PointwiseWeights PackedReader::pointwise(int64_t in, int64_t out) {
-  const PointwiseWeights weights{next_, next_ + round_up(out, kPanel) * itemsize_, in, out};
-  next_ += pointwise_section(in, out) * itemsize_;
+PointwiseWeights PackedReader::section(int64_t in, int64_t out, int64_t itemsize) {
+  const Storage storage = itemsize == 8 ? Storage::f64 : itemsize == 2 ? Storage::bf16 : Storage::f32;
+  const PointwiseWeights weights{next_, next_ + round_up(out, kPanel) * scalar_size(itemsize), in, out, storage};
+  next_ += pointwise_section(in, out, itemsize);
   return weights;
+}
+
+PointwiseWeights PackedReader::pointwise(int64_t in, int64_t out) { return section(in, out, header_->itemsize); }
+PointwiseWeights PackedReader::excite(int64_t in, int64_t out) {
+  return section(in, out, scalar_size(header_->itemsize));
 }
 
 }  // namespace cnnfast::cpu

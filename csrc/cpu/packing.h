@@ -14,6 +14,9 @@ struct PointwiseWeights {
   const char* bias;
   const char* panels;
   int64_t in, out;
+  Storage storage;  // of the panels
+
+  int64_t panel() const { return (storage == Storage::bf16 ? round_up(in, kPairDepth) : in) * kPanel; }
 };
 
 Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias);
@@ -36,12 +39,14 @@ class PackedReader {
                int64_t kernel_w);
   DepthwiseWeights depthwise(int64_t channels);
   PointwiseWeights pointwise(int64_t in, int64_t out);
+  PointwiseWeights excite(int64_t in, int64_t out);  // a product of squeeze-excite's
   const PackedHeader& header() const { return *header_; }
 
  private:
   const PackedHeader* header_;
+  PointwiseWeights section(int64_t in, int64_t out, int64_t itemsize);
+
   const char* next_;
-  int64_t itemsize_;
 };
 
 }  // namespace cnnfast::cpu

@@ -16,16 +16,20 @@ namespace {
 
 constexpr int64_t kWideRow = 28;  // pixels: four blocks of the micro-kernel
 
-// Rows of pixels [first, first + count) of the output's, as compute-type rows in this thread's scratch.
+// Rows of pixels [first, first + count) of the output's, as the tile's left side in this thread's scratch.
 const char* gather(const KernelTable& table, Storage storage, const Conv& conv, const char* x, int64_t first,
-                   int64_t count, int64_t row) {
-  const int64_t itemsize = compute_size(storage), stored = storage_size(storage);
-  char* to = scratch(Slot::gathered, count * row * itemsize);
+                   int64_t count, const GemmTile& tile) {
+  const int64_t row_bytes = tile.a_row * storage_size(tile.a_storage), stored = storage_size(storage);
+  char* to = scratch(Slot::gathered, count * row_bytes);
   for (int64_t p = 0; p < count; ++p) {
     const int64_t pixel = first + p, ow = pixel % conv.out_w, oh = pixel / conv.out_w % conv.out_h;
     const int64_t n = pixel / (conv.out_w * conv.out_h);
     const int64_t source = (n * conv.h + oh * conv.window.stride_h) * conv.w + ow * conv.window.stride_w;
-    table.widen[static_cast<int>(storage)](x + source * conv.c * stored, to + p * row * itemsize, conv.c);
+    const char* from = x + source * conv.c * stored;
+    if (tile.a_storage == Storage::bf16)
+      copy_padded(tile, from, to + p * row_bytes, 1);
+    else
+      table.widen[static_cast<int>(storage)](from, to + p * row_bytes, conv.c);
   }
   return to;
 }
@@ -45,20 +49,21 @@ Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
-  const int64_t itemsize = compute_size(storage), stored = static_cast<int64_t>(x.element_size());
   const KernelTable& table = kernels(storage);
-  GemmTile whole = packed_gemm(weights, storage, activation_code);
+  GemmTile whole = packed_gemm(weights, operand_storage(table, storage, weights), storage, activation_code);
+  const int64_t stored = storage_size(storage), operand = storage_size(whole.a_storage);
   whole.rows = conv.n * conv.out_h * conv.out_w;
   whole.y = y.mutable_data_ptr();
   whole.y_row = whole.residual_row = out_channels;
   whole.residual = rs ? rs->const_data_ptr() : nullptr;
-  if (stored == itemsize && stride[0] == 1 && stride[1] == 1) {
+  const bool in_place = whole.a_storage == storage && (storage != Storage::bf16 || conv.c % kPairDepth == 0);
+  if (in_place && stride[0] == 1 && stride[1] == 1) {
     whole.a = xs.const_data_ptr();
     whole.a_row = conv.c;
-    gemm_on_threads(table, whole, itemsize);
+    gemm_on_threads(table, whole);
     return in_format_of(x, y);
   }
-  if (stored == itemsize && conv.out_w >= kWideRow && conv.c * out_channels * itemsize <= kTileBytes) {
+  if (in_place && conv.out_w >= kWideRow && conv.c * out_channels * operand <= kTileBytes) {
     // A row of the output reads pixels that are equally far apart: no copy.
     for_each(conv.n * conv.out_h, [&](int64_t i) {
       const int64_t n = i / conv.out_h, ih = i % conv.out_h * stride[0], first = i * conv.out_w * out_channels * stored;
@@ -68,23 +73,23 @@ Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
       g.a_row = stride[1] * conv.c;
       g.y = static_cast<char*>(whole.y) + first;
       if (g.residual) g.residual = static_cast<const char*>(whole.residual) + first;
-      table.gemm[compute_index(storage)](g);
+      multiply(table, g);
     });
     return in_format_of(x, y);
   }
-  const int64_t row = padded_row(conv.c, itemsize), threads = torch::stable::get_num_threads();
-  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / (row * itemsize));
+  whole.a_row = padded_row(conv.c, operand);
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / (whole.a_row * operand));
   const int64_t tiles = round_up(ceil_div(whole.rows, fitting), threads);
-  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), table.gemm_rows);
+  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), operand == 2 ? kPairDepth : table.gemm_rows);
   for_each(ceil_div(whole.rows, pixels), [&](int64_t i) {
     GemmTile g = whole;
     const int64_t first = i * pixels;
     g.rows = std::min(pixels, whole.rows - first);
-    g.a = gather(table, storage, conv, bytes_of(xs), first, g.rows, row);
-    g.a_row = row;
+    g.a = gather(table, storage, conv, bytes_of(xs), first, g.rows, whole);
     g.y = static_cast<char*>(whole.y) + first * out_channels * stored;
     if (g.residual) g.residual = static_cast<const char*>(whole.residual) + first * out_channels * stored;
-    table.gemm[compute_index(storage)](g);
+    multiply(table, g);
   });
   return in_format_of(x, y);
 }
@@ -156,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
     // dx = grad W: a pointwise conv with the transposed weight; at stride 2 the pixels between get zeros.
     const Tensor packed = pack_pointwise_conv2d(torch::stable::transpose(ws, 0, 1), std::nullopt);
     PackedReader reader(packed, PackedOp::pointwise_conv2d, xs, out_channels, conv.c, 1, 1);
-    GemmTile tile = packed_gemm(reader.pointwise(out_channels, conv.c), storage, 0);
+    GemmTile tile = packed_gemm(reader.pointwise(out_channels, conv.c), storage, storage, 0);
     Tensor out = empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, dtype);
     tile.a_row = out_channels;
     if (dense) {
@@ -164,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
       tile.rows = conv.n * conv.h * conv.w;
       tile.y = out.mutable_data_ptr();
       tile.y_row = conv.c;
-      gemm_on_threads(table, tile, itemsize);
+      gemm_on_threads(table, tile);
     } else {
       torch::stable::zero_(out);
       for_each(g.numel() ? conv.n * conv.out_h : 0, [&](int64_t i) {
@@ -183,9 +188,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
     Tensor sampled = xs;
     if (!dense) {
       sampled = empty_channels_last(x, conv.n, conv.c, conv.out_h, conv.out_w, dtype);
+      GemmTile dense_rows{};
+      dense_rows.a_row = conv.c;
+      dense_rows.a_storage = storage;
       for_each(sampled.numel() ? conv.n * conv.out_h : 0, [&](int64_t i) {
         const int64_t first = i * conv.out_w;
-        const char* rows = gather(table, storage, conv, bytes_of(xs), first, conv.out_w, conv.c);
+        const char* rows = gather(table, storage, conv, bytes_of(xs), first, conv.out_w, dense_rows);
         std::copy_n(rows, conv.out_w * conv.c * itemsize, mutable_bytes_of(sampled) + first * conv.c * itemsize);
       });
     }

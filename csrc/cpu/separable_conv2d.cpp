@@ -22,7 +22,8 @@ struct Separable {
   GemmTile pointwise;
   int64_t row;  // of the intermediate, in scalars
 
-  int64_t itemsize() const { return compute_size(storage); }
+  // Of a scalar of the intermediate.
+  int64_t itemsize() const { return storage_size(pointwise.a_storage); }
   int64_t tile_bytes(int64_t rows) const { return rows * conv.out_w * row * itemsize(); }
 
   // Rows [begin, end) of image n, into `tile` whose first row is tile_begin.
@@ -35,6 +36,7 @@ struct Separable {
       t.row_end = std::min(t.row_begin + kRows, end);
       t.y = tile + (t.row_begin - tile_begin) * depthwise.y_row * itemsize();
       table.depthwise[static_cast<int>(storage)](t);
+      clear_tail(pointwise, static_cast<char*>(t.y), (t.row_end - t.row_begin) * conv.out_w);
     });
   }
 
@@ -60,14 +62,14 @@ void run(const Separable& op, Tensor& y) {
     char* tile = scratch(Slot::depthwise, op.tile_bytes(bands.rows));
     op.first_stage(worker, n, begin, begin, end, tile);
     char* rows = mutable_bytes_of(y) + (n * conv.out_h + begin) * y_row_bytes;
-    gemm_in_parts(worker, op.table, op.second_stage(n, begin, end, tile, rows), op.itemsize());
+    gemm_in_parts(worker, op.table, op.second_stage(n, begin, end, tile, rows));
   });
 }
 
 // y: the pooled image; `pool` has its sizes.
 void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, Tensor& y) {
   const Conv& conv = op.conv;
-  const int64_t row_bytes = conv.out_w * op.pointwise.y_row * op.itemsize();
+  const int64_t row_bytes = conv.out_w * op.pointwise.y_row * compute_size(op.storage);
   const int64_t pooled_row_bytes = pool.out_width * pool.channels * static_cast<int64_t>(y.element_size());
   // Pooled rows at a time: their convolved rows fill a tile, and are pixels enough to be worth reading the weights for.
   constexpr int64_t kPixels = 256;
@@ -93,8 +95,7 @@ void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, 
       }
       if (last > done) {
         op.first_stage(worker, n, done, done, last, tile);
-        gemm_in_parts(worker, op.table, op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes),
-                      op.itemsize());
+        gemm_in_parts(worker, op.table, op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes));
         done = last;
       }
       MaxPoolTile t = pool;
@@ -124,15 +125,17 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
                   conv.c);
   const DepthwiseWeights dw = reader.depthwise(mid);
   const PointwiseWeights pw = reader.pointwise(mid, out_channels);
+  const KernelTable& table = kernels(storage);
+  const Storage between = operand_storage(table, storage, pw);
 
   Separable op{storage,
-               kernels(storage),
+               table,
                conv,
                channels_last(x),
                residual ? Maybe(channels_last(*residual)) : std::nullopt,
-               depthwise_tile(conv, dw, compute_storage(storage), pre_activation, mid_activation),
-               packed_gemm(pw, storage, activation_code),
-               padded_row(mid, compute_size(storage))};
+               depthwise_tile(conv, dw, between, pre_activation, mid_activation),
+               packed_gemm(pw, between, storage, activation_code),
+               padded_row(mid, storage_size(between))};
   op.depthwise.multiplier = mid / conv.c;
   op.depthwise.x_pixel = conv.c;
   op.depthwise.x_row = conv.w * conv.c;

@@ -91,11 +91,11 @@ void Excite::gates(const KernelTable& table, Storage storage, const char* row_su
   char* const hidden = mean + reduce.in * itemsize;
   add_rows(table, storage, row_sums, rows, reduce.in, 1.0 / static_cast<double>(pixels), mean);
   const auto product = [&](const PointwiseWeights& weights, const char* from, char* to, int64_t activation_code) {
-    GemmTile g = packed_gemm(weights, compute, activation_code);
+    GemmTile g = packed_gemm(weights, compute, compute, activation_code);
     g.rows = 1;
     g.a = from;
     g.y = to;
-    table.gemm[compute_index(storage)](g);
+    multiply(table, g);
   };
   product(reduce, mean, hidden, activation);
   product(expand, hidden, gates, gate_activation);
@@ -132,8 +132,8 @@ Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t ac
   check_residual(residual, x, x.size(0), x.size(1), x.size(2), x.size(3));
   PackedReader reader(packed, PackedOp::squeeze_excite, x, x.size(1), x.size(1), 1, 1);
   const int64_t squeezed = reader.header().squeezed_channels;
-  const PointwiseWeights reduce = reader.pointwise(x.size(1), squeezed);
-  const Excite excite{reduce, reader.pointwise(squeezed, x.size(1)), activation_code, gate_activation};
+  const PointwiseWeights reduce = reader.excite(x.size(1), squeezed);
+  const Excite excite{reduce, reader.excite(squeezed, x.size(1)), activation_code, gate_activation};
 
   const Tensor xs = channels_last(x);
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;

@@ -1,5 +1,7 @@
 #include "stages.h"
 
+#include <cstring>
+
 namespace cnnfast::cpu {
 
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes) {
@@ -53,19 +55,58 @@ DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, 
   return t;
 }
 
-GemmTile packed_gemm(const PointwiseWeights& weights, Storage y_storage, int64_t activation_code) {
+GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage y_storage, int64_t activation_code) {
   GemmTile g{};
   g.a_depth = 1;
   g.b = weights.panels;
-  g.b_panel = weights.in * kPanel;
+  g.b_panel = weights.panel();
   g.b_depth = kPanel;
   g.bias = weights.bias;
+  g.a_storage = a_storage;
+  g.b_storage = weights.storage;
   g.y_storage = y_storage;
   g.depth = weights.in;
   g.cols = weights.out;
   g.packed = true;
   g.activation = activation(activation_code);
   return g;
+}
+
+Storage operand_storage(const KernelTable& table, Storage storage, const PointwiseWeights& weights) {
+  return weights.storage == Storage::bf16 && table.gemm_bf16 ? Storage::bf16 : compute_storage(storage);
+}
+
+void clear_tail(const GemmTile& tile, char* rows, int64_t pixels) {
+  const int64_t tail = round_up(tile.depth, kPairDepth) - tile.depth;
+  if (tile.a_storage != Storage::bf16 || tail == 0) return;
+  for (int64_t i = 0; i < pixels; ++i) std::memset(rows + (i * tile.a_row + tile.depth) * 2, 0, tail * 2);
+}
+
+void copy_padded(const GemmTile& tile, const char* from, char* rows, int64_t pixels) {
+  for (int64_t i = 0; i < pixels; ++i)
+    std::memcpy(rows + i * tile.a_row * 2, from + i * tile.depth * 2, tile.depth * 2);
+  clear_tail(tile, rows, pixels);
+}
+
+void multiply(const KernelTable& table, const GemmTile& tile) {
+  if (tile.a_storage == Storage::bf16) return table.gemm_bf16(tile);
+  const auto gemm = table.gemm[compute_index(tile.b_storage)];
+  if (tile.b_storage != Storage::bf16) return gemm(tile);
+  // Panels as floats, a few at a time.
+  constexpr int64_t kTogether = 4;
+  const int64_t panels = ceil_div(tile.cols, kPanel);
+  for (int64_t panel = 0; panel < panels; panel += kTogether) {
+    const int64_t count = std::min(kTogether, panels - panel),
+                  cols = std::min(count * kPanel, tile.cols - panel * kPanel);
+    GemmTile g = columns_of(tile, panel * kPanel, cols);
+    char* const floats = scratch(Slot::panels, count * tile.b_panel * 4);
+    for (int64_t p = 0; p < count; ++p)
+      table.unpair(static_cast<const char*>(g.b) + p * tile.b_panel * 2, floats + p * tile.b_panel * 4,
+                   tile.b_panel / kPanel / 2);
+    g.b = floats;
+    g.b_storage = Storage::f32;
+    gemm(g);
+  }
 }
 
 namespace {
@@ -76,16 +117,13 @@ P* offset(P* p, int64_t bytes) {
   return p ? static_cast<Byte*>(p) + bytes : p;
 }
 
-GemmTile block_of(const GemmTile& whole, int64_t row, int64_t rows, int64_t col, int64_t cols, int64_t itemsize) {
+GemmTile rows_of(const GemmTile& whole, int64_t row, int64_t rows) {
   GemmTile g = whole;
   const int64_t stored = storage_size(whole.y_storage);
-  g.a = offset(whole.a, row * whole.a_row * itemsize);
-  g.b = offset(whole.b, col / kPanel * whole.b_panel * itemsize);
-  g.bias = offset(whole.bias, col * itemsize);
-  g.residual = offset(whole.residual, (row * whole.residual_row + col) * stored);
-  g.y = offset(whole.y, (row * whole.y_row + col) * stored);
+  g.a = offset(whole.a, row * whole.a_row * storage_size(whole.a_storage));
+  g.residual = offset(whole.residual, row * whole.residual_row * stored);
+  g.y = offset(whole.y, row * whole.y_row * stored);
   g.rows = rows;
-  g.cols = cols;
   return g;
 }
 
@@ -104,36 +142,46 @@ struct Pieces {
 
 }  // namespace
 
-void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole, int64_t itemsize) {
-  const auto gemm = table.gemm[itemsize == 8 ? 1 : 0];
+GemmTile columns_of(const GemmTile& whole, int64_t col, int64_t cols) {
+  GemmTile g = whole;
+  const int64_t stored = storage_size(whole.y_storage);
+  g.b = offset(whole.b, col / kPanel * whole.b_panel * storage_size(whole.b_storage));
+  g.bias = offset(whole.bias, col * compute_size(whole.b_storage));
+  g.residual = offset(whole.residual, col * stored);
+  g.y = offset(whole.y, col * stored);
+  g.cols = cols;
+  return g;
+}
+
+void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole) {
   const int64_t threads = torch::stable::get_num_threads();
   // Parts of the larger operand; the smaller one is read for each of them.
-  const bool by_rows = whole.rows >= whole.cols;
-  const int64_t unit = by_rows ? table.gemm_rows : kPanel, size = by_rows ? whole.rows : whole.cols;
+  const bool by_rows = whole.rows >= whole.cols, bf16 = whole.a_storage == Storage::bf16;
+  const int64_t unit = bf16 ? 32 : by_rows ? table.gemm_rows : kPanel, size = by_rows ? whole.rows : whole.cols;
   const int64_t units = ceil_div(size, unit), most = by_rows ? std::max<int64_t>(8, units / (4 * threads)) : 4;
-  const Pieces pieces(units, std::clamp<int64_t>(units / 4, 1, threads), most);
+  const Pieces pieces(units, std::clamp<int64_t>(units / (bf16 ? 1 : 4), 1, threads), most);
   worker.each_part(pieces.count, [&](int64_t k) {
     const auto [begin, end] = pieces[k];
     if (begin == end) return;
     const int64_t first = begin * unit, count = std::min(end * unit, size) - first;
-    gemm(by_rows ? block_of(whole, first, count, 0, whole.cols, itemsize)
-                 : block_of(whole, 0, whole.rows, first, count, itemsize));
+    multiply(table, by_rows ? rows_of(whole, first, count) : columns_of(whole, first, count));
   });
 }
 
-void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t itemsize) {
+void gemm_on_threads(const KernelTable& table, const GemmTile& whole) {
   if (whole.rows == 0 || whole.cols == 0) return;
   // Blocks of rows, one a thread or as many as fill a tile; all rows in one where the weights are the larger operand, so
   // that those are read once.
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t unit = table.gemm_rows, units = ceil_div(whole.rows, unit);
-  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / std::max<int64_t>(1, whole.depth * itemsize * unit));
+  const int64_t unit = whole.a_storage == Storage::bf16 ? 32 : table.gemm_rows, units = ceil_div(whole.rows, unit);
+  const int64_t row_bytes = std::max<int64_t>(1, whole.depth * storage_size(whole.a_storage));
+  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / (row_bytes * unit));
   int64_t block = ceil_div(units, threads);
   if (block > fitting) block = ceil_div(units, round_up(ceil_div(units, fitting), threads));
   if (whole.cols > whole.rows && whole.cols >= 4 * threads * kPanel) block = units;
   for_each(ceil_div(units, block), [&](const Worker& worker, int64_t i) {
     const int64_t row = i * block * unit, rows = std::min(block * unit, whole.rows - row);
-    gemm_in_parts(worker, table, block_of(whole, row, rows, 0, whole.cols, itemsize), itemsize);
+    gemm_in_parts(worker, table, rows_of(whole, row, rows));
   });
 }
 

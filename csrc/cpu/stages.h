@@ -9,11 +9,11 @@ namespace cnnfast::cpu {
 // weight panels and the rows of x that are being read.
 constexpr int64_t kTileBytes = 290'000;
 
-// Distance between the rows of an intermediate: whole panels, and never a multiple of 4 KiB, where the rows of a
+// Distance between the rows of an intermediate: whole panels (bfloat16: tiles of AMX), and never a multiple of 4 KiB, where the rows of a
 // register block would all fall into one set of the L1 cache.
 inline int64_t padded_row(int64_t channels, int64_t itemsize) {
-  const int64_t row = round_up(channels, kPanel);
-  return row * itemsize % 4096 == 0 ? row + kPanel : row;
+  const int64_t row = round_up(channels, itemsize == 2 ? kPairDepth : kPanel);
+  return row * itemsize % 4096 == 0 ? row + kPairDepth : row;
 }
 
 // How a fused op walks its output: bands of rows of an image.
@@ -26,11 +26,24 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
                              int64_t pre_activation, int64_t activation_code);
-// rows, a and y are the caller's to fill in.
-GemmTile packed_gemm(const PointwiseWeights& weights, Storage y_storage, int64_t activation_code);
+// What the left operand of a product with these weights is stored as: bfloat16 where both are and the ISA multiplies it,
+// else the compute type.
+Storage operand_storage(const KernelTable& table, Storage storage, const PointwiseWeights& weights);
+// rows, a and y are the caller's to fill in; a bfloat16 a is finite, or anything that zeros may be multiplied with, up to
+// a depth of whole kPairDepth.
+GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage y_storage, int64_t activation_code);
+// Zeros after the channels of each of `pixels` rows of a bfloat16 left side, up to the next row or a whole kPairDepth;
+// nothing for other types.
+void clear_tail(const GemmTile& tile, char* rows, int64_t pixels);
+// Pixels side by side in memory to such rows.
+void copy_padded(const GemmTile& tile, const char* from, char* rows, int64_t pixels);
+// Columns [col, col + cols), col a multiple of kPanel.
+GemmTile columns_of(const GemmTile& whole, int64_t col, int64_t cols);
+// The product on this thread.
+void multiply(const KernelTable& table, const GemmTile& tile);
 // A task's product, in parts that idle threads help with: groups of panels or blocks of rows, of the larger operand.
-void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole, int64_t itemsize);
+void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole);
 // The whole product on all threads.
-void gemm_on_threads(const KernelTable& table, const GemmTile& whole, int64_t itemsize);
+void gemm_on_threads(const KernelTable& table, const GemmTile& whole);
 
 }  // namespace cnnfast::cpu

@@ -65,16 +65,17 @@ struct DepthwiseGradWeightTile {
 
 // y[rows][cols] = activation(a[rows][depth] * b[depth][cols] + bias + residual)
 struct GemmTile {
-  const void* a;  // S
+  const void* a;  // S, or bfloat16 for gemm_bf16
   int64_t a_row, a_depth;
-  const void* b;  // S: panels of kPanel columns, b_panel apart; packed: b_depth = kPanel, zero-padded to whole panels
+  const void* b;  // S: panels of kPanel columns, b_panel apart; packed: b_depth = kPanel, zero-padded to whole panels;
+                  // or bfloat16, packed in pairs of the depth
   int64_t b_panel, b_depth;
   const void* bias;      // S [cols] (packed: rounded up to kPanel), or null
   const void* residual;  // y_storage, or null
   int64_t residual_row;
   void* y;
   int64_t y_row;
-  Storage y_storage;
+  Storage a_storage, b_storage, y_storage;
   int64_t rows, depth, cols;
   bool packed;  // a_depth == 1, b and bias padded: the fast path
   Activation activation;
@@ -132,6 +133,8 @@ struct KernelTable {
   void (*scale_channels[kStorages])(const ScaleTile&);
   // [0] float, [1] double
   void (*gemm[2])(const GemmTile&);
+  void (*unpair)(const void* pairs, void* panel, int64_t count);  // a bfloat16 panel to float, both b of a GemmTile
+  void (*gemm_bf16)(const GemmTile&);                             // a and b bfloat16; null: none
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
@@ -146,6 +149,10 @@ extern const KernelTable table;
 }
 namespace avx512 {
 extern const KernelTable table;
+}
+
+namespace amx {
+void gemm_bf16(const GemmTile&);  // the rest of an AMX machine's table is AVX-512's
 }
 
 }  // namespace cnnfast
