@@ -19,7 +19,7 @@ from cnnfast import _library
 
 CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
 NAMES = tuple(CODES)
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "local_response_norm", "conv2d")
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 # By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
@@ -78,6 +78,8 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
         raise ValueError(f"op must be one of {', '.join(OPS)} (or one with _packed after it), got {op!r}")
     if op == "conv2d":
         return ["conv2d has a packed form only: torch.nn.functional.conv2d is the plain one"]
+    if op == "local_response_norm_packed":
+        return ["local_response_norm has no weights to pack: its plain form is the only one"]
     if backend == "reference":
         return ["reference takes plain weights, not packed ones"] if packed else []
     if device_type == "meta":

@@ -136,7 +136,7 @@ char* scratch(Slot slot, int64_t bytes) {
     int64_t size = 0;
     ~Buffer() { std::free(data); }
   };
-  static thread_local Buffer buffers[3];
+  static thread_local Buffer buffers[4];
   Buffer& buffer = buffers[static_cast<int>(slot)];
   if (buffer.size < bytes) {
     std::free(buffer.data);

@@ -13,7 +13,8 @@ from cnnfast.bench import models, ops
 from cnnfast.bench.measure import Settings, measure
 
 SETTINGS = Settings(threads=1, rounds=1, sample_seconds=1e-4, gemm_size=128, peers=("eager",))
-KINDS = {(case.group, case.kernel, case.stride, case.tf_same, case.residual): case for case in ops.CASES}
+TRAITS = ("group", "kernel", "stride", "tf_same", "residual")
+KINDS = {tuple(getattr(case, trait, None) for trait in TRAITS): case for case in ops.CASES}
 
 
 @pytest.mark.parametrize("case", KINDS.values(), ids=lambda case: f"{case.group}-{case.name}")

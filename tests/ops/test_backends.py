@@ -126,7 +126,8 @@ def test_other_isa(isa):
     if isa not in _C.cpu_features:
         pytest.skip(f"this CPU has no {isa}")
     here = Path(__file__).parent
-    tests = [f"{here / name}::test_all_pairs" for name in ("test_equality.py", "test_gradients.py")]
+    files = ("test_equality.py", "test_gradients.py", "test_local_response_norm.py")
+    tests = [f"{here / name}::test_all_pairs" for name in files]
     environment = {**os.environ, "CNNFAST_ISA": isa}
     probe = run_python("from cnnfast import _C; print(_C.isa)", CNNFAST_ISA=isa)
     assert probe.stdout.strip() == isa, probe.stderr

@@ -1,5 +1,6 @@
 // Compiled once per ISA with -DCNNFAST_ISA=<name> and that ISA's flags; see kernels.h.
 #include "depthwise_conv2d.h"
+#include "local_response_norm.h"
 #include "pointwise_conv2d.h"
 #include "separable_conv2d.h"
 
@@ -14,6 +15,9 @@ const KernelTable table = {
     // float64 has no form but the generic one: it is there to check the algorithms, not to be fast.
     .depthwise = {depthwise<float>, nullptr, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
+    .local_response_norm = {local_response_norm<float>, nullptr, local_response_norm<bf16>, local_response_norm<f16>},
+    .local_response_norm_backward = {local_response_norm_backward<float>, nullptr, local_response_norm_backward<bf16>,
+                                     local_response_norm_backward<f16>},
     .gemm = {gemm<float>, nullptr},
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
@@ -22,6 +26,10 @@ const KernelTable table = {
 #else
     .depthwise = {depthwise<float>, depthwise<double>, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
+    .local_response_norm = {local_response_norm<float>, local_response_norm<double>, local_response_norm<bf16>,
+                            local_response_norm<f16>},
+    .local_response_norm_backward = {local_response_norm_backward<float>, local_response_norm_backward<double>,
+                                     local_response_norm_backward<bf16>, local_response_norm_backward<f16>},
     .gemm = {gemm<float>, gemm<double>},
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},

@@ -41,6 +41,14 @@ template <>
 CNNFAST_INLINE Vec<float> sub(Vec<float> a, Vec<float> b) {
   return {_mm512_sub_ps(a.v, b.v)};
 }
+template <>
+CNNFAST_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+template <>
+CNNFAST_INLINE Vec<float> square_root(Vec<float> x) {
+  return {_mm512_sqrt_ps(x.v)};
+}
 // 14 bits, then a Newton step: a division takes five times as long.
 template <>
 CNNFAST_INLINE Vec<float> reciprocal(Vec<float> x) {
