@@ -7,8 +7,8 @@ namespace cnnfast::cpu {
 
 namespace {
 
-constexpr int64_t kBlockBytes = 16 << 10, kStripBytes = 64 << 10;  // of x in the compute type
-constexpr int64_t kTaskBytes = 64 << 10;                           // of x
+constexpr int64_t kBlockBytes = 16 << 10, kStripBytes = 256 << 10;  // of x in the compute type
+constexpr int64_t kTaskBytes = 32 << 10;                            // of x
 
 using Kernel = void (*)(const LocalResponseNormTile&);
 
@@ -62,8 +62,11 @@ Tensor normalised(const Tensor& x, const Maybe& grad, int64_t size, double alpha
   // rows are channels
   whole.row = pixels;
   whole.rows = whole.rows_at_once = c;
-  const int64_t vectors = std::max<int64_t>(2, kStripBytes / ((c + halo) * kPanel * itemsize));
-  const int64_t cols = std::min(vectors * kPanel, pixels), strips = ceil_div(pixels, cols);
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t fitting = kStripBytes / ((c + halo) * kPanel * itemsize);
+  const int64_t shared = ceil_div(n * pixels, 4 * threads * kPanel);  // four strips a thread, or more
+  const int64_t cols = std::min(std::max<int64_t>(2, std::min(fitting, shared)) * kPanel, pixels);
+  const int64_t strips = ceil_div(pixels, cols);
   whole.padded_row = whole.padded_channel = round_up(cols, kPanel);
   whole.padded_size = (c + halo) * whole.padded_row;
   for_each(n * strips, [&](int64_t i) {
