@@ -1,7 +1,8 @@
 """The cases of `cnnfast bench ops`: each op at the real networks' shapes.
 
-Ours is the packed form, one op call. The peers run plain convolutions whose BN is folded into weight and bias already
-(the strongest form that eager PyTorch has), with explicit padding where TensorFlow's 'same' needs it, as timm does.
+Ours is the packed form where the op has weights, one op call. The peers run plain convolutions whose BN is folded into
+weight and bias already (the strongest form that eager PyTorch has), with explicit padding where TensorFlow's 'same'
+needs it, as timm does.
 """
 
 from __future__ import annotations
@@ -163,6 +164,32 @@ def _count(plain: PlainBlock, x: torch.Tensor) -> tuple[int, int]:
     return 2 * macs, x.numel() + weights + y.numel()  # the residual is x itself
 
 
+@dataclass(frozen=True)
+class LocalResponseNormCase:
+    """Of a window of 5 channels, at one shape; torch's own for the peers."""
+
+    network: str
+    channels: int
+    size: int
+    k: float
+    group: str = "local_response_norm"
+
+    @property
+    def name(self) -> str:
+        return f"{self.channels} @{self.size} ({self.network})"
+
+    def build(self, settings: Settings) -> Problem:
+        plain = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=self.k)
+        x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        flops = x.numel() * (2 * plain.size + 2 + 4)  # the sum, d, then two roots, a product and a division
+
+        def ours() -> torch.Tensor:
+            return ops.local_response_norm(x, plain.size, plain.alpha, plain.beta, plain.k)
+
+        return Problem(lambda: ours, plain, x, flops, 2 * x.numel() * x.element_size())
+
+
 def _separable(network: str, channels: tuple[int, int], size: int, **kw) -> OpCase:
     return OpCase("separable_conv2d", network, *channels, size, kernel=3, **kw)
 
@@ -181,8 +208,9 @@ def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int =
 
 
 _LITE0, _V1, _V2, _XCEPTION = "lite0", "mobilenetv1", "mobilenetv2", "xception"
+_ALEXNET, _GOOGLENET = "alexnet", "googlenet"
 
-CASES: tuple[OpCase, ...] = (
+CASES: tuple[OpCase | LocalResponseNormCase, ...] = (
     _depthwise(_XCEPTION, 128, 147, 3),
     _depthwise(_XCEPTION, 728, 19, 3),
     _depthwise(_LITE0, 96, 112, 3, 2, tf_same=True, activation="relu6"),
@@ -244,12 +272,16 @@ CASES: tuple[OpCase, ...] = (
     _mbconv(_V2, (96, 160), 14, 3, 2, False),
     _mbconv(_V2, (160, 160), 7, 3, 1, False),
     _mbconv(_V2, (160, 320), 7, 3, 1, False),
+    LocalResponseNormCase(_ALEXNET, 96, 55, k=2.0),
+    LocalResponseNormCase(_ALEXNET, 256, 27, k=2.0),
+    LocalResponseNormCase(_GOOGLENET, 64, 56, k=1.0),
+    LocalResponseNormCase(_GOOGLENET, 192, 56, k=1.0),
 )
 OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
-_QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)"}
+_QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)"}
 
 
-def select(names: list[str] | None = None, quick: bool = False) -> list[OpCase]:
+def select(names: list[str] | None = None, quick: bool = False) -> list[OpCase | LocalResponseNormCase]:
     """The cases of the ops `names` (all if None); `quick`: one or two of each op."""
     return [case for case in CASES if (not names or case.group in names) and (not quick or case.name in _QUICK)]

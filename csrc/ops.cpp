@@ -48,6 +48,13 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       "pointwise_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] stride,"
       " int activation, int backend=0) -> Tensor");
 
+  // y = x / (k + alpha / size * sum of x^2 over `size` neighbouring channels, size / 2 of them before) ** beta
+  m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k, int backend=0) -> Tensor");
+  // gradient of x
+  m.def(
+      "local_response_norm_backward(Tensor grad, Tensor x, int size, float alpha, float beta, float k, int backend=0)"
+      " -> Tensor");
+
   // t = mid_activation(depthwise(pre_activation(x), dw_weight) + dw_bias)
   // y = activation(conv1x1(t, pw_weight) + pw_bias + residual)
   m.def(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,6 +179,40 @@ def drawn_away_from_kinks(make_case: Callable[[], Case]) -> Case:
         if case.options["activation"] is None or not near.any():
             return case
     raise AssertionError("no draw is away from the kinks")
+
+
+def padded_copy(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """x as a slice of something larger."""
+    shape = list(x.shape)
+    shape[dim] += 5
+    layout = torch.channels_last if not x.is_contiguous() else torch.contiguous_format
+    larger = torch.full(shape, math.nan, dtype=x.dtype).contiguous(memory_format=layout)
+    part = larger.narrow(dim, 2, x.shape[dim])
+    part.copy_(x)
+    return part
+
+
+def every_second(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack((x, torch.full_like(x, math.nan)), dim=-1).flatten(-2)[..., ::2]
+
+
+def off_by_one(x: torch.Tensor) -> torch.Tensor:
+    buffer = torch.full((x.numel() + 1,), math.nan, dtype=x.dtype)
+    part = buffer[1:].as_strided(x.shape, x.stride(), 1)
+    part.copy_(x)
+    return part
+
+
+NONCONTIGUOUS = {
+    "slice of channels": lambda x: padded_copy(x, 1),
+    "slice of rows": lambda x: padded_copy(x, 2),
+    "slice of columns": lambda x: padded_copy(x, 3),
+    "every second column": every_second,
+    "storage offset": off_by_one,
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded batch": lambda x: x[:1].expand(x.shape),
+    "expanded channels": lambda x: x[:, :1].expand(x.shape),
+}
 
 
 def all_pairs(factors: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:

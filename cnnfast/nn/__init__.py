@@ -5,6 +5,7 @@ from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
 from cnnfast.nn.fused import FusedModule, repack, set_backend
 from cnnfast.nn.inverted_residual import InvertedResidual
 from cnnfast.nn.layers import Conv2dSame, DropPath, GlobalPool, PointwiseConv2d
+from cnnfast.nn.local_response_norm import LocalResponseNorm
 from cnnfast.nn.pointwise_conv2d import PointwiseConvBN
 from cnnfast.nn.separable_conv2d import SeparableConv2d
 from cnnfast.nn.squeeze_excite import SqueezeExcite
@@ -17,6 +18,7 @@ __all__ = [
     "FusedModule",
     "GlobalPool",
     "InvertedResidual",
+    "LocalResponseNorm",
     "PointwiseConv2d",
     "PointwiseConvBN",
     "SeparableConv2d",

@@ -71,16 +71,16 @@ class PointwiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, stride, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.backend == "auto" and not _has_pointwise_kernel(x.device.type):
+        if self.backend == "auto" and not has_kernel("pointwise_conv2d", x.device.type):
             return super().forward(x)
         return ops.pointwise_conv2d(x, self.weight, self.bias, self.stride, backend=self.backend)
 
 
-def _has_pointwise_kernel(device_type: str) -> bool:
-    return not backends.can_run("pointwise_conv2d", "auto", device_type)
+def has_kernel(op: str, device_type: str) -> bool:
+    return not backends.can_run(op, "auto", device_type)
 
 
-_has_pointwise_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]  # traced as the bool it returns
+has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]  # traced as the bool it returns
 
 
 class DropPath(nn.Module):

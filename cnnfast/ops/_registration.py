@@ -79,7 +79,8 @@ def empty_packed(
 def register_gradients(op: str, activation_after_residual: bool = False) -> None:
     """Gradients of cnnfast::<op> by cnnfast::<op>_backward, which recomputes what it needs from the inputs.
 
-    A residual that is added last (no activation after it) is not kept: its gradient is the output's.
+    A residual that is added last (no activation after it) is not kept: its gradient is the output's. A `_backward`
+    without an output_mask returns its one gradient as a tensor.
     """
     overload = getattr(torch.ops.cnnfast, op).default
     backward_op = getattr(torch.ops.cnnfast, f"{op}_backward").default
@@ -87,6 +88,7 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     tensors = sum("Tensor" in str(argument.type) for argument in arguments)
     residual = tensors - 1  # the last tensor, where the op takes one
     takes_residual = arguments[residual].name == "residual"
+    takes_mask = any(argument.name == "output_mask" for argument in backward_op._schema.arguments)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         saved, options = list(inputs[:tensors]), inputs[tensors:-1]
@@ -102,7 +104,9 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
         if passed_on:
             wanted[residual] = False
         grads: list[Tensor | None] = [None] * tensors
-        if any(wanted):
+        if not takes_mask:
+            grads = [backward_op(grad, *ctx.saved_tensors, *ctx.options, ctx.backend)]
+        elif any(wanted):
             mask = sum(1 << i for i, want in enumerate(wanted) if want)
             computed = backward_op(grad, *ctx.saved_tensors, *ctx.options, mask, ctx.backend)
             grads = [gradient if want else None for gradient, want in zip(computed, wanted, strict=True)]
@@ -152,8 +156,11 @@ def _cuda_packer(name: str) -> Callable:
     return pack
 
 
-def register_autocast(op: str) -> None:
-    """Casts what autocast casts for torch's convs, to the dtype that the region asks for; biases become float32."""
+def register_autocast(op: str, to: torch.dtype | None = None) -> None:
+    """Casts what autocast casts for torch's convs, to the dtype that the region asks for; biases become float32.
+
+    to: a dtype for all tensors instead, for what autocast runs in float32.
+    """
     overload = getattr(torch.ops.cnnfast, op).default
     is_bias = [argument.name.endswith("bias") for argument in overload._schema.arguments]
 
@@ -161,7 +168,7 @@ def register_autocast(op: str) -> None:
         keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def kernel(*args: Any) -> Tensor:
-            dtype = torch.get_autocast_dtype(device_type)
+            dtype = to or torch.get_autocast_dtype(device_type)
             with torch._C._ExcludeDispatchKeyGuard(keyset):
                 return overload(*(_cast(a, torch.float32 if b else dtype) for a, b in zip(args, is_bias, strict=False)))
 

@@ -232,6 +232,12 @@ def positive(name: str, value: int) -> int:
     return value
 
 
+def number(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def _check_like(name: str, tensor: Tensor, x: Tensor, like: str = "x") -> None:
     """tensor: on x's device and of x's dtype; autocast brings mixed dtypes together itself (but leaves float64)."""
     if not isinstance(tensor, Tensor):

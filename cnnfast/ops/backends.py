@@ -25,6 +25,7 @@ OPS = (
     "separable_conv2d",
     "inverted_residual",
     "squeeze_excite",
+    "local_response_norm",
     "conv2d",
 )
 REFERENCE = -1  # never reaches a schema
@@ -85,6 +86,8 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
         raise ValueError(f"op must be one of {', '.join(OPS)} (or one with _packed after it), got {op!r}")
     if op == "conv2d":
         return ["conv2d has a packed form only: torch.nn.functional.conv2d is the plain one"]
+    if op == "local_response_norm_packed":
+        return ["local_response_norm has no weights to pack: its plain form is the only one"]
     if backend == "reference":
         return ["reference takes plain weights, not packed ones"] if packed else []
     if device_type == "meta":

@@ -5,8 +5,16 @@ Differentiable, runs on any device and in any dtype that torch's own layers take
 
 from cnnfast.reference.depthwise_conv2d import depthwise_conv2d
 from cnnfast.reference.inverted_residual import inverted_residual
+from cnnfast.reference.local_response_norm import local_response_norm
 from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
 from cnnfast.reference.separable_conv2d import separable_conv2d
 from cnnfast.reference.squeeze_excite import squeeze_excite
 
-__all__ = ["depthwise_conv2d", "inverted_residual", "pointwise_conv2d", "separable_conv2d", "squeeze_excite"]
+__all__ = [
+    "depthwise_conv2d",
+    "inverted_residual",
+    "local_response_norm",
+    "pointwise_conv2d",
+    "separable_conv2d",
+    "squeeze_excite",
+]

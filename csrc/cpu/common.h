@@ -63,7 +63,7 @@ inline const char* bytes_of(const Tensor& t) { return static_cast<const char*>(t
 inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
 // A buffer of this thread's, kept between calls; the content is whatever the last user left. One slot a purpose.
-enum class Slot { depthwise, expanded, gathered, sums, excite, panels, count };
+enum class Slot { depthwise, expanded, gathered, sums, excite, panels, normalised, count };
 char* scratch(Slot slot, int64_t bytes);
 
 // task(i), or task(worker, i) to have help with its parts, for each i in [0, count), on all threads.

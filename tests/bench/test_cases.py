@@ -13,14 +13,11 @@ from cnnfast.bench import models, ops
 from cnnfast.bench.measure import Settings, measure
 
 SETTINGS = Settings(threads=1, rounds=1, sample_seconds=1e-4, gemm_size=128, peers=("eager",))
-
-
-def kind(case):
-    activations = case.pre_activation, case.mid_activation, case.activation
-    return case.group, case.kernel, case.stride, case.tf_same, case.residual, activations
-
-
-KINDS = {kind(case): case for case in ops.CASES}
+TRAITS = (
+    *("group", "kernel", "stride", "tf_same", "residual"),
+    *("pre_activation", "mid_activation", "activation"),
+)
+KINDS = {tuple(getattr(case, trait, None) for trait in TRAITS): case for case in ops.CASES}
 
 
 @pytest.mark.parametrize("case", KINDS.values(), ids=lambda case: f"{case.group}-{case.name}")

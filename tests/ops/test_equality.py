@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from numerics import LAYOUTS, channels_last, fresh_generator
-from op_cases import DTYPES, OPS, Case, all_pairs, identifier, make
+from op_cases import DTYPES, NONCONTIGUOUS, OPS, Case, all_pairs, identifier, make, padded_copy
 
 from cnnfast.ops import activations
 
@@ -148,40 +148,6 @@ def test_memory_format_follows_x(op):
     case = make(op, fresh_generator(), layout="channels_last")
     assert case.run().is_contiguous(memory_format=torch.channels_last)
     assert case.run(x=case.x.contiguous()).is_contiguous()
-
-
-def padded_copy(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """x as a slice of something larger."""
-    shape = list(x.shape)
-    shape[dim] += 5
-    layout = torch.channels_last if not x.is_contiguous() else torch.contiguous_format
-    larger = torch.full(shape, math.nan, dtype=x.dtype).contiguous(memory_format=layout)
-    part = larger.narrow(dim, 2, x.shape[dim])
-    part.copy_(x)
-    return part
-
-
-def every_second(x: torch.Tensor) -> torch.Tensor:
-    return torch.stack((x, torch.full_like(x, math.nan)), dim=-1).flatten(-2)[..., ::2]
-
-
-def off_by_one(x: torch.Tensor) -> torch.Tensor:
-    buffer = torch.full((x.numel() + 1,), math.nan, dtype=x.dtype)
-    part = buffer[1:].as_strided(x.shape, x.stride(), 1)
-    part.copy_(x)
-    return part
-
-
-NONCONTIGUOUS = {
-    "slice of channels": lambda x: padded_copy(x, 1),
-    "slice of rows": lambda x: padded_copy(x, 2),
-    "slice of columns": lambda x: padded_copy(x, 3),
-    "every second column": every_second,
-    "storage offset": off_by_one,
-    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    "expanded batch": lambda x: x[:1].expand(x.shape),
-    "expanded channels": lambda x: x[:, :1].expand(x.shape),
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,5 +1,6 @@
 // Compiled once per ISA with -DCNNFAST_ISA=<name> and that ISA's flags; see kernels.h.
 #include "depthwise_conv2d.h"
+#include "local_response_norm.h"
 #include "pointwise_conv2d.h"
 #include "separable_conv2d.h"
 #include "squeeze_excite.h"
@@ -18,6 +19,9 @@ const KernelTable table = {
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, nullptr, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, nullptr, scale_channels<bf16>, scale_channels<f16>},
+    .local_response_norm = {local_response_norm<float>, nullptr, local_response_norm<bf16>, local_response_norm<f16>},
+    .local_response_norm_backward = {local_response_norm_backward<float>, nullptr, local_response_norm_backward<bf16>,
+                                     local_response_norm_backward<f16>},
     .gemm = {gemm<float>, nullptr},
     .unpair = unpair,
     .gemm_bf16 = nullptr,
@@ -30,6 +34,10 @@ const KernelTable table = {
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, channel_sums<double>, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, scale_channels<double>, scale_channels<bf16>, scale_channels<f16>},
+    .local_response_norm = {local_response_norm<float>, local_response_norm<double>, local_response_norm<bf16>,
+                            local_response_norm<f16>},
+    .local_response_norm_backward = {local_response_norm_backward<float>, local_response_norm_backward<double>,
+                                     local_response_norm_backward<bf16>, local_response_norm_backward<f16>},
     .gemm = {gemm<float>, gemm<double>},
     .unpair = unpair,
     .gemm_bf16 = nullptr,

@@ -91,6 +91,20 @@ struct MaxPoolTile {
   int64_t kernel, stride, padding;
 };
 
+// Local response normalisation of a matrix whose rows or columns are channels, or its gradient.
+struct LocalResponseNormTile {
+  const void* x;
+  const void* grad;  // of y; null forward
+  void* y;           // backward: the gradient of x
+  int64_t row;       // of x, grad and y
+  int64_t rows, cols;
+  // Where a channel is copied to: rows_at_once rows, in S, with zeros for the channels before the first and after the last.
+  void* padded;  // one such block forward, two and rows_at_once * padded_row backward
+  int64_t rows_at_once, padded_row, padded_channel, padded_size;  // padded_channel: 1, or padded_row: rows are channels
+  int64_t before, after;                                          // channels of the window besides its own
+  double scale, beta, k;                                          // y = x (k + scale * sum of squares)^-beta
+};
+
 // grad[i] *= activation'(z[i]), both S.
 struct ActivationGradTile {
   void* grad;
@@ -131,6 +145,8 @@ struct KernelTable {
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   void (*channel_sums[kStorages])(const ChannelSumsTile&);
   void (*scale_channels[kStorages])(const ScaleTile&);
+  void (*local_response_norm[kStorages])(const LocalResponseNormTile&);
+  void (*local_response_norm_backward[kStorages])(const LocalResponseNormTile&);
   // [0] float, [1] double
   void (*gemm[2])(const GemmTile&);
   void (*unpair)(const void* pairs, void* panel, int64_t count);  // a bfloat16 panel to float, both b of a GemmTile

@@ -116,6 +116,16 @@ CNNFAST_INLINE Vec<S> sub(Vec<S> a, Vec<S> b) {
   return {a.v - b.v};
 }
 template <class S>
+CNNFAST_INLINE Vec<S> divide(Vec<S> a, Vec<S> b) {
+  return {a.v / b.v};
+}
+template <class S>
+CNNFAST_INLINE Vec<S> square_root(Vec<S> x) {
+  for (int i = 0; i < kPanel; ++i)
+    x.v[i] = sizeof(S) == sizeof(double) ? __builtin_sqrt(x.v[i]) : __builtin_sqrtf(x.v[i]);
+  return x;
+}
+template <class S>
 CNNFAST_INLINE Vec<S> reciprocal(Vec<S> x) {
   return {Vec<S>::set(1).v / x.v};
 }

@@ -36,6 +36,14 @@ CNNFAST_INLINE Vec<float> product_error(Vec<float> a, Vec<float> b, Vec<float> p
   return {_mm256_fmsub_ps(a.low, b.low, product.low), _mm256_fmsub_ps(a.high, b.high, product.high)};
 }
 template <>
+CNNFAST_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+template <>
+CNNFAST_INLINE Vec<float> square_root(Vec<float> x) {
+  return {_mm256_sqrt_ps(x.low), _mm256_sqrt_ps(x.high)};
+}
+template <>
 CNNFAST_INLINE Vec<float> reciprocal(Vec<float> x) {
   const __m256 one = _mm256_set1_ps(1);
   return {_mm256_div_ps(one, x.low), _mm256_div_ps(one, x.high)};

@@ -45,6 +45,14 @@ template <>
 CNNFAST_INLINE Vec<float> product_error(Vec<float> a, Vec<float> b, Vec<float> product) {
   return {_mm512_fmsub_ps(a.v, b.v, product.v)};
 }
+template <>
+CNNFAST_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+template <>
+CNNFAST_INLINE Vec<float> square_root(Vec<float> x) {
+  return {_mm512_sqrt_ps(x.v)};
+}
 // 14 bits, then a Newton step: a division takes five times as long.
 template <>
 CNNFAST_INLINE Vec<float> reciprocal(Vec<float> x) {
