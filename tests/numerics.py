@@ -25,12 +25,25 @@ from torch import Tensor
 
 from cnnfast.reference.common import ACTIVATIONS
 
-# What S has for each activation: at least |f(x)|, and at least as steep as f for |x|: an error before it comes out as
-# much larger. Clamps and tanh are below the identity.
-BOUNDS = dict.fromkeys(ACTIVATIONS, lambda s: s) | {
-    "sigmoid": lambda s: s + 0.5,
-    "silu": lambda s: 1.13 * s,
-    "gelu": lambda s: 1.13 * s,
+
+
+def _bound(steepest: float, bend: float, at_zero: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """What S has for an activation f: at least |f(s)|, and as steep as f can be, since an error before it comes out as
+    much larger. In gradients an error before f changes its slope too, by as much as f bends, |f''|; so the derivative of
+    what this returns is that much larger than its own."""
+
+    def bound(s: Tensor) -> Tensor:
+        bending = bend / 2 * s.square()
+        return at_zero + steepest * s + (bending - bending.detach())
+
+    return bound
+
+
+BOUNDS = dict.fromkeys(ACTIVATIONS, lambda s: s) | {  # clamps are below the identity
+    "sigmoid": _bound(0.25, 0.1, 0.5),
+    "silu": _bound(1.13, 0.5),
+    "gelu": _bound(1.13, 0.8),
+    "tanh": _bound(1.0, 0.77),
 }
 
 

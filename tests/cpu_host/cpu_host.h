@@ -31,6 +31,15 @@ inline std::vector<const KernelTable*> tables() {
 #endif
 #ifdef CNNFAST_HAVE_AVX512
   if (cpu_has(Isa::avx512)) all.push_back(&avx512::table);
+#ifdef CNNFAST_HAVE_AMX
+  static const KernelTable with_amx = [] {
+    KernelTable table = avx512::table;
+    table.isa = "amx";
+    table.gemm_bf16 = amx::gemm_bf16;
+    return table;
+  }();
+  if (cpu_has(Isa::amx)) all.push_back(&with_amx);
+#endif
 #endif
   return all;
 }

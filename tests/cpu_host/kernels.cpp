@@ -22,7 +22,11 @@ class Kernels : public Tester {
       for (Storage s : {Storage::f32, Storage::f64, Storage::bf16, Storage::f16}) {
         if (table_.depthwise[static_cast<int>(s)]) depthwise(s);
         if (table_.widen[static_cast<int>(s)]) widen(s);
+        if (table_.channel_sums[static_cast<int>(s)]) channel_sums(s);
+        if (table_.scale_channels[static_cast<int>(s)]) scale_channels(s);
       }
+      unpair();
+      if (table_.gemm_bf16) gemm_bf16();
       for (Storage s : {Storage::f32, Storage::f64}) {
         compute_ = s;
         if (table_.gemm[pair()]) gemm();
@@ -194,8 +198,8 @@ class Kernels : public Tester {
     Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
     a.draw(random_), b.draw(random_), bias.draw(random_), residual.draw(random_);
     table_.gemm[pair()]({a.data(), a_row, a_depth, b.data(), b_panel, b_depth, biased ? bias.data() : nullptr,
-                         added ? residual.data() : nullptr, residual_row, y.data(), y_row, y.storage(), rows, depth,
-                         cols, packed, activation(act)});
+                         added ? residual.data() : nullptr, residual_row, y.data(), y_row, compute_, compute_,
+                         y.storage(), rows, depth, cols, packed, activation(act)});
     for (int64_t i = 0; i < y.count(); ++i) {
       const int64_t row = i / y_row, column = i % y_row;
       if (column >= cols) {
@@ -211,6 +215,109 @@ class Kernels : public Tester {
       }
       const double ref = activated(act, sum);
       expect("gemm", y, i, ref, size, depth, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
+    }
+  }
+
+  // b as packing.h lays out bfloat16: in pairs of the depth, zeros up to a tile of AMX and a whole panel.
+  static int64_t pair_index(int64_t padded, int64_t k, int64_t column) {
+    return column / kPanel * padded * kPanel + k / 2 * 2 * kPanel + column % kPanel * 2 + k % 2;
+  }
+
+  void unpair() {
+    const int64_t pairs = 1 + random_.below(40);
+    context("pairs", pairs);
+    Buffer from(Storage::bf16, pairs * 2 * kPanel), to(Storage::f32, pairs * 2 * kPanel);
+    from.draw(random_);
+    table_.unpair(from.data(), to.data(), pairs);
+    for (int64_t i = 0; i < to.count(); ++i) {
+      const double ref = from[pair_index(2 * pairs, i / kPanel, i % kPanel)];
+      if (to[i] != ref || fault_ == "unpair") fail("unpair", i, to[i], ref, 0);
+    }
+  }
+
+  void gemm_bf16() {
+    compute_ = Storage::f32;
+    const int64_t rows = 1 + random_.below(80), depth = random_.one_of({1, 2, 16, 31, 32, 33, 64, 97, 728});
+    const int64_t cols = random_.one_of(kSizes), panels = (cols + kPanel - 1) / kPanel,
+                  act = random_.below(kActivations);
+    const int64_t padded = round_up(depth, kPairDepth), a_row = padded + 2 * random_.below(3);
+    const int64_t y_row = cols + random_.below(3), residual_row = cols + random_.below(3);
+    const bool added = random_.below(2);
+    context("rows", rows, "depth", depth, "cols", cols, "residual", added, "activation", act);
+    Buffer a(Storage::bf16, (rows - 1) * a_row + padded), b(Storage::bf16, panels * padded * kPanel);
+    Buffer bias(Storage::f32, panels * kPanel), y(output_storage(), (rows - 1) * y_row + cols);
+    Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
+    a.draw(random_), bias.draw(random_), residual.draw(random_);
+    for (int64_t k = 0; k < padded; ++k)
+      for (int64_t column = 0; column < panels * kPanel; ++column)
+        b.set(pair_index(padded, k, column), k < depth && column < cols ? random_.number() : 0);
+    table_.gemm_bf16({a.data(), a_row, 1, b.data(), padded * kPanel, kPanel, bias.data(),
+                      added ? residual.data() : nullptr, residual_row, y.data(), y_row, Storage::bf16, Storage::bf16,
+                      y.storage(), rows, depth, cols, true, activation(act)});
+    for (int64_t i = 0; i < y.count(); ++i) {
+      const int64_t row = i / y_row, column = i % y_row;
+      if (column >= cols) {
+        expect_gap("gemm_bf16", y, i);
+        continue;
+      }
+      double sum = bias[column] + (added ? residual[row * residual_row + column] : 0);
+      double size = std::abs(bias[column]) + std::abs(added ? residual[row * residual_row + column] : 0);
+      for (int64_t k = 0; k < depth; ++k) {
+        const double term = a[row * a_row + k] * b[pair_index(padded, k, column)];
+        sum += term;
+        size += std::abs(term);
+      }
+      const double ref = activated(act, sum);
+      expect("gemm_bf16", y, i, ref, size, depth, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
+    }
+  }
+
+  void channel_sums(Storage storage) {
+    compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+    const int64_t pixels = 1 + random_.below(40), c = random_.one_of(kSizes), x_pixel = c + random_.below(3);
+    const bool weighted = random_.below(2);
+    const double factor = random_.one_of({1.0, 0.125, 3.0});
+    context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "weighted", weighted);
+    Buffer x(storage, (pixels - 1) * x_pixel + c), by(storage, x.count()), sums(compute_, c);
+    x.draw(random_), by.draw(random_);
+    table_.channel_sums[static_cast<int>(storage)](
+        {x.data(), weighted ? by.data() : nullptr, x_pixel, sums.data(), pixels, c, factor});
+    for (int64_t channel = 0; channel < c; ++channel) {
+      double sum = 0, size = 0;
+      for (int64_t i = channel; i < x.count(); i += x_pixel) {
+        const double term = factor * x[i] * (weighted ? by[i] : 1);
+        sum += term;
+        size += std::abs(term);
+      }
+      expect("channel_sums", sums, channel, sum, size, pixels);
+    }
+  }
+
+  void scale_channels(Storage storage) {
+    compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+    const int64_t pixels = 1 + random_.below(9), c = random_.one_of(kSizes), x_pixel = c + random_.below(3);
+    const int64_t y_pixel = c + random_.below(3), act = random_.below(kActivations);
+    const bool shifted = random_.below(2), added = random_.below(2);
+    context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "shift", shifted, "residual", added,
+            "activation", act);
+    Buffer x(storage, (pixels - 1) * x_pixel + c), scale(compute_, c), shift(compute_, c);
+    Buffer y(random_.below(2) ? storage : compute_, (pixels - 1) * y_pixel + c), residual(y.storage(), y.count());
+    x.draw(random_), scale.draw(random_), shift.draw(random_), residual.draw(random_);
+    table_.scale_channels[static_cast<int>(storage)]({x.data(), x_pixel, scale.data(), shifted ? shift.data() : nullptr,
+                                                      added ? residual.data() : nullptr, y.data(), y_pixel, y.storage(),
+                                                      pixels, c, activation(act)});
+    for (int64_t i = 0; i < y.count(); ++i) {
+      const int64_t pixel = i / y_pixel, channel = i % y_pixel;
+      if (channel >= c) {
+        expect_gap("scale_channels", y, i);
+        continue;
+      }
+      const double product = x[pixel * x_pixel + channel] * scale[channel];
+      const double before = (shifted ? shift[channel] : 0) + (added ? residual[i] : 0);
+      const double size =
+          std::abs(product) + std::abs(shifted ? shift[channel] : 0) + std::abs(added ? residual[i] : 0);
+      const double ref = activated(act, product + before);
+      expect("scale_channels", y, i, ref, size, 3, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
     }
   }
 
@@ -293,8 +400,8 @@ class Kernels : public Tester {
         bits = (bits & 0x80000000u) | ((bits % 2 ? 0x7f7fffffu : 0x477ff001u) - bits / 2 % 3);  // the largest
       bias.put(i, bits);
     }
-    table_.gemm[0]({nothing.data(), 1, 1, nothing.data(), 0, kPanel, bias.data(), nullptr, 0, y.data(), count, storage,
-                    1, 0, count, true, activation(0)});
+    table_.gemm[0]({nothing.data(), 1, 1, nothing.data(), 0, kPanel, bias.data(), nullptr, 0, y.data(), count,
+                    Storage::f32, Storage::f32, storage, 1, 0, count, true, activation(0)});
     for (int64_t i = 0; i < count; ++i) {
       const double ref = rounded_to(storage, bias[i]), got = y[i];
       if (fault_ == "rounding" || (std::isnan(ref) ? !std::isnan(got) : got != ref)) fail("rounding", i, got, ref, 0);

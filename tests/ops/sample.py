@@ -15,7 +15,7 @@ from ops.test_gradients import check_gradients, make_away_from_kinks
 from cnnfast import _C
 
 ROWS = (
-    {"c": 40, "out": 33, "size": (9, 20), "activation": "relu"},
+    {"c": 40, "out": 33, "size": (9, 20), "activation": "silu", "excite": True},
     {"c": 16, "out": 64, "size": (15, 11), "k": (5, 5), "stride": 2, "activation": "relu6", "layout": "nchw"},
     {"c": 17, "out": 16, "size": (8, 9), "k": (2, 3), "dilation": 2, "activation": None, "multiplier": 2},
 )

@@ -85,9 +85,9 @@ def test_cuda_key_calls_the_chosen_backend(fresh_choice, monkeypatch):
     monkeypatch.setattr(_registration.importlib, "import_module", lambda name: Recorder(name))
     forward = _registration._cuda_kernel("depthwise_conv2d", "depthwise_conv2d")
     backward = _registration._cuda_kernel("depthwise_conv2d", "depthwise_conv2d_backward")
-    forward(*range(8))  # backend left to its default
-    forward(*range(8), backends.CODES["triton"])
-    backward(*range(10), backends.CODES["cuda"])
+    forward(*[0] * 8)  # backend left to its default
+    forward(*[0] * 8, backends.CODES["triton"])
+    backward(*[0] * 10, backends.CODES["cuda"])
     assert calls == [
         ("cuda", "depthwise_conv2d", 8),
         ("cnnfast.kernels.depthwise_conv2d", "depthwise_conv2d", 8),

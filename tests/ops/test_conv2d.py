@@ -133,7 +133,7 @@ def test_foreign_packings():
         ({"packed": torch.zeros(100)}, ValueError, "packed must be the contiguous uint8 tensor that pack_conv2d"),
         ({"stride": -1}, ValueError, "stride must be a positive int"),
         ({"padding": "valid"}, ValueError, "padding must be 'same' or ints"),
-        ({"activation": "gelu"}, ValueError, "activation must be"),
+        ({"activation": "swish"}, ValueError, "activation must be"),
         ({"out_channels": 0}, ValueError, "out_channels must be at least 1"),
         ({"backend": "triton"}, ValueError, "triton takes tensors on cuda"),
         ({"backend": "reference"}, ValueError, "reference takes plain weights"),
