@@ -25,7 +25,10 @@ inline constexpr double kInf = std::numeric_limits<double>::infinity();
 
 // The tables of the linked objects (CNNFAST_HAVE_... as in the build) that this CPU can run.
 inline std::vector<const KernelTable*> tables() {
-  std::vector<const KernelTable*> all{&generic::table};
+  std::vector<const KernelTable*> all;
+#ifdef CNNFAST_HAVE_GENERIC
+  all.push_back(&generic::table);
+#endif
 #ifdef CNNFAST_HAVE_AVX2
   if (cpu_has(Isa::avx2)) all.push_back(&avx2::table);
 #endif

@@ -12,7 +12,7 @@ from cnnfast import _C
 HERE = Path(__file__).parent
 OBJECTS = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"  # of `pip install -e .` in this checkout
 KERNELS = ROOT / "csrc" / "cpu" / "kernels"
-SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AARCH64 = "aarch64-linux-gnu-g++"
 
 

@@ -140,7 +140,7 @@ def test_sample_with_another_isa(isa):
     succeeds_with(isa, str(HERE / "sample.py"), isa)
 
 
-@pytest.mark.slow  # minutes each
+@pytest.mark.slow  # a minute each
 @pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_ops_with_another_isa(isa):
     """All that the default run does with the ops: float64, too, which every ISA leaves to the generic kernels."""

@@ -74,7 +74,9 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_
     for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel, lanes(p));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Vec<S> x = Vec<S>::set((r < 3 ? a0 : r < 6 ? a3 : a6)[r % 3 * a_row]);
+      // By itself: of (r < 3 ? ...)[r % 3 * ...], g++ 12's UBSan computes the index for another r.
+      const S* near = r < 3 ? a0 : (r < 6 ? a3 : a6);
+      const Vec<S> x = Vec<S>::set(near[r % 3 * a_row]);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) acc[r * P + p] = fma(x, w[p], acc[r * P + p]);
     }
