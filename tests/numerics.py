@@ -26,17 +26,26 @@ from torch import Tensor
 from cnnfast.reference.common import ACTIVATIONS
 
 
+class _Bound(torch.autograd.Function):
+    """What S has for an activation f: at least |f(s)|, and as steep as f can be, since an error before it comes out as
+    much larger. In gradients an error before f changes its slope too, by as much as f bends, |f''|: the derivative is
+    larger by that."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, steepest: float, bend: float, at_zero: float) -> Tensor:
+        ctx.save_for_backward(s)
+        ctx.slope = steepest, bend
+        return at_zero + steepest * s
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (s,) = ctx.saved_tensors
+        steepest, bend = ctx.slope
+        return grad * (steepest + bend * s), None, None, None
+
 
 def _bound(steepest: float, bend: float, at_zero: float = 0.0) -> Callable[[Tensor], Tensor]:
-    """What S has for an activation f: at least |f(s)|, and as steep as f can be, since an error before it comes out as
-    much larger. In gradients an error before f changes its slope too, by as much as f bends, |f''|; so the derivative of
-    what this returns is that much larger than its own."""
-
-    def bound(s: Tensor) -> Tensor:
-        bending = bend / 2 * s.square()
-        return at_zero + steepest * s + (bending - bending.detach())
-
-    return bound
+    return lambda s: _Bound.apply(s, steepest, bend, at_zero)
 
 
 BOUNDS = dict.fromkeys(ACTIVATIONS, lambda s: s) | {  # clamps are below the identity

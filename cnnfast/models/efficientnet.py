@@ -174,7 +174,7 @@ def efficientnet_b0(**options: Any) -> EfficientNet:
 
 
 def _tf_efficientnet(width: float, depth: float, **options: Any) -> EfficientNet:
-    sizes = dict(stem_size=scaled_channels(32, width), num_features=scaled_channels(1280, width))
+    sizes: dict[str, Any] = dict(stem_size=scaled_channels(32, width), num_features=scaled_channels(1280, width))
     return EfficientNet(scaled(B0, width, depth), eps=1e-3, padding="same", **sizes, **options)
 
 

@@ -8,7 +8,7 @@ Each raises NotFusable where a layer isn't of the kind that the op computes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -109,7 +109,8 @@ def fuse_inverted_residual(
     shape = dict(expanded_channels=dw.out_channels, kernel_size=dw.kernel_size)
     more: dict[str, Tensor | None] = {}
     if excite is not None:
-        reduce, act, restore, gate = (getattr(excite, n, None) for n in ("conv_reduce", "act1", "conv_expand", "gate"))
+        parts: list[Any] = [getattr(excite, n, None) for n in ("conv_reduce", "act1", "conv_expand", "gate")]
+        reduce, act, restore, gate = parts
         if not isinstance(reduce, nn.Conv2d) or not isinstance(restore, nn.Conv2d):
             raise NotFusable(f"{type(excite).__name__} isn't squeeze-excite")
         options.update(se_activation=activation_name(act), gate_activation=activation_name(gate))
@@ -149,8 +150,9 @@ def fuse_conv2d(
         options["padding"] = "same"  # which Conv2dSame does, its `padding` is 0
         call = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options)
     else:
-        weight, bias = _low_precision(weight, bias, conv.weight.dtype)
-        weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight.contiguous()
+        low: Any
+        low, bias = _low_precision(weight, bias, conv.weight.dtype)
+        weight = low.contiguous(memory_format=torch.channels_last) if channels_last else low.contiguous()
         activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
         def call(x: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ def fuse_conv2d(
 def _fuse(
     op: str,
     convs: list[Layer],
-    folded: list[tuple[Tensor | None, Tensor | None]],
+    folded: Sequence[tuple[Tensor | None, Tensor | None]],
     shape: dict[str, Any],
     options: dict[str, Any],
     more: dict[str, Tensor | None] | None = None,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -97,7 +99,7 @@ def inverted_residual(
     MobileNetV2, https://arxiv.org/abs/1801.04381; EfficientNet, https://arxiv.org/abs/1905.11946.
     """
     shape = check_x(x)
-    weights = dict(
+    weights: dict[str, Any] = dict(
         expand_weight=expand_weight,
         dw_weight=dw_weight,
         project_weight=project_weight,
@@ -149,7 +151,7 @@ def pack_inverted_residual(
     Weights and biases as inverted_residual takes them; on CPU. Inference only: under grad mode, weights that require
     grad are refused (ValueError).
     """
-    weights = dict(
+    weights: dict[str, Any] = dict(
         expand_weight=expand_weight,
         dw_weight=dw_weight,
         project_weight=project_weight,

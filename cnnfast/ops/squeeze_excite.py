@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -93,7 +95,7 @@ def pack_squeeze_excite(
     """
     check_weight("reduce_weight", reduce_weight)
     channels = reduce_weight.shape[1]
-    weights = dict(
+    weights: dict[str, Any] = dict(
         reduce_weight=reduce_weight, expand_weight=expand_weight, reduce_bias=reduce_bias, expand_bias=expand_bias
     )
     check_excite(reduce_weight, channels, **weights, like="reduce_weight")

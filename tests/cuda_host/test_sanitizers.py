@@ -27,7 +27,7 @@ def fault(name, order):
     return output.split(), json.loads(counted)[0]["counts"]
 
 
-@pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
+@pytest.mark.parametrize("sanitizer", ["asan", pytest.param("tsan", marks=pytest.mark.slow)])
 def test_depthwise_conv2d(sanitizer):
     done = execute(f"sanitized {sanitizer}")
     assert done.returncode == 0 and done.stdout == "all equal\n", done.stdout + done.stderr[:4000]

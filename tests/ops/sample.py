@@ -16,7 +16,16 @@ from cnnfast import _C
 
 ROWS = (
     {"c": 401, "out": 33, "size": (5, 20), "activation": "relu"},
-    {"c": 16, "out": 64, "size": (15, 11), "k": (5, 5), "stride": 2, "activation": "silu", "excite": True},
+    {
+        "c": 16,
+        "out": 64,
+        "size": (15, 11),
+        "k": (5, 5),
+        "stride": 2,
+        "activation": "silu",
+        "excite": True,
+        "layout": "nchw",
+    },
     {
         "c": 17,
         "out": 16,

@@ -124,25 +124,29 @@ OTHER_ISAS = [isa for isa in _C.isas_built if isa != _C.isa]
 HERE = Path(__file__).parent
 
 
-def succeeds_with(isa: str, *arguments: str) -> None:
-    if isa not in _C.cpu_features:
-        pytest.skip(f"this CPU has no {isa}")
+def run_with(isa: str, *arguments: str) -> subprocess.Popen:
     path = os.pathsep.join(str(folder) for folder in (HERE.parent, HERE.parents[1]))
     environment = {**os.environ, "CNNFAST_ISA": isa, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *arguments], env=environment, cwd=HERE.parents[1], **pipes)
 
 
-@pytest.mark.parametrize("isa", OTHER_ISAS)
-def test_sample_with_another_isa(isa):
-    succeeds_with(isa, str(HERE / "sample.py"), isa)
+def assert_succeeds(process: subprocess.Popen) -> None:
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stdout[-4000:] + stderr[-4000:]
 
 
-@pytest.mark.slow  # a minute each
+def test_samples_with_the_other_isas():
+    isas = [isa for isa in OTHER_ISAS if isa in _C.cpu_features]
+    for process in [run_with(isa, str(HERE / "sample.py"), isa) for isa in isas]:  # side by side
+        assert_succeeds(process)
+
+
+@pytest.mark.slow  # minutes each
 @pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_ops_with_another_isa(isa):
     """All that the default run does with the ops: float64, too, which every ISA leaves to the generic kernels."""
+    if isa not in _C.cpu_features:
+        pytest.skip(f"this CPU has no {isa}")
     files = [str(path) for path in sorted(HERE.glob("test_*.py")) if path != Path(__file__)]
-    succeeds_with(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
+    assert_succeeds(run_with(isa, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files))

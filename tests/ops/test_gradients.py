@@ -118,7 +118,9 @@ def test_shapes(op, row):
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", activations.CODES)
+@pytest.mark.parametrize(
+    "activation", [pytest.param(a, marks=[pytest.mark.slow] * (a not in ("relu", "silu"))) for a in activations.CODES]
+)
 def test_gradcheck(op, layout, activation):
     """Finite differences in float64: the kernels' own generic path, forward and backward."""
     case = make(
