@@ -59,6 +59,7 @@ CASES: tuple[ModelCase, ...] = (
     ModelCase("efficientnet_b0", 224),
     ModelCase("mobilenet_v2", 224),
     ModelCase("mobilenet_v1", 224),
+    ModelCase("se_resnet50", 224),
     ModelCase("xception", 299),
 )
 MODELS: tuple[str, ...] = tuple(case.name for case in CASES)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from cnnfast import ops
 
+from .channel_ops import LocalResponseNormCase, SqueezeExciteCase
 from .measure import Problem, Settings
 
 ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -164,32 +165,6 @@ def _count(plain: PlainBlock, x: torch.Tensor) -> tuple[int, int]:
     return 2 * macs, x.numel() + weights + y.numel()  # the residual is x itself
 
 
-@dataclass(frozen=True)
-class LocalResponseNormCase:
-    """Of a window of 5 channels, at one shape; torch's own for the peers."""
-
-    network: str
-    channels: int
-    size: int
-    k: float
-    group: str = "local_response_norm"
-
-    @property
-    def name(self) -> str:
-        return f"{self.channels} @{self.size} ({self.network})"
-
-    def build(self, settings: Settings) -> Problem:
-        plain = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=self.k)
-        x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        flops = x.numel() * (2 * plain.size + 2 + 4)  # the sum, d, then two roots, a product and a division
-
-        def ours() -> torch.Tensor:
-            return ops.local_response_norm(x, plain.size, plain.alpha, plain.beta, plain.k)
-
-        return Problem(lambda: ours, plain, x, flops, 2 * x.numel() * x.element_size())
-
-
 def _separable(network: str, channels: tuple[int, int], size: int, **kw) -> OpCase:
     return OpCase("separable_conv2d", network, *channels, size, kernel=3, **kw)
 
@@ -208,9 +183,10 @@ def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int =
 
 
 _LITE0, _V1, _V2, _XCEPTION = "lite0", "mobilenetv1", "mobilenetv2", "xception"
-_ALEXNET, _GOOGLENET = "alexnet", "googlenet"
+_ALEXNET, _GOOGLENET, _SERESNET = "alexnet", "googlenet", "seresnet50"
 
-CASES: tuple[OpCase | LocalResponseNormCase, ...] = (
+AnyCase = OpCase | SqueezeExciteCase | LocalResponseNormCase
+CASES: tuple[AnyCase, ...] = (
     _depthwise(_XCEPTION, 128, 147, 3),
     _depthwise(_XCEPTION, 728, 19, 3),
     _depthwise(_LITE0, 96, 112, 3, 2, tf_same=True, activation="relu6"),
@@ -272,6 +248,10 @@ CASES: tuple[OpCase | LocalResponseNormCase, ...] = (
     _mbconv(_V2, (96, 160), 14, 3, 2, False),
     _mbconv(_V2, (160, 160), 7, 3, 1, False),
     _mbconv(_V2, (160, 320), 7, 3, 1, False),
+    SqueezeExciteCase(_SERESNET, 256, 56),
+    SqueezeExciteCase(_SERESNET, 512, 28),
+    SqueezeExciteCase(_SERESNET, 1024, 14),
+    SqueezeExciteCase(_SERESNET, 2048, 7),
     LocalResponseNormCase(_ALEXNET, 96, 55, k=2.0),
     LocalResponseNormCase(_ALEXNET, 256, 27, k=2.0),
     LocalResponseNormCase(_GOOGLENET, 64, 56, k=1.0),
@@ -279,9 +259,9 @@ CASES: tuple[OpCase | LocalResponseNormCase, ...] = (
 )
 OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
-_QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)"}
+_QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)", "512 @28 (seresnet50)"}
 
 
-def select(names: list[str] | None = None, quick: bool = False) -> list[OpCase | LocalResponseNormCase]:
+def select(names: list[str] | None = None, quick: bool = False) -> list[AnyCase]:
     """The cases of the ops `names` (all if None); `quick`: one or two of each op."""
     return [case for case in CASES if (not names or case.group in names) and (not quick or case.name in _QUICK)]

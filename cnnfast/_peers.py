@@ -16,6 +16,7 @@ PLAIN_NETWORKS = {
     "efficientnet_b0": ("timm", "efficientnet_b0"),
     "mobilenet_v1": ("timm", "mobilenetv1_100"),
     "mobilenet_v2": ("torchvision", "mobilenet_v2"),
+    "se_resnet50": ("timm", "legacy_seresnet50"),
     "tf_efficientnet_b0": ("timm", "tf_efficientnet_b0"),
     "tf_efficientnet_b1": ("timm", "tf_efficientnet_b1"),
     "tf_efficientnet_b2": ("timm", "tf_efficientnet_b2"),

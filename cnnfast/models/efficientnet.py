@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.network import Network, init_by_fan_out
+from cnnfast.models.network import Network, init_by_fan_out, make_divisible
 from cnnfast.models.registry import register_model
 from cnnfast.nn import Conv2dSame, FusedModule, InvertedResidual, PointwiseConv2d, SeparableConv2d
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
@@ -38,16 +38,10 @@ B0 = (
 )
 
 
-def scaled_channels(channels: int, width: float) -> int:
-    """channels * width, rounded to a multiple of 8, and up where that would take more than a tenth away."""
-    rounded = max(8, int(channels * width + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels * width else rounded
-
-
 def scaled(stages: Sequence[Stage], width: float, depth: float) -> list[Stage]:
     """Compound scaling: `width` times the channels, `depth` times the blocks of each stage, rounded up."""
     return [
-        replace(stage, blocks=math.ceil(stage.blocks * depth), channels=scaled_channels(stage.channels, width))
+        replace(stage, blocks=math.ceil(stage.blocks * depth), channels=make_divisible(stage.channels * width))
         for stage in stages
     ]
 
@@ -174,7 +168,7 @@ def efficientnet_b0(**options: Any) -> EfficientNet:
 
 
 def _tf_efficientnet(width: float, depth: float, **options: Any) -> EfficientNet:
-    sizes: dict[str, Any] = dict(stem_size=scaled_channels(32, width), num_features=scaled_channels(1280, width))
+    sizes: dict[str, Any] = dict(stem_size=make_divisible(32 * width), num_features=make_divisible(1280 * width))
     return EfficientNet(scaled(B0, width, depth), eps=1e-3, padding="same", **sizes, **options)
 
 

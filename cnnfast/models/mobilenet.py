@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.network import Network, direct_calls, init_by_fan_out
+from cnnfast.models.network import Network, direct_calls, init_by_fan_out, make_divisible
 from cnnfast.models.registry import register_model
 from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d, SeparableConv2d
 from cnnfast.nn.fused import NotFusable
@@ -32,12 +32,6 @@ V2_SETTING = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
-
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `channels`, at least `divisor` and not below 0.9 * channels."""
-    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return nearest + divisor if nearest < 0.9 * channels else nearest
 
 
 def _check_positive(**arguments: float) -> None:

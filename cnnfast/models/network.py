@@ -91,6 +91,12 @@ def direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
             yield module.direct() if isinstance(module, FusedModule) else module
 
 
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `channels`, at least `divisor` and not below 0.9 * channels."""
+    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * channels else nearest
+
+
 def init_by_fan_out(network: nn.Module) -> None:
     """As TensorFlow's implementations of MobileNet and EfficientNet, and timm's: convolutions normal by fan-out, the
     classifier uniform."""

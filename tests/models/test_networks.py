@@ -31,6 +31,7 @@ CALLS = {
     },
     "mobilenet_v1": {"separable_conv2d_packed": 13},
     "mobilenet_v2": {"separable_conv2d_packed": 1, "inverted_residual_packed": 16, "pointwise_conv2d_packed": 1},
+    "se_resnet50": {"pointwise_conv2d_packed": 2 * 16 + 4, "squeeze_excite_packed": 16},
     "xception": {"separable_conv2d_packed": 4 * 2 + 8 * 3 + 2, "pointwise_conv2d_packed": 4},
 }
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

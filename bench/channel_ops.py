@@ -1,0 +1,83 @@
+"""Cases of `cnnfast bench ops` for the ops over channels: squeeze_excite, local_response_norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cnnfast import ops
+
+from .measure import Problem, Settings
+
+
+class PlainSqueezeExcite(nn.Module):
+    """relu(x * gates + x) by layers: the end of a block of SE-ResNet, x standing in for the residual."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1).requires_grad_(False)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        squeezed = self.fc1(x.mean((2, 3), keepdim=True)).relu()
+        return (x * self.fc2(squeezed).sigmoid() + x).relu()
+
+
+@dataclass(frozen=True)
+class SqueezeExciteCase:
+    """With residual and ReLU, packed."""
+
+    network: str
+    channels: int
+    size: int
+    reduction: int = 16
+    group: str = "squeeze_excite"
+
+    @property
+    def name(self) -> str:
+        return f"{self.channels} @{self.size} ({self.network})"
+
+    def build(self, settings: Settings) -> Problem:
+        plain = PlainSqueezeExcite(self.channels, self.reduction).to(settings.dtype)
+        x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weights = sum(parameter.numel() for parameter in plain.parameters())
+        flops = (
+            4 * x.numel() + 2 * settings.batch * weights
+        )  # a sum, a product, two clamps an element; the two products
+
+        def ours() -> Callable[[], torch.Tensor]:
+            fc1, fc2 = plain.fc1, plain.fc2
+            packed = ops.pack_squeeze_excite(fc1.weight, fc2.weight, fc1.bias, fc2.bias)
+            return lambda: ops.squeeze_excite_packed(x, packed, x, post_activation="relu")
+
+        return Problem(ours, plain, x, flops, (2 * x.numel() + weights) * x.element_size())
+
+
+@dataclass(frozen=True)
+class LocalResponseNormCase:
+    """Of a window of 5 channels, at one shape; torch's own for the peers."""
+
+    network: str
+    channels: int
+    size: int
+    k: float
+    group: str = "local_response_norm"
+
+    @property
+    def name(self) -> str:
+        return f"{self.channels} @{self.size} ({self.network})"
+
+    def build(self, settings: Settings) -> Problem:
+        plain = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=self.k)
+        x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        flops = x.numel() * (2 * plain.size + 2 + 4)  # the sum, d, then two roots, a product and a division
+
+        def ours() -> torch.Tensor:
+            return ops.local_response_norm(x, plain.size, plain.alpha, plain.beta, plain.k)
+
+        return Problem(lambda: ours, plain, x, flops, 2 * x.numel() * x.element_size())
