@@ -138,7 +138,7 @@ class SEResNet50(Network):
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, 2048, H / 32, W / 32)"""
         self._check_input(x, self.layer0.conv1)  # type: ignore[arg-type]
-        return self._through(x, self.layer1, self.layer2, self.layer3, self.layer4)
+        return self._through(x, *(getattr(self, f"layer{i}") for i in range(1, 5)))
 
     def layers(self) -> Any:
         return lambda x: self.pool0(self.layer0(x)), lambda x: x
