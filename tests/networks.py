@@ -69,18 +69,40 @@ def assert_as_exact_as(ours: Tensor, theirs: Tensor, ref: Tensor) -> None:
     luck now and then; so the channels are compared as ranked: our median with 1.5 times theirs, the 99th percentile
     with twice theirs, the worst with 3 times their worst. A wrong channel is orders of magnitude above either.
     """
-    assert ours.dtype == theirs.dtype and ref.dtype == torch.float64 and ours.shape == theirs.shape == ref.shape
-    if ref.dim() == 2:  # logits, of a few images: one channel
-        ours, theirs, ref = (t.reshape(1, 1, 1, -1) for t in (ours, theirs, ref))
-    rounding = torch.finfo(ours.dtype).eps / 20
-    size = _rms(ref)
-    size = size.clamp_min(size.median() / 10)  # dead channels have none
-    for measure, ranks in ((_rms, {0.5: 1.5, 0.99: 2.0, 1.0: 3.0}), (_largest, {0.5: 3.0, 1.0: 3.0})):
-        error, own = (measure(output.double() - ref) / size for output in (ours, theirs))
-        for rank, factor in ranks.items():
-            bound = factor * own.quantile(rank).item() + rounding * measure(ref).div(size).quantile(rank).item()
-            got = error.quantile(rank).item()
-            assert got <= bound, f"{measure.__name__} error of the channel at rank {rank}: {got:.3g}, bound {bound:.3g}"
+    assert_as_exact_over([(ours, theirs, ref)])
+
+
+def assert_as_exact_over(outputs: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """The same for several inputs, by the geometric means of the errors over them.
+
+    Where a network has gates (squeeze-excite), one input tells little: the error of a gate, a single number, is that of
+    a whole channel, and what few of them happen to round to decides. PyTorch's own error in one memory format is 0.4 to
+    2.7 times that in the other (tf_efficientnet_b0 and efficientnet_b0 at 224, 24 inputs).
+    """
+    got, bound = _mean_errors(outputs)
+    for at, error in got.items():
+        assert error <= bound[at], f"{at[0]} error of the channel at rank {at[1]}: {error:.3g}, bound {bound[at]:.3g}"
+
+
+def _mean_errors(outputs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict, dict]:
+    """Ours and the bound, by (measure, rank)."""
+    got: dict[tuple[str, float], float] = {}
+    bound: dict[tuple[str, float], float] = {}
+    for ours, theirs, ref in outputs:
+        assert ours.dtype == theirs.dtype and ref.dtype == torch.float64 and ours.shape == theirs.shape == ref.shape
+        if ref.dim() == 2:  # logits, of a few images: one channel
+            ours, theirs, ref = (t.reshape(1, 1, 1, -1) for t in (ours, theirs, ref))
+        rounding = torch.finfo(ours.dtype).eps / 20
+        size = _rms(ref)
+        size = size.clamp_min(size.median() / 10)  # dead channels have none
+        for measure, ranks in ((_rms, {0.5: 1.5, 0.99: 2.0, 1.0: 3.0}), (_largest, {0.5: 3.0, 1.0: 3.0})):
+            error, own = (measure(output.double() - ref) / size for output in (ours, theirs))
+            for rank, factor in ranks.items():
+                at = measure.__name__, rank
+                allowed = factor * own.quantile(rank) + rounding * measure(ref).div(size).quantile(rank)
+                got[at] = got.get(at, 1.0) * error.quantile(rank).item() ** (1 / len(outputs))
+                bound[at] = bound.get(at, 1.0) * allowed.item() ** (1 / len(outputs))
+    return got, bound
 
 
 def assert_same_gradients(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:

@@ -11,6 +11,7 @@ namespace cnnfast::cpu {
 
 namespace {
 
+constexpr int64_t kGateChain = 32;  // channels
 constexpr int64_t kRowsBytes = 64 * 1024;  // of x, in a part that idle threads may take
 
 // Where image rows lie, and how many make a part.
@@ -90,12 +91,23 @@ void Excite::gates(const KernelTable& table, Storage storage, const char* row_su
   char* const mean = scratch(Slot::excite, (reduce.in + round_up(reduce.out, kPanel)) * itemsize);
   char* const hidden = mean + reduce.in * itemsize;
   add_rows(table, storage, row_sums, rows, reduce.in, 1.0 / static_cast<double>(pixels), mean);
+  // Short chains that are added up: there is little to do, and a gate's error is the same for a whole channel.
   const auto product = [&](const PointwiseWeights& weights, const char* from, char* to, int64_t activation_code) {
-    GemmTile g = packed_gemm(weights, compute, compute, activation_code);
-    g.rows = 1;
-    g.a = from;
-    g.y = to;
-    multiply(table, g);
+    const GemmTile whole = packed_gemm(weights, compute, compute, activation_code);
+    for (int64_t k = 0; k < weights.in; k += kGateChain) {
+      GemmTile g = whole;
+      g.rows = 1;
+      g.depth = std::min(kGateChain, weights.in - k);
+      g.a = from + k * itemsize;
+      g.b = weights.panels + k * kPanel * itemsize;
+      g.y = to;
+      if (k > 0) {
+        g.bias = nullptr;
+        g.residual = to;
+      }
+      if (k + g.depth < weights.in) g.activation = cpu::activation(0);
+      multiply(table, g);
+    }
   };
   product(reduce, mean, hidden, activation);
   product(expand, hidden, gates, gate_activation);

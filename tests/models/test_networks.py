@@ -9,7 +9,15 @@ import copy
 
 import pytest
 import torch
-from networks import assert_as_exact_as, assert_same_gradients, draw_batch_norms, in_float64, ops_of, relative
+from networks import (
+    assert_as_exact_as,
+    assert_as_exact_over,
+    assert_same_gradients,
+    draw_batch_norms,
+    in_float64,
+    ops_of,
+    relative,
+)
 from torch import nn
 
 import cnnfast
@@ -42,10 +50,15 @@ def features(network):
     return getattr(network, "forward_features", None) or network.features
 
 
-def assert_as_exact_outputs(ours, theirs, exact, x):
-    """Features and logits."""
-    assert_as_exact_as(features(ours)(x), features(theirs)(x), features(exact)(x.double()))
-    assert_as_exact_as(ours(x), theirs(x), exact(x.double()))
+def has_gates(network):
+    return any("reduce" in name or "fc1" in name for name, _ in network.named_modules())
+
+
+def assert_as_exact_outputs(ours, theirs, exact, draw, inputs_with_gates):
+    """Features and logits, of one input, or of several where a single one says little (see assert_as_exact_over)."""
+    inputs = [draw() for _ in range(inputs_with_gates if has_gates(ours) else 1)]
+    assert_as_exact_over([(features(ours)(x), features(theirs)(x), features(exact)(x.double())) for x in inputs])
+    assert_as_exact_over([(ours(x), theirs(x), exact(x.double())) for x in inputs])
 
 
 @pytest.mark.parametrize(
@@ -63,9 +76,9 @@ def test_eval(pair, dtype, layout):
     theirs, ours = (network.to(dtype).to(memory_format=layout) for network in pair)
     exact = in_float64(theirs)
     for size in ((3, 3, 75, 97), (1, 3, 96, 96)):
-        x = torch.randn(size).to(dtype).to(memory_format=layout)
         with torch.no_grad():
-            assert_as_exact_outputs(ours, theirs, exact, x)
+            draw = lambda size=size: torch.randn(size).to(dtype).to(memory_format=layout)  # noqa: E731
+            assert_as_exact_outputs(ours, theirs, exact, draw, 8)
 
 
 @pytest.mark.slow
@@ -74,9 +87,8 @@ def test_eval_at_full_resolution(pair, dtype):
     theirs, ours = (network.to(dtype) for network in pair)
     exact = in_float64(theirs)
     for size in ((1, 3, 224, 224), (3, 3, 299, 299)):
-        x = torch.randn(size).to(dtype)
         with torch.no_grad():
-            assert_as_exact_outputs(ours, theirs, exact, x)
+            assert_as_exact_outputs(ours, theirs, exact, lambda size=size: torch.randn(size).to(dtype), 4)
 
 
 def test_eval_in_float64(pair, nan_outputs):

@@ -3,33 +3,50 @@
 // Layout   x, y, residual: pixels of contiguous channels; scale, shift, sums: one number a channel.
 // Tile     sums: kPanels panels of channels in registers, pixels stream past; scale: pixels outside, channels inside.
 // Bytes    sums: x (and `by`) once; scale: x, residual and y once.
-// Sums     pixel after pixel: the same bits whatever the thread.
+// Sums     16 pixels in order, then those sums with Kahan's compensation: a gate's error is the same for all pixels of a
+//          channel, so it counts in a network as no rounding of a single pixel does. The same bits whatever the thread.
 #pragma once
 #include "activations.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
+constexpr int64_t kSummed = 16;  // pixels
+
 // Panels [channel, channel + P * kPanel).
 template <class T, class S, int P>
 CNNFAST_INLINE void channel_sums_of(const ChannelSumsTile& t, int64_t channel) {
   const int64_t count = t.channels - channel;
-  Vec<S> sums[P];
+  Vec<S> totals[P], lost[P], plain[P];
 #pragma GCC unroll 4
-  for (int p = 0; p < P; ++p) sums[p] = Vec<S>::zero();
-  for (int64_t i = 0; i < t.pixels; ++i) {
-    const T* x = static_cast<const T*>(t.x) + i * t.x_pixel + channel;
-    const T* by = static_cast<const T*>(t.by) + (t.by ? i * t.x_pixel + channel : 0);
+  for (int p = 0; p < P; ++p) totals[p] = lost[p] = plain[p] = Vec<S>::zero();
+  for (int64_t first = 0; first < t.pixels; first += kSummed) {
+    Vec<S> sums[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) sums[p] = Vec<S>::zero();
+    for (int64_t i = first; i < smaller(first + kSummed, t.pixels); ++i) {
+      const T* x = static_cast<const T*>(t.x) + i * t.x_pixel + channel;
+      const T* by = static_cast<const T*>(t.by) + (t.by ? i * t.x_pixel + channel : 0);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const Vec<S> v = load<S>(x + p * kPanel, count - p * kPanel);
+        sums[p] = t.by ? fma(v, load<S>(by + p * kPanel, count - p * kPanel), sums[p]) : add(v, sums[p]);
+      }
+    }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      const Vec<S> v = load<S>(x + p * kPanel, count - p * kPanel);
-      sums[p] = t.by ? fma(v, load<S>(by + p * kPanel, count - p * kPanel), sums[p]) : add(v, sums[p]);
+      const Vec<S> added = sub(sums[p], lost[p]), total = add(totals[p], added);
+      lost[p] = sub(sub(total, totals[p]), added);
+      totals[p] = total;
+      plain[p] = add(plain[p], sums[p]);
     }
   }
   const Vec<S> factor = Vec<S>::set(static_cast<S>(t.factor));
 #pragma GCC unroll 4
-  for (int p = 0; p < P; ++p)
-    store(static_cast<S*>(t.sums) + channel + p * kPanel, mul(sums[p], factor), count - p * kPanel);
+  for (int p = 0; p < P; ++p) {
+    const Vec<S> total = select_nan(totals[p], plain[p], totals[p]);  // what an infinity loses is NaN
+    store(static_cast<S*>(t.sums) + channel + p * kPanel, mul(total, factor), count - p * kPanel);
+  }
 }
 
 template <class T>
