@@ -11,7 +11,7 @@ namespace cnnfast::cpu {
 
 namespace {
 
-constexpr int64_t kGateChain = 32;  // channels
+constexpr int64_t kGateChain = 32;         // channels
 constexpr int64_t kRowsBytes = 64 * 1024;  // of x, in a part that idle threads may take
 
 // Where image rows lie, and how many make a part.

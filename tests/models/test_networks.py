@@ -54,11 +54,16 @@ def has_gates(network):
     return any("reduce" in name or "fc1" in name for name, _ in network.named_modules())
 
 
-def assert_as_exact_outputs(ours, theirs, exact, draw, inputs_with_gates):
-    """Features and logits, of one input, or of several where a single one says little (see assert_as_exact_over)."""
-    inputs = [draw() for _ in range(inputs_with_gates if has_gates(ours) else 1)]
-    assert_as_exact_over([(features(ours)(x), features(theirs)(x), features(exact)(x.double())) for x in inputs])
-    assert_as_exact_over([(ours(x), theirs(x), exact(x.double())) for x in inputs])
+def assert_as_exact_outputs(ours, theirs, exact, draw, sizes):
+    """Features and logits, size by size; over four inputs of each where a single one says little (see
+    assert_as_exact_over)."""
+    for together in [sizes * 4] if has_gates(ours) else [[size] for size in sizes]:
+        inputs = [draw(size) for size in together]
+        with torch.no_grad():
+            assert_as_exact_over(
+                [(features(ours)(x), features(theirs)(x), features(exact)(x.double())) for x in inputs]
+            )
+            assert_as_exact_over([(ours(x), theirs(x), exact(x.double())) for x in inputs])
 
 
 @pytest.mark.parametrize(
@@ -75,10 +80,10 @@ def test_eval(pair, dtype, layout):
     layout = LAYOUTS[layout]
     theirs, ours = (network.to(dtype).to(memory_format=layout) for network in pair)
     exact = in_float64(theirs)
-    for size in ((3, 3, 75, 97), (1, 3, 96, 96)):
-        with torch.no_grad():
-            draw = lambda size=size: torch.randn(size).to(dtype).to(memory_format=layout)  # noqa: E731
-            assert_as_exact_outputs(ours, theirs, exact, draw, 8)
+    sizes = [(3, 3, 75, 97), (1, 3, 96, 96)]
+    assert_as_exact_outputs(
+        ours, theirs, exact, lambda size: torch.randn(size).to(dtype).to(memory_format=layout), sizes
+    )
 
 
 @pytest.mark.slow
@@ -86,9 +91,8 @@ def test_eval(pair, dtype, layout):
 def test_eval_at_full_resolution(pair, dtype):
     theirs, ours = (network.to(dtype) for network in pair)
     exact = in_float64(theirs)
-    for size in ((1, 3, 224, 224), (3, 3, 299, 299)):
-        with torch.no_grad():
-            assert_as_exact_outputs(ours, theirs, exact, lambda size=size: torch.randn(size).to(dtype), 4)
+    sizes = [(1, 3, 224, 224)] if has_gates(ours) else [(1, 3, 224, 224), (3, 3, 299, 299)]
+    assert_as_exact_outputs(ours, theirs, exact, lambda size: torch.randn(size).to(dtype), sizes)
 
 
 def test_eval_in_float64(pair, nan_outputs):
