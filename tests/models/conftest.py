@@ -20,8 +20,8 @@ def _plain_network(name):
     return network.eval()
 
 
-# Those of a family that has another by default, and one of large layers.
-SLOW = ("se_resnet50", "tf_efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_b2")
+# Those whose family or blocks another network has by default, and one of large layers.
+SLOW = ("mobilenet_v1", "se_resnet50", "tf_efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_b2")
 
 
 @pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PLAIN_NETWORKS])
