@@ -109,13 +109,9 @@ def fuse_inverted_residual(
     shape = dict(expanded_channels=dw.out_channels, kernel_size=dw.kernel_size)
     more: dict[str, Tensor | None] = {}
     if excite is not None:
-        parts: list[Any] = [getattr(excite, n, None) for n in ("conv_reduce", "act1", "conv_expand", "gate")]
-        reduce, act, restore, gate = parts
-        if not isinstance(reduce, nn.Conv2d) or not isinstance(restore, nn.Conv2d):
-            raise NotFusable(f"{type(excite).__name__} isn't squeeze-excite")
-        options.update(se_activation=activation_name(act), gate_activation=activation_name(gate))
-        more["se_reduce_weight"], more["se_reduce_bias"] = _pointwise_weights(reduce, None)
-        more["se_expand_weight"], more["se_expand_bias"] = _pointwise_weights(restore, None)
+        options.update(se_activation=activation_name(excite.act1), gate_activation=activation_name(excite.gate))
+        more["se_reduce_weight"], more["se_reduce_bias"] = _pointwise_weights(excite.conv_reduce, None)
+        more["se_expand_weight"], more["se_expand_bias"] = _pointwise_weights(excite.conv_expand, None)
     convs = [dw, project] if expand is None else [expand, dw, project]
     return _fuse("inverted_residual", convs, weights, shape, dict(**_geometry(dw), **options), more)
 

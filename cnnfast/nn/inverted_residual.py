@@ -8,7 +8,7 @@ from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_inverted_residual
 from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
-from cnnfast.nn.squeeze_excite import excite_module
+from cnnfast.nn.squeeze_excite import excite_module, fusable_excite
 from cnnfast.ops.arguments import Ints
 
 
@@ -76,6 +76,5 @@ class InvertedResidual(FusedModule):
         if activation_name(self.act2) != activation:
             raise NotFusable("its two activations differ")
         layers = self.conv_pw, self.bn1, self.conv_dw, self.bn2, self.conv_pwl, self.bn3
-        excite = None if type(self.se) is nn.Identity else self.se
-        call = fuse_inverted_residual(*layers, excite, activation=activation, backend=self.backend)
+        call = fuse_inverted_residual(*layers, fusable_excite(self.se), activation=activation, backend=self.backend)
         return (lambda x: call(x, residual=x)) if self.skip else call

@@ -8,7 +8,7 @@ from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
 from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
-from cnnfast.nn.squeeze_excite import excite_module
+from cnnfast.nn.squeeze_excite import SqueezeExcite, excite_module, fusable_excite
 from cnnfast.ops.arguments import Ints
 
 
@@ -68,8 +68,9 @@ class SeparableConv2d(FusedModule):
         return self.drop_path(y) + x if self.skip else y
 
     def fuse(self) -> Any:
-        if type(self.se) is not nn.Identity:
-            return self._fuse_with_excite()
+        excite = fusable_excite(self.se)
+        if excite is not None:
+            return self._fuse_with_excite(excite)
         activations = dict(mid_activation=activation_name(self.act1), activation=activation_name(self.act2))
         call = fuse_separable_conv2d(
             self.conv_dw, self.bn1, self.conv_pw, self.bn2, **activations, backend=self.backend
@@ -80,10 +81,10 @@ class SeparableConv2d(FusedModule):
             return lambda x: call(x, residual=x)
         return lambda x: call(x) + x  # the op adds its residual before the activation
 
-    def _fuse_with_excite(self) -> Any:
+    def _fuse_with_excite(self, excite: SqueezeExcite) -> Any:
         if activation_name(self.act2) is not None:
             raise NotFusable("the kernels have no activation after the projection")
-        layers = self.conv_dw, self.bn1, self.conv_pw, self.bn2, self.se
+        layers = self.conv_dw, self.bn1, self.conv_pw, self.bn2, excite
         options = dict(activation=activation_name(self.act1), backend=self.backend)
         call = fuse_inverted_residual(None, None, *layers, **options)
         return (lambda x: call(x, residual=x)) if self.skip else call

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.nn.fused import FusedModule
+from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_squeeze_excite
 from cnnfast.nn.layers import PointwiseConv2d, activation_module
 
@@ -54,3 +54,12 @@ def excite_module(channels: int, squeezed_channels: int, activation: str | None,
     if squeezed_channels == 0:
         return nn.Identity()
     return SqueezeExcite(channels, squeezed_channels, activation=activation, **factory)
+
+
+def fusable_excite(module: nn.Module) -> SqueezeExcite | None:
+    """What a block hands to the kernels of its squeeze-excite layer, None without one; raises NotFusable for others."""
+    if type(module) is nn.Identity:
+        return None
+    if type(module) is not SqueezeExcite:
+        raise NotFusable(f"{type(module).__name__} isn't squeeze-excite")
+    return module

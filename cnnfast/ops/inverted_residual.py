@@ -250,20 +250,9 @@ def _check_weights(
         check_excite(x, expanded, *excite, prefix="se_", like=like)  # type: ignore[arg-type]  # given together
 
 
-def _in_schema_order(
-    expand_weight: Tensor | None,
-    dw_weight: Tensor,
-    project_weight: Tensor,
-    expand_bias: Tensor | None,
-    dw_bias: Tensor | None,
-    project_bias: Tensor | None,
-    se_reduce_weight: Tensor | None,
-    se_expand_weight: Tensor | None,
-    se_reduce_bias: Tensor | None,
-    se_expand_bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    excite = se_reduce_weight, se_reduce_bias, se_expand_weight, se_expand_bias
-    return (expand_weight, expand_bias, dw_weight, dw_bias, *excite, project_weight, project_bias)
+def _in_schema_order(**weights: Tensor | None) -> list[Tensor | None]:
+    stages = "expand", "dw", "se_reduce", "se_expand", "project"
+    return [weights[f"{stage}_{kind}"] for stage in stages for kind in ("weight", "bias")]
 
 
 def _codes(activation: str | None, se_activation: str | None, gate_activation: str | None) -> tuple[int, int, int]:

@@ -243,3 +243,21 @@ def test_mistakes_in_x(make_block, shape, says, mode):
 def test_mistakes_in_construction(make_block, says):
     with pytest.raises(ValueError, match=says):
         make_block()
+
+
+@pytest.mark.parametrize("name", ["inverted_excite", "separable_excite"])
+def test_another_kind_of_excitation_runs_as_it_is(name):
+    """A layer in squeeze-excite's place that has its parts, but another forward, is not taken for it."""
+
+    class Twice(SqueezeExcite):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    block, x = make(name), torch.randn(2, 5, 9, 8)
+    once = block.layers(x)
+    block.se.__class__ = Twice
+    with torch.no_grad():
+        y = block(x)
+        assert relative(y, once) > 1e-2
+        torch.testing.assert_close(y, block.layers(x))
+        assert BLOCKS[name][1][0] not in ops_of(block, x)
