@@ -54,10 +54,10 @@ def has_gates(network):
     return any("reduce" in name or "fc1" in name for name, _ in network.named_modules())
 
 
-def assert_as_exact_outputs(ours, theirs, exact, draw, sizes):
-    """Features and logits, size by size; over four inputs of each where a single one says little (see
+def assert_as_exact_outputs(ours, theirs, exact, draw, sizes, gated_inputs=8):
+    """Features and logits, size by size; over `gated_inputs` in all where a single one says little (see
     assert_as_exact_over)."""
-    for together in [sizes * 4] if has_gates(ours) else [[size] for size in sizes]:
+    for together in [sizes * (gated_inputs // len(sizes))] if has_gates(ours) else [[size] for size in sizes]:
         inputs = [draw(size) for size in together]
         with torch.no_grad():
             assert_as_exact_over(
@@ -90,9 +90,15 @@ def test_eval(pair, dtype, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_eval_at_full_resolution(pair, dtype):
     theirs, ours = (network.to(dtype) for network in pair)
+    gated = has_gates(ours)
+    if gated and dtype is torch.float16:  # with the drawn statistics PyTorch's own overflows
+        for network in pair:
+            for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+                norm.weight.data.mul_(0.5)
     exact = in_float64(theirs)
-    sizes = [(1, 3, 224, 224)] if has_gates(ours) else [(1, 3, 224, 224), (3, 3, 299, 299)]
-    assert_as_exact_outputs(ours, theirs, exact, lambda size: torch.randn(size).to(dtype), sizes)
+    sizes = [(1, 3, 224, 224)] if gated else [(1, 3, 224, 224), (3, 3, 299, 299)]
+    draw = lambda size: torch.randn(size).to(dtype)  # noqa: E731
+    assert_as_exact_outputs(ours, theirs, exact, draw, sizes, gated_inputs=24)
 
 
 def test_eval_in_float64(pair, nan_outputs):
