@@ -29,24 +29,55 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       "depthwise_conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int pre_activation, int activation, int backend=0) -> Tensor");
 
+  // the same, and the mean of y over each image's pixels, (N, C * multiplier, 1, 1)
+  m.def(
+      "depthwise_conv2d_squeeze(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation,"
+      " int pre_activation, int activation, int backend=0) -> (Tensor, Tensor)");
+  m.def(
+      "depthwise_conv2d_squeeze_backward(Tensor grad, Tensor grad_squeezed, Tensor x, Tensor weight, Tensor? bias,"
+      " int[] stride, int[] padding, int[] dilation, int pre_activation, int activation, int output_mask,"
+      " int backend=0) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "depthwise_conv2d_squeeze_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
+      " int[] padding, int[] dilation, int pre_activation, int activation, int backend=0) -> (Tensor, Tensor)");
+  // <op>_stats, for training beside batch normalisation: the op of pre_activation(x * scale + shift), scale and shift (C)
+  // of the arithmetic's dtype, without an activation at the end; y, and its sums and sums of squares by channel
+  m.def(
+      "depthwise_conv2d_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, int[] stride,"
+      " int[] padding, int[] dilation, int pre_activation, int backend=0) -> (Tensor, Tensor, Tensor)");
+  // gradients of x, weight, bias, scale, shift
+  m.def(
+      "depthwise_conv2d_stats_backward(Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight,"
+      " Tensor? bias, Tensor? scale, Tensor? shift, Tensor y, int[] stride, int[] padding, int[] dilation,"
+      " int pre_activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   // y = activation(conv(x, weight) + bias);  weight (K, C, kh, kw), bias (K); torch's own is the differentiable form
   m.def("pack_conv2d(Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding,"
       " int[] dilation, int activation, int backend=0) -> Tensor");
 
-  // y = activation(conv1x1(x, weight, stride) + bias + residual);  weight (K, C, 1, 1), bias (K), residual like y
+  // y = activation(conv1x1(x * gate, weight, stride) + bias + residual);  weight (K, C, 1, 1), bias (K), gate
+  // (N, C, 1, 1), residual like y
   m.def(
-      "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int activation,"
-      " int backend=0) -> Tensor");
-  // gradients of x, weight, bias, residual
+      "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, int[] stride,"
+      " int activation, int backend=0) -> Tensor");
+  // gradients of x, weight, bias, gate, residual
   m.def(
-      "pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride,"
-      " int activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor)");
+      "pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual,"
+      " int[] stride, int activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("pack_pointwise_conv2d(Tensor weight, Tensor? bias) -> Tensor");
   m.def(
-      "pointwise_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] stride,"
-      " int activation, int backend=0) -> Tensor");
+      "pointwise_conv2d_packed(Tensor x, Tensor packed, Tensor? gate, Tensor? residual, int out_channels,"
+      " int[] stride, int activation, int backend=0) -> Tensor");
+  m.def(
+      "pointwise_conv2d_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, int[] stride,"
+      " int pre_activation, int backend=0) -> (Tensor, Tensor, Tensor)");
+  // gradients of x, weight, bias, scale, shift
+  m.def(
+      "pointwise_conv2d_stats_backward(Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight,"
+      " Tensor? bias, Tensor? scale, Tensor? shift, Tensor y, int[] stride, int pre_activation, int output_mask,"
+      " int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // y = x / (k + alpha / size * sum of x^2 over `size` neighbouring channels, size / 2 of them before) ** beta
   m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k, int backend=0) -> Tensor");
@@ -57,21 +88,35 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
 
   // t = mid_activation(depthwise(pre_activation(x), dw_weight) + dw_bias)
   // y = activation(conv1x1(t, pw_weight) + pw_bias + residual)
+  // or, with pointwise_first, t = mid_activation(conv1x1(pre_activation(x), pw_weight) + pw_bias)
+  // y = activation(depthwise(t, dw_weight) + dw_bias + residual)
   m.def(
       "separable_conv2d(Tensor x, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias,"
-      " Tensor? residual, int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation,"
-      " int activation, int backend=0) -> Tensor");
+      " Tensor? residual, int[] stride, int[] padding, int[] dilation, bool pointwise_first, int pre_activation,"
+      " int mid_activation, int activation, int backend=0) -> Tensor");
   // gradients of x, dw_weight, dw_bias, pw_weight, pw_bias, residual
   m.def(
       "separable_conv2d_backward(Tensor grad, Tensor x, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight,"
-      " Tensor? pw_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation, int pre_activation,"
-      " int mid_activation, int activation, int output_mask, int backend=0)"
+      " Tensor? pw_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation, bool pointwise_first,"
+      " int pre_activation, int mid_activation, int activation, int output_mask, int backend=0)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("pack_separable_conv2d(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias) -> Tensor");
+  m.def(
+      "pack_separable_conv2d(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias,"
+      " bool pointwise_first) -> Tensor");
   m.def(
       "separable_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size,"
-      " int[] stride, int[] padding, int[] dilation, int pre_activation, int mid_activation, int activation,"
-      " int[] max_pool, int backend=0) -> Tensor");
+      " int[] stride, int[] padding, int[] dilation, bool pointwise_first, int pre_activation, int mid_activation,"
+      " int activation, int[] max_pool, int backend=0) -> Tensor");
+  m.def(
+      "separable_conv2d_stats(Tensor x, Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias,"
+      " Tensor? scale, Tensor? shift, int[] stride, int[] padding, int[] dilation, int pre_activation,"
+      " int mid_activation, int backend=0) -> (Tensor, Tensor, Tensor)");
+  // gradients of x, dw_weight, dw_bias, pw_weight, pw_bias, scale, shift
+  m.def(
+      "separable_conv2d_stats_backward(Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor dw_weight,"
+      " Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias, Tensor? scale, Tensor? shift, Tensor y, int[] stride,"
+      " int[] padding, int[] dilation, int pre_activation, int mid_activation, int output_mask, int backend=0)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // gates = gate_activation(conv1x1(activation(conv1x1(mean of x over pixels, reduce_weight) + reduce_bias),
   // expand_weight) + expand_bias);  y = post_activation(x * gates + residual)

@@ -6,7 +6,7 @@
 //   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
 // For bfloat16 weights scalars are float, but those of pointwise sections (squeeze-excite's excepted) stay bfloat16, in
 // pairs of the depth: weight[Kp / kPanel][Cp / 2][kPanel][2], Cp = C rounded up to kPairDepth, zero-filled.
-// Ops: depthwise = depthwise; pointwise = pointwise; separable = depthwise, pointwise;
+// Ops: depthwise = depthwise; pointwise = pointwise; separable, in either order = depthwise, pointwise;
 // inverted_residual = expand (pointwise; unless no_expansion), depthwise, with squeeze-excite its
 // reduction and expansion (pointwise), project (pointwise); squeeze_excite = reduction, expansion; conv2d = pointwise
 // with taps * C for C, the channels of a tap side by side.
@@ -28,7 +28,9 @@ enum class PackedOp : uint16_t {
   inverted_residual,
   conv2d,
   squeeze_excite,
+  separable_conv2d_pointwise_first,
 };
+constexpr PackedOp kLastPackedOp = PackedOp::separable_conv2d_pointwise_first;
 
 struct PackedHeader {
   uint32_t magic;
@@ -36,7 +38,7 @@ struct PackedHeader {
   PackedOp op;
   int32_t itemsize;      // of a weight: 4 float, 8 double, 2 bfloat16
   int32_t in_channels;   // of the op's input
-  int32_t mid_channels;  // of the depthwise stage's output
+  int32_t mid_channels;  // of the tensor between two stages: inverted_residual's depthwise output
   int32_t out_channels;  // of the op's output
   int32_t kernel_h, kernel_w;
   uint8_t reserved[24];
@@ -76,6 +78,9 @@ static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int6
       break;
     case PackedOp::conv2d: bytes = pointwise_section(in * taps, out, scalar); break;
     case PackedOp::squeeze_excite: bytes = excite; break;
+    case PackedOp::separable_conv2d_pointwise_first:
+      bytes = depthwise_section(out, taps, itemsize) + pointwise_section(in, mid, itemsize);
+      break;
   }
   return static_cast<int64_t>(sizeof(PackedHeader)) + bytes;
 }

@@ -55,11 +55,12 @@ class Case:
         return getattr(cnnfast.ops, self.op)(**{**self.absent, **self.tensors, **self.options, **changes})
 
     def pack(self) -> Tensor:
-        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.absent, **self.parameters)
+        order = {"order": self.options["order"]} if "order" in self.options else {}
+        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.absent, **self.parameters, **order)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.tensors.items() if name not in ("x", "residual")}
+        return {name: tensor for name, tensor in self.tensors.items() if name not in ("x", "gate", "residual")}
 
     @property
     def packed_options(self) -> dict[str, Any]:
@@ -67,15 +68,15 @@ class Case:
         tensors, options = self.tensors, dict(self.options)
         depthwise = tensors.get("dw_weight", tensors["weight"] if self.op == "depthwise_conv2d" else None)
         last = {"inverted_residual": "project_weight", "separable_conv2d": "pw_weight"}.get(self.op, "weight")
+        if options.get("order") == "pointwise_first":
+            last = "dw_weight"
         if self.op != "squeeze_excite":
             options["out_channels"] = tensors[last].shape[0]
         if depthwise is not None:
             options["kernel_size"] = tuple(depthwise.shape[2:])
         if self.op == "inverted_residual":
             options["expanded_channels"] = tensors["dw_weight"].shape[0]
-        if "residual" in tensors:
-            options["residual"] = tensors["residual"]
-        return options
+        return options | {name: tensors[name] for name in ("gate", "residual") if name in tensors}
 
     def run_packed(self, packed: Tensor | None = None, **changes: Any) -> Tensor:
         packed = self.pack() if packed is None else packed
@@ -87,7 +88,7 @@ class Case:
         return Case(self.op, {name: change(tensor) for name, tensor in self.tensors.items()}, dict(self.options))
 
     def check(self, ours: Tensor, rounded: int | None = None) -> None:
-        rounded = ROUNDED[self.op] if rounded is None else rounded
+        rounded = ROUNDED[self.op] + ("gate" in self.tensors) if rounded is None else rounded
         assert_close_by_policy(ours, self.reference, terms=self.terms, rounded=rounded, **self.tensors, **self.options)
 
 
@@ -107,6 +108,7 @@ def make(
     multiplier: int = 1,
     expand: bool = True,
     excite: bool = False,
+    pointwise_first: bool = False,
     bias: bool = True,
     residual: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -133,7 +135,7 @@ def make(
         scales.append(scale * scale_in)
         return tensors
 
-    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     scales = [channel_scales(generator, c, decades)]  # of each stage's output
     x = draw(generator, (n, c, *size), dtype, scale=scales[0].reshape(-1, 1, 1), away_from_kinks=away_from_kinks)
     tensors = {"x": x}
@@ -142,10 +144,17 @@ def make(
         options = {**geometry, "pre_activation": activation, "activation": activation}
     elif op == "pointwise_conv2d":
         tensors |= parameters("", out, c, 1, 1)
+        if excite:
+            tensors["gate"] = draw(generator, (n, c, 1, 1), torch.float64).sigmoid().to(dtype)
         options = {"stride": stride, "activation": activation}
     elif op == "separable_conv2d":
-        tensors |= parameters("dw_", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
-        tensors |= parameters("pw_", out, c * multiplier, 1, 1)
+        if pointwise_first:
+            tensors |= parameters("pw_", out, c, 1, 1)
+            tensors |= parameters("dw_", out * multiplier, 1, *k, scale_in=scales[-1].repeat_interleave(multiplier))
+            geometry["order"] = "pointwise_first"
+        else:
+            tensors |= parameters("dw_", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
+            tensors |= parameters("pw_", out, c * multiplier, 1, 1)
         options = {**geometry, "pre_activation": activation, "mid_activation": activation, "activation": activation}
     elif op == "squeeze_excite":
         tensors |= parameters("reduce_", c // 4 + 1, c, 1, 1)

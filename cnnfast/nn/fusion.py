@@ -203,11 +203,15 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
         options,
         padding=arguments.edges(options.get("padding", 0)),
         max_pool=options.get("max_pool", arguments.NO_POOL),
+        pointwise_first=False,
+        gate=None,
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},
     )
     takes_residual = "residual" in names
-    tail = [converted[name] for name in names[3 if takes_residual else 2 :]]
+    residual_at = names.index("residual") if takes_residual else 1
+    head = [converted[name] for name in names[2:residual_at]]
+    tail = [converted[name] for name in names[residual_at + 1 :]]
 
     def call(x: Tensor) -> Tensor:
         try:
@@ -218,7 +222,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
 
     def call_with_residual(x: Tensor, residual: Tensor | None = None) -> Tensor:
         try:
-            return overload(x, packed, residual, *tail)
+            return overload(x, packed, *head, residual, *tail)
         except (RuntimeError, TypeError):
             _check_fits(x, in_channels, dtype)
             return checked(x, residual=residual)

@@ -21,9 +21,11 @@ PACKED_OPS = {
     "inverted_residual": 4,
     "conv2d": 5,
     "squeeze_excite": 6,
+    "separable_conv2d_pointwise_first": 7,
 }
 
-_IN_PAIRS = ("pointwise_conv2d", "separable_conv2d", "inverted_residual")  # whose bfloat16 weights are packed as such
+# Whose bfloat16 weights are packed as such.
+_IN_PAIRS = ("pointwise_conv2d", "separable_conv2d", "separable_conv2d_pointwise_first", "inverted_residual")
 
 
 def fake(op: str) -> Callable:
@@ -80,7 +82,7 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     """Gradients of cnnfast::<op> by cnnfast::<op>_backward, which recomputes what it needs from the inputs.
 
     A residual that is added last (no activation after it) is not kept: its gradient is the output's. A `_backward`
-    without an output_mask returns its one gradient as a tensor.
+    without an output_mask returns its one gradient as a tensor; one that takes y is given the op's (first) output.
     """
     overload = getattr(torch.ops.cnnfast, op).default
     backward_op = getattr(torch.ops.cnnfast, f"{op}_backward").default
@@ -88,30 +90,32 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     tensors = sum("Tensor" in str(argument.type) for argument in arguments)
     residual = tensors - 1  # the last tensor, where the op takes one
     takes_residual = arguments[residual].name == "residual"
-    takes_mask = any(argument.name == "output_mask" for argument in backward_op._schema.arguments)
+    takes_mask, takes_y = (
+        any(argument.name == name for argument in backward_op._schema.arguments) for name in ("output_mask", "y")
+    )
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         saved, options = list(inputs[:tensors]), inputs[tensors:-1]
         ctx.linear = takes_residual and not (activation_after_residual and options[-1])
         if ctx.linear:
             saved[residual] = None
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(*saved, *([output[0]] if takes_y else []))
         ctx.options, ctx.backend = options, inputs[-1]
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Any, ...]:
         wanted = list(ctx.needs_input_grad[:tensors])
         passed_on = ctx.linear and wanted[residual]
         if passed_on:
             wanted[residual] = False
         grads: list[Tensor | None] = [None] * tensors
         if not takes_mask:
-            grads = [backward_op(grad, *ctx.saved_tensors, *ctx.options, ctx.backend)]
+            grads = [backward_op(*of_outputs, *ctx.saved_tensors, *ctx.options, ctx.backend)]
         elif any(wanted):
             mask = sum(1 << i for i, want in enumerate(wanted) if want)
-            computed = backward_op(grad, *ctx.saved_tensors, *ctx.options, mask, ctx.backend)
+            computed = backward_op(*of_outputs, *ctx.saved_tensors, *ctx.options, mask, ctx.backend)
             grads = [gradient if want else None for gradient, want in zip(computed, wanted, strict=True)]
         if passed_on:
-            grads[residual] = grad
+            grads[residual] = of_outputs[0]
         return (*grads, *[None] * (len(ctx.options) + 1))
 
     def backward_twice(ctx: Any, *grads: Tensor) -> None:
@@ -157,17 +161,18 @@ def _cuda_packer(name: str) -> Callable:
 
 
 def register_autocast(op: str, to: torch.dtype | None = None) -> None:
-    """Casts what autocast casts for torch's convs, to the dtype that the region asks for; biases become float32.
+    """Casts what autocast casts for torch's convs, to the dtype that the region asks for; biases become float32, and so
+    do a prologue's scale and shift.
 
     to: a dtype for all tensors instead, for what autocast runs in float32.
     """
     overload = getattr(torch.ops.cnnfast, op).default
-    is_bias = [argument.name.endswith("bias") for argument in overload._schema.arguments]
+    is_bias = [argument.name.endswith(("bias", "scale", "shift")) for argument in overload._schema.arguments]
 
     def register(device_type: str, key: str) -> None:
         keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-        def kernel(*args: Any) -> Tensor:
+        def kernel(*args: Any) -> Any:
             dtype = to or torch.get_autocast_dtype(device_type)
             with torch._C._ExcludeDispatchKeyGuard(keyset):
                 return overload(*(_cast(a, torch.float32 if b else dtype) for a, b in zip(args, is_bias, strict=False)))

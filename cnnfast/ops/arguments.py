@@ -174,6 +174,38 @@ def check_residual(residual: Tensor | None, x: Tensor, shape: Sequence[int]) -> 
         raise ValueError(f"residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}")
 
 
+def check_gate(gate: Tensor | None, x: Tensor) -> None:
+    """gate: a number for each image and channel of x, as squeeze-excite's second product gives it."""
+    if gate is None:
+        return
+    _check_like("gate", gate, x)
+    wanted = (*x.shape[:2], 1, 1)
+    if tuple(gate.shape) != wanted:
+        raise ValueError(
+            f"gate must have shape {wanted}, one number for each image and channel, got {tuple(gate.shape)}"
+        )
+
+
+def check_scale_shift(scale: Tensor | None, shift: Tensor | None, x: Tensor) -> None:
+    """scale, shift: (C), of the arithmetic's dtype: float32, float64 beside a float64 x."""
+    if scale is None and shift is not None:
+        raise ValueError("scale must be given where shift is, got None")
+    like = torch.float64 if x.dtype is torch.float64 else torch.float32
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {tensor.device}")
+        if tensor.dtype is not like:
+            raise TypeError(f"{name} must have dtype {like} beside an x of {x.dtype}, got {tensor.dtype}")
+        if tuple(tensor.shape) != (x.shape[1],):
+            raise ValueError(
+                f"{name} must have shape ({x.shape[1]},), a number for each channel of x, got {tuple(tensor.shape)}"
+            )
+
+
 def check_max_pool(pool: Sequence[int] | None, size: Sequence[int], residual: Tensor | None) -> Sequence[int]:
     """(kernel, stride, padding) of a max pooling of a result of `size`, or NO_POOL."""
     if pool is None:

@@ -27,6 +27,10 @@ OPS = (
     "squeeze_excite",
     "local_response_norm",
     "conv2d",
+    "depthwise_conv2d_squeeze",
+    "depthwise_conv2d_stats",
+    "pointwise_conv2d_stats",
+    "separable_conv2d_stats",
 )
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
@@ -88,6 +92,8 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
         return ["conv2d has a packed form only: torch.nn.functional.conv2d is the plain one"]
     if op == "local_response_norm_packed":
         return ["local_response_norm has no weights to pack: its plain form is the only one"]
+    if op.endswith("_stats_packed"):
+        return [f"{op.removesuffix('_packed')} is for training: its plain form is the only one"]
     if backend == "reference":
         return ["reference takes plain weights, not packed ones"] if packed else []
     if device_type == "meta":

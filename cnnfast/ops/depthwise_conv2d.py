@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,8 @@ from cnnfast.ops.arguments import (
 _op = torch.ops.cnnfast.depthwise_conv2d.default
 _packed_op = torch.ops.cnnfast.depthwise_conv2d_packed.default
 _pack_op = torch.ops.cnnfast.pack_depthwise_conv2d.default
+_squeeze_op = torch.ops.cnnfast.depthwise_conv2d_squeeze.default
+_squeeze_packed_op = torch.ops.cnnfast.depthwise_conv2d_squeeze_packed.default
 
 
 def depthwise_conv2d(
@@ -120,6 +124,73 @@ def depthwise_conv2d_packed(
     for depthwise_conv2d. x is float64 exactly where the weight was. Under grad mode, an x that requires grad is
     refused (ValueError).
     """
+    arguments = _check_packed(x, packed, out_channels, kernel_size, stride, padding, dilation)
+    pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
+    if torch.is_grad_enabled():
+        check_inference("depthwise_conv2d_packed", "call depthwise_conv2d", x=x)
+    code = backends.code("depthwise_conv2d_packed", backend, x.device.type)
+    return _packed_op(x, packed, out_channels, *arguments, pre, post, code)
+
+
+def depthwise_conv2d_squeeze(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    *,
+    pre_activation: str | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """depthwise_conv2d, and the mean of each channel of its result: squeeze-and-excitation's squeeze, in the same pass.
+
+    Arguments and errors are depthwise_conv2d's; differentiable once, through both results.
+
+    Returns:
+        y, (N, C * multiplier, Ho, Wo), and its means over each image's pixels, (N, C * multiplier, 1, 1), both of x's
+        dtype; the means are those of y as it is stored, summed in float32 (float64 for float64).
+    """
+    shape = check_x(x)
+    weight_shape = check_depthwise_weight("weight", weight, x, shape[1])
+    check_bias("bias", bias, x, weight_shape[0])
+    strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
+    output_size(shape, weight_shape[2:], strides, pads, dilations)
+    pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
+    code = backends.code("depthwise_conv2d_squeeze", backend, x.device.type)
+    if code == backends.REFERENCE:
+        options = dict(pre_activation=pre_activation, activation=activation)
+        return reference.depthwise_conv2d_squeeze(x, weight, bias, stride, padding, dilation, **options)
+    return _squeeze_op(x, weight, bias, strides, pads, dilations, pre, post, code)
+
+
+def depthwise_conv2d_squeeze_packed(
+    x: Tensor,
+    packed: Tensor,
+    *,
+    out_channels: int,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    pre_activation: str | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """depthwise_conv2d_squeeze with weights packed by pack_depthwise_conv2d; arguments as depthwise_conv2d_packed's."""
+    arguments = _check_packed(x, packed, out_channels, kernel_size, stride, padding, dilation)
+    pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
+    if torch.is_grad_enabled():
+        check_inference("depthwise_conv2d_squeeze_packed", "call depthwise_conv2d_squeeze", x=x)
+    code = backends.code("depthwise_conv2d_squeeze_packed", backend, x.device.type)
+    return _squeeze_packed_op(x, packed, out_channels, *arguments, pre, post, code)
+
+
+def _check_packed(
+    x: Tensor, packed: Tensor, out_channels: int, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints
+) -> tuple[Sequence[int], ...]:
+    """kernel_size, stride, padding and dilation as the schemas take them."""
     shape = check_x(x)
     check_packed(packed, x, "depthwise_conv2d")
     if positive("out_channels", out_channels) % shape[1]:
@@ -131,11 +202,7 @@ def depthwise_conv2d_packed(
         pair("dilation", dilation),
     )
     output_size(shape, kernel, strides, pads, dilations)
-    pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
-    if torch.is_grad_enabled():
-        check_inference("depthwise_conv2d_packed", "call depthwise_conv2d", x=x)
-    code = backends.code("depthwise_conv2d_packed", backend, x.device.type)
-    return _packed_op(x, packed, out_channels, kernel, strides, pads, dilations, pre, post, code)
+    return kernel, strides, pads, dilations
 
 
 @fake("depthwise_conv2d")
@@ -161,7 +228,33 @@ def _(x, packed, out_channels, kernel_size, stride, padding, dilation, pre_activ
     return empty_image(x, (x.shape[0], out_channels, *size))
 
 
+@fake("depthwise_conv2d_squeeze")
+def _(x, weight, bias, stride, padding, dilation, pre_activation, activation, backend=0):
+    size = output_size(x.shape, weight.shape[2:], stride, padding, dilation)
+    return _empty_squeezed(x, weight.shape[0], size)
+
+
+@fake("depthwise_conv2d_squeeze_backward")
+def _(
+    grad, grad_squeezed, x, weight, bias, stride, padding, dilation, pre_activation, activation, output_mask, backend=0
+):
+    return empty_gradients(output_mask, x, (weight, bias))
+
+
+@fake("depthwise_conv2d_squeeze_packed")
+def _(x, packed, out_channels, kernel_size, stride, padding, dilation, pre_activation, activation, backend=0):
+    return _empty_squeezed(x, out_channels, output_size(x.shape, kernel_size, stride, padding, dilation))
+
+
+def _empty_squeezed(x: Tensor, channels: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return empty_image(x, (x.shape[0], channels, *size)), x.new_empty((x.shape[0], channels, 1, 1))
+
+
 register_gradients("depthwise_conv2d")
 register_cuda("depthwise_conv2d", packed=True)
 register_autocast("depthwise_conv2d")
 register_autocast("depthwise_conv2d_packed")
+register_gradients("depthwise_conv2d_squeeze")
+register_cuda("depthwise_conv2d_squeeze")
+register_autocast("depthwise_conv2d_squeeze")
+register_autocast("depthwise_conv2d_squeeze_packed")

@@ -17,6 +17,7 @@ from cnnfast.ops._registration import (
 from cnnfast.ops.arguments import (
     Ints,
     check_bias,
+    check_gate,
     check_inference,
     check_packed,
     check_pointwise_weight,
@@ -41,14 +42,15 @@ def pointwise_conv2d(
     bias: Tensor | None = None,
     stride: Ints = 1,
     *,
+    gate: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """1x1 convolution with bias, residual and activation applied before the result is written.
+    """1x1 convolution with gate, bias, residual and activation in the same pass over memory.
 
-    activation(conv1x1(x, weight) + bias + residual); differentiable once. No intermediate is rounded to x's dtype:
-    bfloat16 and float16 are storage, the arithmetic is float32 (float64 for float64).
+    activation(conv1x1(x * gate, weight) + bias + residual); differentiable once. bfloat16 and float16 are storage, the
+    arithmetic is float32 (float64 for float64); a backend may round one intermediate, x * gate, to x's dtype.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
@@ -56,6 +58,7 @@ def pointwise_conv2d(
         weight: (out_channels, C, 1, 1), of x's dtype.
         bias: (out_channels), of x's dtype, or float32 beside a bfloat16 or float16 x.
         stride: int or (vertical, horizontal).
+        gate: (N, C, 1, 1), of x's dtype: what squeeze-excite scales each image's channels by.
         residual: of the output's shape and x's dtype; added before the activation.
         activation: None, "identity", "relu", "relu6",
             "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
@@ -73,14 +76,15 @@ def pointwise_conv2d(
     shape = check_x(x)
     weight_shape = check_pointwise_weight("weight", weight, x, shape[1])
     check_bias("bias", bias, x, weight_shape[0])
+    check_gate(gate, x)
     strides = pair("stride", stride)
     if residual is not None:
         check_residual(residual, x, (shape[0], weight_shape[0], *output_size(shape, _ONE, strides, _NONE, _ONE)))
     post = activations.code("activation", activation)
     code = backends.code("pointwise_conv2d", backend, x.device.type)
     if code == backends.REFERENCE:
-        return reference.pointwise_conv2d(x, weight, bias, stride, residual=residual, activation=activation)
-    return _op(x, weight, bias, residual, strides, post, code)
+        return reference.pointwise_conv2d(x, weight, bias, stride, gate=gate, residual=residual, activation=activation)
+    return _op(x, weight, bias, gate, residual, strides, post, code)
 
 
 def pack_pointwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -105,36 +109,38 @@ def pointwise_conv2d_packed(
     *,
     out_channels: int,
     stride: Ints = 1,
+    gate: Tensor | None = None,
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """pointwise_conv2d with weights packed by pack_pointwise_conv2d: the fast form, inference only.
 
     `out_channels` is that of the packed weight (a packing made for others raises); the rest as for pointwise_conv2d.
-    x is float64 exactly where the weight was. Under grad mode, an x or residual that requires grad is refused
+    x is float64 exactly where the weight was. Under grad mode, an x, gate or residual that requires grad is refused
     (ValueError).
     """
     shape = check_x(x)
     check_packed(packed, x, "pointwise_conv2d")
     positive("out_channels", out_channels)
+    check_gate(gate, x)
     strides = pair("stride", stride)
     if residual is not None:
         check_residual(residual, x, (shape[0], out_channels, *output_size(shape, _ONE, strides, _NONE, _ONE)))
     post = activations.code("activation", activation)
     if torch.is_grad_enabled():
-        check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, residual=residual)
+        check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, gate=gate, residual=residual)
     code = backends.code("pointwise_conv2d_packed", backend, x.device.type)
-    return _packed_op(x, packed, residual, out_channels, strides, post, code)
+    return _packed_op(x, packed, gate, residual, out_channels, strides, post, code)
 
 
 @fake("pointwise_conv2d")
-def _(x, weight, bias, residual, stride, activation, backend=0):
+def _(x, weight, bias, gate, residual, stride, activation, backend=0):
     return empty_image(x, (x.shape[0], weight.shape[0], *output_size(x.shape, _ONE, stride, _NONE, _ONE)))
 
 
 @fake("pointwise_conv2d_backward")
-def _(grad, x, weight, bias, residual, stride, activation, output_mask, backend=0):
-    return empty_gradients(output_mask, x, (weight, bias), residual, images=2)
+def _(grad, x, weight, bias, gate, residual, stride, activation, output_mask, backend=0):
+    return empty_gradients(output_mask, x, (weight, bias, gate), residual, images=2)
 
 
 @fake("pack_pointwise_conv2d")
@@ -144,7 +150,7 @@ def _(weight, bias):
 
 
 @fake("pointwise_conv2d_packed")
-def _(x, packed, residual, out_channels, stride, activation, backend=0):
+def _(x, packed, gate, residual, out_channels, stride, activation, backend=0):
     return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape, _ONE, stride, _NONE, _ONE)))
 
 

@@ -3,18 +3,23 @@
 Differentiable, runs on any device and in any dtype that torch's own layers take; what every kernel is compared with.
 """
 
-from cnnfast.reference.depthwise_conv2d import depthwise_conv2d
+from cnnfast.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_squeeze
 from cnnfast.reference.inverted_residual import inverted_residual
 from cnnfast.reference.local_response_norm import local_response_norm
 from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
 from cnnfast.reference.separable_conv2d import separable_conv2d
 from cnnfast.reference.squeeze_excite import squeeze_excite
+from cnnfast.reference.stats import depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
 
 __all__ = [
     "depthwise_conv2d",
+    "depthwise_conv2d_squeeze",
+    "depthwise_conv2d_stats",
     "inverted_residual",
     "local_response_norm",
     "pointwise_conv2d",
+    "pointwise_conv2d_stats",
     "separable_conv2d",
+    "separable_conv2d_stats",
     "squeeze_excite",
 ]

@@ -5,45 +5,67 @@
 
 namespace cnnfast::cpu {
 
+namespace {
+
+// The op up to its output: what the packed form, the squeeze and the statistics are made of.
+struct Depthwise {
+  Depthwise(const Tensor& x, const Tensor& packed, int64_t out_channels, const Ints& kernel_size, const Ints& stride,
+            const Ints& padding, const Ints& dilation, const Prologue& prologue, int64_t activation_code)
+      : conv(conv_of(x, kernel_size.at(0), kernel_size.at(1), stride, padding, dilation)),
+        stage(conv, channels_last(x), weights(x, packed, out_channels, kernel_size), storage_of(x, "x"), prologue,
+              activation_code),
+        y(empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type())) {
+    stage.tile.y_pixel = out_channels;
+    stage.tile.y_row = conv.out_w * out_channels;
+  }
+
+  DepthwiseWeights weights(const Tensor& x, const Tensor& packed, int64_t out_channels, const Ints& kernel_size) const {
+    STD_TORCH_CHECK(conv.c > 0 && out_channels % conv.c == 0, "out_channels ", out_channels,
+                    " must be a multiple of x's channels ", conv.c);
+    PackedReader reader(packed, PackedOp::depthwise_conv2d, x, -1, out_channels, kernel_size[0], kernel_size[1]);
+    return reader.depthwise(out_channels);
+  }
+
+  // Rows [begin, end) of image n of y.
+  void rows(int64_t n, int64_t begin, int64_t end) const {
+    const int64_t first = (n * conv.out_h + begin) * stage.tile.y_row * storage_size(stage.storage);
+    stage.rows(n, begin, end, mutable_bytes_of(y) + first);
+  }
+
+  // y and its sums.
+  BandSums with_sums(bool squares) const {
+    BandSums sums(y, squares);
+    for_each(sums.count(), [&](int64_t i) {
+      const auto [begin, end] = sums.rows(i);
+      rows(sums.image(i), begin, end);
+      sums.add(i);
+    });
+    return sums;
+  }
+
+  Conv conv;
+  DepthwiseStage stage;
+  Tensor y;
+};
+
+}  // namespace
+
 Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_size, Ints stride,
                                Ints padding, Ints dilation, int64_t pre_activation, int64_t activation_code,
                                int64_t backend) {
   check_backend(backend);
-  STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
-  const Storage storage = storage_of(x, "x");
-  const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
-  STD_TORCH_CHECK(conv.c > 0 && out_channels % conv.c == 0, "out_channels ", out_channels,
-                  " must be a multiple of x's channels ", conv.c);
-  PackedReader reader(packed, PackedOp::depthwise_conv2d, x, -1, out_channels, kernel_size[0], kernel_size[1]);
-  const DepthwiseWeights weights = reader.depthwise(out_channels);
-
-  const Tensor xs = channels_last(x);
-  Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
-  const int64_t itemsize = static_cast<int64_t>(x.element_size());
-  DepthwiseTile whole = depthwise_tile(conv, weights, storage, pre_activation, activation_code);
-  whole.multiplier = out_channels / conv.c;
-  whole.x_pixel = conv.c;
-  whole.x_row = conv.w * conv.c;
-  whole.y_pixel = out_channels;
-  whole.y_row = conv.out_w * out_channels;
-
-  const KernelTable& table = kernels(storage);
+  const Prologue prologue{std::nullopt, std::nullopt, pre_activation};
+  const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, prologue, activation_code);
+  const Conv& conv = op.conv;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rows =
       std::max<int64_t>(1, conv.out_h / std::max<int64_t>(1, ceil_div(4 * threads, std::max<int64_t>(1, conv.n))));
   const int64_t bands = ceil_div(conv.out_h, rows);
-  const char* from = bytes_of(xs);
-  char* to = mutable_bytes_of(y);
-  for_each(y.numel() ? conv.n * bands : 0, [&](int64_t i) {
-    DepthwiseTile t = whole;
-    const int64_t n = i / bands;
-    t.row_begin = i % bands * rows;
-    t.row_end = std::min(t.row_begin + rows, conv.out_h);
-    t.x = from + n * conv.h * whole.x_row * itemsize;
-    t.y = to + (n * conv.out_h + t.row_begin) * whole.y_row * itemsize;
-    table.depthwise[static_cast<int>(storage)](t);
+  for_each(op.y.numel() ? conv.n * bands : 0, [&](int64_t i) {
+    const int64_t begin = i % bands * rows;
+    op.rows(i / bands, begin, std::min(begin + rows, conv.out_h));
   });
-  return in_format_of(x, y);
+  return in_format_of(x, op.y);
 }
 
 Tensor depthwise_conv2d(Tensor x, Tensor weight, Maybe bias, Ints stride, Ints padding, Ints dilation,
@@ -52,6 +74,39 @@ Tensor depthwise_conv2d(Tensor x, Tensor weight, Maybe bias, Ints stride, Ints p
   const Tensor packed = pack_depthwise_conv2d(weight, bias);
   return depthwise_conv2d_packed(x, packed, weight.size(0), {weight.size(2), weight.size(3)}, stride, padding, dilation,
                                  pre_activation, activation_code, backend);
+}
+
+std::tuple<Tensor, Tensor> depthwise_conv2d_squeeze_packed(Tensor x, Tensor packed, int64_t out_channels,
+                                                           Ints kernel_size, Ints stride, Ints padding, Ints dilation,
+                                                           int64_t pre_activation, int64_t activation_code,
+                                                           int64_t backend) {
+  check_backend(backend);
+  const Prologue prologue{std::nullopt, std::nullopt, pre_activation};
+  const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, prologue, activation_code);
+  const Tensor means = op.with_sums(false).means();
+  return {in_format_of(x, op.y), means};
+}
+
+std::tuple<Tensor, Tensor> depthwise_conv2d_squeeze(Tensor x, Tensor weight, Maybe bias, Ints stride, Ints padding,
+                                                    Ints dilation, int64_t pre_activation, int64_t activation_code,
+                                                    int64_t backend) {
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
+  const Tensor packed = pack_depthwise_conv2d(weight, bias);
+  return depthwise_conv2d_squeeze_packed(x, packed, weight.size(0), {weight.size(2), weight.size(3)}, stride, padding,
+                                         dilation, pre_activation, activation_code, backend);
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_stats(Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+                                                          Ints stride, Ints padding, Ints dilation,
+                                                          int64_t pre_activation, int64_t backend) {
+  check_backend(backend);
+  check_scale_shift(scale, shift, x);
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
+  const Tensor packed = pack_depthwise_conv2d(weight, bias);
+  const Depthwise op(x, packed, weight.size(0), {weight.size(2), weight.size(3)}, stride, padding, dilation,
+                     prologue_of(scale, shift, pre_activation), 0);
+  const BandSums sums = op.with_sums(true);
+  return {in_format_of(x, op.y), sums.sum(), sums.squares()};
 }
 
 Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation_code) {
@@ -159,11 +214,45 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor
   return {dx, dweight, dbias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_squeeze_backward(Tensor grad, Tensor grad_squeezed, Tensor x,
+                                                                     Tensor weight, Maybe bias, Ints stride,
+                                                                     Ints padding, Ints dilation,
+                                                                     int64_t pre_activation, int64_t activation_code,
+                                                                     int64_t output_mask, int64_t backend) {
+  const ScalarType dtype = compute_dtype(storage_of(x, "x"));
+  check_residual(grad_squeezed, grad_squeezed, grad.size(0), grad.size(1), 1, 1);
+  // A mean hands the same share of its gradient to each pixel.
+  const Tensor share = channel_sums(channels_last(to_dtype(grad_squeezed, dtype)), std::nullopt,
+                                    1.0 / static_cast<double>(grad.size(2) * grad.size(3)));
+  const Tensor g = scaled_channels(channels_last(to_dtype(grad, dtype)), std::nullopt, share, std::nullopt, 0);
+  return depthwise_conv2d_backward(g, x, weight, bias, stride, padding, dilation, pre_activation, activation_code,
+                                   output_mask, backend);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_stats_backward(
+    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+    Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t output_mask, int64_t backend) {
+  check_scale_shift(scale, shift, x);
+  const ScaledInput input(x, scale, shift);
+  const ScalarType dtype = input.value().scalar_type();
+  const bool input_wanted = output_mask & 0b11001;
+  const auto [dinput, dweight, dbias] = depthwise_conv2d_backward(
+      gradient_with_sums(grad, grad_sum, grad_squares, y), input.value(), to_dtype(weight, dtype),
+      to_dtype(bias, dtype), stride, padding, dilation, pre_activation, 0, (output_mask & 6) | input_wanted, backend);
+  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
+  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : dbias, dscale, dshift};
+}
+
 }  // namespace cnnfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_backward));
   m.impl("depthwise_conv2d_packed", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_packed));
+  m.impl("depthwise_conv2d_squeeze", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_squeeze));
+  m.impl("depthwise_conv2d_squeeze_backward", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_squeeze_backward));
+  m.impl("depthwise_conv2d_squeeze_packed", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_squeeze_packed));
+  m.impl("depthwise_conv2d_stats", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_stats));
+  m.impl("depthwise_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::depthwise_conv2d_stats_backward));
   m.impl("pack_depthwise_conv2d", TORCH_BOX(&cnnfast::cpu::pack_depthwise_conv2d));
 }

@@ -7,6 +7,7 @@
 // pass scales the tile, block by block, before it projects it.
 // Bytes: x read once a band, y written once, the weights read once a band; with squeeze-excite the depthwise result is
 // written and read besides, where one image of it leaves L2.
+#include "channels.h"
 #include "ops.h"
 #include "squeeze_excite.h"
 #include "stages.h"
@@ -17,14 +18,6 @@ namespace {
 
 constexpr int64_t kChunk = 4 * kPanel;  // expanded channels at a time: one group of panels of the micro-kernel
 constexpr int64_t kGatedPixels = 56;    // scaled, then projected: eight blocks of the micro-kernel
-
-// Input rows that output rows [begin, end) read.
-std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end) {
-  const Window& w = conv.window;
-  const int64_t first = begin * w.stride_h - w.pad_top;
-  const int64_t last = (end - 1) * w.stride_h - w.pad_top + (w.kernel_h - 1) * w.dilation_h;
-  return {std::clamp<int64_t>(first, 0, conv.h), std::clamp<int64_t>(last + 1, 0, conv.h)};
-}
 
 struct InvertedResidual {
   Storage storage, between;  // of x; of the expanded tensors
@@ -270,7 +263,8 @@ inverted_residual_backward(Tensor grad, Tensor x, Maybe expand_weight, Maybe exp
                              se_activation,
                              gate_activation};
 
-  const Tensor e = ews ? pointwise_conv2d(xs, *ews, ebs, std::nullopt, unit, activation_code, backend) : xs;
+  const Tensor e =
+      ews ? pointwise_conv2d(xs, *ews, ebs, std::nullopt, std::nullopt, unit, activation_code, backend) : xs;
   const Tensor d = channels_last(depthwise_conv2d(e, dws, dbs, stride, padding, dilation, 0, activation_code, backend));
   ExciteTensors::Forward kept{d, d, d};
   if (excites) kept = excite.forward(d);
@@ -280,19 +274,20 @@ inverted_residual_backward(Tensor grad, Tensor x, Maybe expand_weight, Maybe exp
   const int64_t depthwise_mask = (expand_mask || bit(0) ? 1 : 0) | bit(3) << 1 | bit(4) << 2;
   const int64_t excite_mask = output_mask >> 5 & 15;
   const int64_t project_mask =
-      (depthwise_mask || (excites && excite_mask) ? 1 : 0) | bit(9) << 1 | bit(10) << 2 | bit(11) << 3;
+      (depthwise_mask || (excites && excite_mask) ? 1 : 0) | bit(9) << 1 | bit(10) << 2 | bit(11) << 4;
   const auto none = [&] { return no_gradient(xs); };
-  const auto [dprojected, dpw, dpb, dres] =
-      pointwise_conv2d_backward(to_dtype(grad, dtype), projected, pws, pbs, rs, unit, 0, project_mask, backend);
+  const auto [dprojected, dpw, dpb, no_gate, dres] = pointwise_conv2d_backward(
+      to_dtype(grad, dtype), projected, pws, pbs, std::nullopt, rs, unit, 0, project_mask, backend);
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> through{none(), none(), none(), none(), dprojected};
   if (excites && project_mask & 1) through = excite.backward(channels_last(dprojected), d, kept, excite_mask);
   const auto& [drw, drb, dxw, dxb, dd] = through;
   const auto [de, ddw, ddb] = depthwise_mask ? depthwise_conv2d_backward(dd, e, dws, dbs, stride, padding, dilation, 0,
                                                                          activation_code, depthwise_mask, backend)
                                              : std::tuple(none(), none(), none());
-  const auto [dx, dew, deb, unused] = expand_mask ? pointwise_conv2d_backward(de, xs, *ews, ebs, std::nullopt, unit,
-                                                                              activation_code, expand_mask, backend)
-                                                  : std::tuple(de, none(), none(), none());
+  const auto [dx, dew, deb, unused, unasked] =
+      expand_mask ? pointwise_conv2d_backward(de, xs, *ews, ebs, std::nullopt, std::nullopt, unit, activation_code,
+                                              expand_mask, backend)
+                  : std::tuple(de, none(), none(), none(), none());
   const auto like = [&](const Tensor& gradient, const Maybe& of) {
     return to_dtype(gradient, of ? of->scalar_type() : x.scalar_type());
   };

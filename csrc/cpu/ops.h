@@ -10,11 +10,21 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor
                                                              Ints stride, Ints padding, Ints dilation,
                                                              int64_t pre_activation, int64_t activation,
                                                              int64_t output_mask, int64_t backend);
-Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, int64_t activation,
-                        int64_t backend);
-std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Maybe bias,
-                                                                     Maybe residual, Ints stride, int64_t activation,
-                                                                     int64_t output_mask, int64_t backend);
+Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe gate, Maybe residual, Ints stride,
+                        int64_t activation, int64_t backend);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight,
+                                                                             Maybe bias, Maybe gate, Maybe residual,
+                                                                             Ints stride, int64_t activation,
+                                                                             int64_t output_mask, int64_t backend);
+// separable_conv2d with the pointwise stage first.
+Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, const Maybe& residual,
+                                        int64_t out_channels, const Ints& kernel_size, const Ints& stride,
+                                        const Ints& padding, const Ints& dilation, int64_t pre_activation,
+                                        int64_t mid_activation, int64_t activation);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_pointwise_first_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
+    const Maybe& pw_bias, const Maybe& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
+    int64_t pre_activation, int64_t mid_activation, int64_t activation, int64_t output_mask, int64_t backend);
 
 // grad * activation'(z), a new tensor in channels_last; both of the compute type.
 Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation);

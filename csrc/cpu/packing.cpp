@@ -48,7 +48,7 @@ class Writer {
 
  private:
   static bool has_pairs(PackedOp op) {
-    return op == PackedOp::pointwise_conv2d || op == PackedOp::separable_conv2d || op == PackedOp::inverted_residual;
+    return op != PackedOp::depthwise_conv2d && op != PackedOp::conv2d && op != PackedOp::squeeze_excite;
   }
   int64_t itemsize() const { return pairs_ ? 2 : static_cast<int64_t>(sizeof(S)); }
 
@@ -154,13 +154,21 @@ Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias) {
 }
 
 Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
-                             const Maybe& pw_bias) {
+                             const Maybe& pw_bias, bool pointwise_first) {
   check_depthwise(dw_weight, dw_bias);
   check_pointwise(pw_weight, pw_bias);
-  STD_TORCH_CHECK(pw_weight.size(1) == dw_weight.size(0), "pw_weight must have ", dw_weight.size(0), " input channels");
+  const int64_t channels = dw_weight.size(0), pw_in = pw_weight.size(1), pw_out = pw_weight.size(0);
+  if (pointwise_first) {
+    STD_TORCH_CHECK(pw_out > 0 && channels % pw_out == 0, "dw_weight must have a multiple of ", pw_out, " channels");
+  } else {
+    STD_TORCH_CHECK(pw_in == channels, "pw_weight must have ", channels, " input channels");
+  }
   return with_compute_type(dw_weight, [&](auto s) {
-    Writer<decltype(s)> writer(PackedOp::separable_conv2d, dw_weight.size(0), dw_weight.size(0), pw_weight.size(0),
-                               dw_weight.size(2), dw_weight.size(3), dw_weight);
+    using W = Writer<decltype(s)>;
+    const int64_t kh = dw_weight.size(2), kw = dw_weight.size(3);
+    W writer = pointwise_first
+                   ? W(PackedOp::separable_conv2d_pointwise_first, pw_in, pw_out, channels, kh, kw, dw_weight)
+                   : W(PackedOp::separable_conv2d, channels, channels, pw_out, kh, kw, dw_weight);
     writer.depthwise(dw_weight, dw_bias);
     writer.pointwise(pw_weight, pw_bias);
     return writer.done();

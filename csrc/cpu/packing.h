@@ -23,7 +23,7 @@ Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias);
 Tensor pack_conv2d(const Tensor& weight, const Maybe& bias);
 Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias);
 Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
-                             const Maybe& pw_bias);
+                             const Maybe& pw_bias, bool pointwise_first);
 // Without expand_weight x goes straight into the depthwise stage; without se_ weights there is no squeeze-excite.
 Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
                               const Maybe& dw_bias, const Maybe& se_reduce_weight, const Maybe& se_reduce_bias,

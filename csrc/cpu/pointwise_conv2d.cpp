@@ -1,7 +1,7 @@
 // pointwise_conv2d on the CPU: y = activation(x W^T + bias + residual), a GEMM of pixels x channels.
 // Tiling: float at stride 1 multiplies x where it lies, rows or output channels split among the threads; so it does at
 // larger strides, a row of the output at a time, where rows are long and the weights stay in L2. Else, and in low
-// precision, a tile of pixels is gathered into scratch first.
+// precision, or with a gate or scale on x, a tile of pixels is gathered into scratch first.
 #include "ops.h"
 #include "stages.h"
 
@@ -16,89 +16,151 @@ namespace {
 
 constexpr int64_t kWideRow = 28;  // pixels: four blocks of the micro-kernel
 
-// Rows of pixels [first, first + count) of the output's, as the tile's left side in this thread's scratch.
-const char* gather(const KernelTable& table, Storage storage, const Conv& conv, const char* x, int64_t first,
-                   int64_t count, const GemmTile& tile) {
-  const int64_t row_bytes = tile.a_row * storage_size(tile.a_storage), stored = storage_size(storage);
-  char* to = scratch(Slot::gathered, count * row_bytes);
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t pixel = first + p, ow = pixel % conv.out_w, oh = pixel / conv.out_w % conv.out_h;
-    const int64_t n = pixel / (conv.out_w * conv.out_h);
-    const int64_t source = (n * conv.h + oh * conv.window.stride_h) * conv.w + ow * conv.window.stride_w;
-    const char* from = x + source * conv.c * stored;
-    if (tile.a_storage == Storage::bf16)
-      copy_padded(tile, from, to + p * row_bytes, 1);
-    else
-      table.widen[static_cast<int>(storage)](from, to + p * row_bytes, conv.c);
+// The op up to its output, whose pixels are computed in any order.
+struct Pointwise {
+  Storage storage;
+  const KernelTable& table;
+  Conv conv;
+  Tensor x;  // channels_last
+  Prologue prologue;
+  Tensor y;
+  GemmTile whole;
+
+  Pointwise(const Tensor& image, const Tensor& packed, const Maybe& residual, int64_t out_channels, const Ints& stride,
+            const Prologue& before, int64_t activation_code)
+      : storage(storage_of(image, "x")),
+        table(kernels(storage)),
+        conv(conv_of(image, 1, 1, stride, {0, 0, 0, 0}, {1, 1})),
+        x(channels_last(image)),
+        prologue(before),
+        y(empty_channels_last(image, conv.n, out_channels, conv.out_h, conv.out_w, image.scalar_type())) {
+    PackedReader reader(packed, PackedOp::pointwise_conv2d, image, conv.c, out_channels, 1, 1);
+    const PointwiseWeights weights = reader.pointwise(conv.c, out_channels);
+    whole = packed_gemm(weights, operand_storage(table, storage, weights), storage, activation_code);
+    whole.rows = conv.n * conv.out_h * conv.out_w;
+    whole.a = x.const_data_ptr();
+    whole.a_row = conv.c;
+    whole.y = y.mutable_data_ptr();
+    whole.y_row = whole.residual_row = out_channels;
+    whole.residual = residual ? residual->const_data_ptr() : nullptr;
   }
-  return to;
+
+  bool dense() const { return conv.window.stride_h == 1 && conv.window.stride_w == 1; }
+  // x can be multiplied where it lies.
+  bool in_place() const {
+    return !prologue.any() && whole.a_storage == storage && (storage != Storage::bf16 || conv.c % kPairDepth == 0);
+  }
+  int64_t scratch_row() const { return padded_row(conv.c, storage_size(whole.a_storage)); }
+  // Pixels whose rows fill a tile.
+  int64_t fitting() const {
+    return std::max<int64_t>(1, kTileBytes / 2 / (scratch_row() * storage_size(whole.a_storage)));
+  }
+
+  // Output pixels [first, first + count), their part of x copied into this thread's scratch.
+  void pixels(int64_t first, int64_t count) const {
+    GemmTile g = whole;
+    g.a_row = scratch_row();
+    g.rows = count;
+    g.a = gather(first, count, g);
+    to_pixel(g, first);
+    multiply(table, g);
+  }
+
+  // The input of output pixels [first, first + count), as the left side `tile`.
+  const char* gather(int64_t first, int64_t count, const GemmTile& tile) const {
+    const int64_t stored = storage_size(storage), row_bytes = tile.a_row * storage_size(tile.a_storage);
+    char* const to = scratch(Slot::gathered, count * row_bytes);
+    const int64_t image = conv.out_h * conv.out_w;
+    for (int64_t done = 0, run = 0; done < count; done += run) {
+      // Pixels equally far apart: up to the end of the row, or of the image where rows follow on each other.
+      const int64_t n = (first + done) / image, pixel = (first + done) % image, oh = pixel / conv.out_w,
+                    ow = pixel % conv.out_w;
+      run = std::min(count - done, dense() ? image - pixel : conv.out_w - ow);
+      const int64_t from = (n * conv.h + oh * conv.window.stride_h) * conv.w + ow * conv.window.stride_w;
+      prologue.apply(table, storage, n, bytes_of(x) + from * conv.c * stored, conv.window.stride_w * conv.c, run,
+                     conv.c, to + done * row_bytes, tile.a_storage, tile.a_row);
+    }
+    clear_tail(tile, to, count);
+    return to;
+  }
+
+  void to_pixel(GemmTile& g, int64_t first) const {
+    const int64_t bytes = first * whole.y_row * storage_size(storage);
+    g.y = static_cast<char*>(whole.y) + bytes;
+    if (g.residual) g.residual = static_cast<const char*>(whole.residual) + bytes;
+  }
+};
+
+void run(const Pointwise& op) {
+  const Conv& conv = op.conv;
+  const GemmTile& whole = op.whole;
+  const int64_t stored = storage_size(op.storage);
+  if (whole.rows == 0 || whole.cols == 0) return;
+  if (op.in_place() && op.dense()) return gemm_on_threads(op.table, whole);
+  if (op.in_place() && conv.out_w >= kWideRow && conv.c * whole.cols * stored <= kTileBytes) {
+    // A row of the output reads pixels that are equally far apart: no copy.
+    for_each(conv.n * conv.out_h, [&](int64_t i) {
+      const int64_t n = i / conv.out_h, ih = i % conv.out_h * conv.window.stride_h;
+      GemmTile g = whole;
+      g.rows = conv.out_w;
+      g.a = bytes_of(op.x) + (n * conv.h + ih) * conv.w * conv.c * stored;
+      g.a_row = conv.window.stride_w * conv.c;
+      op.to_pixel(g, i * conv.out_w);
+      multiply(op.table, g);
+    });
+    return;
+  }
+  const int64_t tiles = round_up(ceil_div(whole.rows, op.fitting()), torch::stable::get_num_threads());
+  const int64_t unit = whole.a_storage == Storage::bf16 ? kPairDepth : op.table.gemm_rows;
+  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), unit);
+  for_each(ceil_div(whole.rows, pixels),
+           [&](int64_t i) { op.pixels(i * pixels, std::min(pixels, whole.rows - i * pixels)); });
+}
+
+// gate (N, C, 1, 1) or none.
+Prologue gated(const Maybe& gate, const Tensor& x) {
+  if (!gate) return {std::nullopt, std::nullopt, 0};
+  STD_TORCH_CHECK(gate->dim() == 4 && gate->size(0) == x.size(0) && gate->size(1) == x.size(1) && gate->size(2) == 1 &&
+                      gate->size(3) == 1,
+                  "gate must have shape (", x.size(0), ", ", x.size(1), ", 1, 1)");
+  return {torch::stable::contiguous(to_dtype(*gate, compute_dtype(storage_of(x, "x")))), std::nullopt, 0};
 }
 
 }  // namespace
 
-Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints stride,
+Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe gate, Maybe residual, int64_t out_channels, Ints stride,
                                int64_t activation_code, int64_t backend) {
   check_backend(backend);
-  const Storage storage = storage_of(x, "x");
-  const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
-  check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  PackedReader reader(packed, PackedOp::pointwise_conv2d, x, conv.c, out_channels, 1, 1);
-  const PointwiseWeights weights = reader.pointwise(conv.c, out_channels);
-
-  const Tensor xs = channels_last(x);
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
-  Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
-  if (y.numel() == 0) return in_format_of(x, y);
-  const KernelTable& table = kernels(storage);
-  GemmTile whole = packed_gemm(weights, operand_storage(table, storage, weights), storage, activation_code);
-  const int64_t stored = storage_size(storage), operand = storage_size(whole.a_storage);
-  whole.rows = conv.n * conv.out_h * conv.out_w;
-  whole.y = y.mutable_data_ptr();
-  whole.y_row = whole.residual_row = out_channels;
-  whole.residual = rs ? rs->const_data_ptr() : nullptr;
-  const bool in_place = whole.a_storage == storage && (storage != Storage::bf16 || conv.c % kPairDepth == 0);
-  if (in_place && stride[0] == 1 && stride[1] == 1) {
-    whole.a = xs.const_data_ptr();
-    whole.a_row = conv.c;
-    gemm_on_threads(table, whole);
-    return in_format_of(x, y);
-  }
-  if (in_place && conv.out_w >= kWideRow && conv.c * out_channels * operand <= kTileBytes) {
-    // A row of the output reads pixels that are equally far apart: no copy.
-    for_each(conv.n * conv.out_h, [&](int64_t i) {
-      const int64_t n = i / conv.out_h, ih = i % conv.out_h * stride[0], first = i * conv.out_w * out_channels * stored;
-      GemmTile g = whole;
-      g.rows = conv.out_w;
-      g.a = bytes_of(xs) + (n * conv.h + ih) * conv.w * conv.c * stored;
-      g.a_row = stride[1] * conv.c;
-      g.y = static_cast<char*>(whole.y) + first;
-      if (g.residual) g.residual = static_cast<const char*>(whole.residual) + first;
-      multiply(table, g);
-    });
-    return in_format_of(x, y);
-  }
-  whole.a_row = padded_row(conv.c, operand);
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t fitting = std::max<int64_t>(1, kTileBytes / 2 / (whole.a_row * operand));
-  const int64_t tiles = round_up(ceil_div(whole.rows, fitting), threads);
-  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), operand == 2 ? kPairDepth : table.gemm_rows);
-  for_each(ceil_div(whole.rows, pixels), [&](int64_t i) {
-    GemmTile g = whole;
-    const int64_t first = i * pixels;
-    g.rows = std::min(pixels, whole.rows - first);
-    g.a = gather(table, storage, conv, bytes_of(xs), first, g.rows, whole);
-    g.y = static_cast<char*>(whole.y) + first * out_channels * stored;
-    if (g.residual) g.residual = static_cast<const char*>(whole.residual) + first * out_channels * stored;
-    multiply(table, g);
-  });
-  return in_format_of(x, y);
+  const Pointwise op(x, packed, rs, out_channels, stride, gated(gate, x), activation_code);
+  check_residual(residual, x, op.conv.n, out_channels, op.conv.out_h, op.conv.out_w);
+  run(op);
+  return in_format_of(x, op.y);
 }
 
-Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, int64_t activation_code,
-                        int64_t backend) {
+Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe gate, Maybe residual, Ints stride,
+                        int64_t activation_code, int64_t backend) {
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
   const Tensor packed = pack_pointwise_conv2d(weight, bias);
-  return pointwise_conv2d_packed(x, packed, residual, weight.size(0), stride, activation_code, backend);
+  return pointwise_conv2d_packed(x, packed, gate, residual, weight.size(0), stride, activation_code, backend);
+}
+
+std::tuple<Tensor, Tensor, Tensor> pointwise_conv2d_stats(Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+                                                          Ints stride, int64_t pre_activation, int64_t backend) {
+  check_backend(backend);
+  check_scale_shift(scale, shift, x);
+  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
+  const Tensor packed = pack_pointwise_conv2d(weight, bias);
+  const Pointwise op(x, packed, std::nullopt, weight.size(0), stride, prologue_of(scale, shift, pre_activation), 0);
+  BandSums sums(op.y, true);
+  for_each(sums.count(), [&](int64_t i) {
+    const auto [begin, end] = sums.rows(i);
+    const int64_t w = op.conv.out_w, image = sums.image(i) * op.conv.out_h * w;
+    for (int64_t p = begin * w; p < end * w; p += op.fitting())
+      op.pixels(image + p, std::min(op.fitting(), end * w - p));
+    sums.add(i);
+  });
+  return {in_format_of(x, op.y), sums.sum(), sums.squares()};
 }
 
 namespace {
@@ -136,10 +198,10 @@ Tensor pointwise_grad_weight(const Tensor& grad, const Tensor& x, Storage storag
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Maybe bias,
-                                                                     Maybe residual, Ints stride,
-                                                                     int64_t activation_code, int64_t output_mask,
-                                                                     int64_t backend) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight,
+                                                                             Maybe bias, Maybe gate, Maybe residual,
+                                                                             Ints stride, int64_t activation_code,
+                                                                             int64_t output_mask, int64_t backend) {
   check_backend(backend);
   const Storage storage = compute_storage(storage_of(x, "x"));
   const ScalarType dtype = compute_dtype(storage);
@@ -150,14 +212,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
   const Tensor xs = channels_last(to_dtype(x, dtype)), ws = to_dtype(weight, dtype);
   Tensor g = channels_last(to_dtype(grad, dtype));
   if (activation_code != 0) {
-    const Tensor z = pointwise_conv2d(xs, ws, to_dtype(bias, dtype), to_dtype(residual, dtype), stride, 0, 0);
+    const Tensor z = pointwise_conv2d(xs, ws, to_dtype(bias, dtype), gate, to_dtype(residual, dtype), stride, 0, 0);
     g = activation_backward(g, z, activation_code);
   }
   const bool dense = stride[0] == 1 && stride[1] == 1;
   const KernelTable& table = kernels(storage);
   Tensor dx = no_gradient(x), dweight = no_gradient(weight), dbias = no_gradient(bias ? *bias : weight);
-  Tensor dresidual = no_gradient(residual ? *residual : x);
-  if (output_mask & 1) {
+  Tensor dgate = no_gradient(gate ? *gate : x), dresidual = no_gradient(residual ? *residual : x);
+  const Maybe gates = gated(gate, x).scale;
+  if (output_mask & (gate ? 0b1001 : 1)) {
     // dx = grad W: a pointwise conv with the transposed weight; at stride 2 the pixels between get zeros.
     const Tensor packed = pack_pointwise_conv2d(torch::stable::transpose(ws, 0, 1), std::nullopt);
     PackedReader reader(packed, PackedOp::pointwise_conv2d, xs, out_channels, conv.c, 1, 1);
@@ -182,19 +245,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
         table.gemm[compute_index(storage)](t);
       });
     }
-    dx = image_gradient(x, out);
+    if (gate && output_mask & 8) dgate = weight_gradient(*gate, channel_sums(out, xs, 1));
+    if (output_mask & 1)
+      dx = image_gradient(x, gate ? scaled_channels(out, gates, std::nullopt, std::nullopt, 0) : out);
   }
   if (output_mask & 2) {
-    Tensor sampled = xs;
+    Tensor sampled = gate ? scaled_channels(xs, gates, std::nullopt, std::nullopt, 0) : xs;
     if (!dense) {
+      const Tensor whole = sampled;
       sampled = empty_channels_last(x, conv.n, conv.c, conv.out_h, conv.out_w, dtype);
-      GemmTile dense_rows{};
-      dense_rows.a_row = conv.c;
-      dense_rows.a_storage = storage;
+      const int64_t pixel = conv.c * itemsize;
       for_each(sampled.numel() ? conv.n * conv.out_h : 0, [&](int64_t i) {
-        const int64_t first = i * conv.out_w;
-        const char* rows = gather(table, storage, conv, bytes_of(xs), first, conv.out_w, dense_rows);
-        std::copy_n(rows, conv.out_w * conv.c * itemsize, mutable_bytes_of(sampled) + first * conv.c * itemsize);
+        const int64_t row = (i / conv.out_h * conv.h + i % conv.out_h * stride[0]) * conv.w;
+        for (int64_t ow = 0; ow < conv.out_w; ++ow)
+          std::copy_n(bytes_of(whole) + (row + ow * stride[1]) * pixel, pixel,
+                      mutable_bytes_of(sampled) + (i * conv.out_w + ow) * pixel);
       });
     }
     dweight = weight_gradient(weight, pointwise_grad_weight(g, sampled, storage));
@@ -203,8 +268,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad
     const Ints dims{0, 2, 3};
     dbias = weight_gradient(*bias, torch::stable::sum(g, dims));
   }
-  if (output_mask & 8 && residual) dresidual = image_gradient(*residual, g);
-  return {dx, dweight, dbias, dresidual};
+  if (output_mask & 16 && residual) dresidual = image_gradient(*residual, g);
+  return {dx, dweight, dbias, dgate, dresidual};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backward(
+    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+    Tensor y, Ints stride, int64_t pre_activation, int64_t output_mask, int64_t backend) {
+  check_scale_shift(scale, shift, x);
+  const ScaledInput input(x, scale, shift);
+  const ScalarType dtype = input.value().scalar_type();
+  const Tensor activated =
+      pre_activation ? scaled_channels(input.value(), std::nullopt, std::nullopt, std::nullopt, pre_activation)
+                     : input.value();
+  const bool input_wanted = output_mask & 0b11001;
+  auto [dinput, dweight, dbias, dgate, dresidual] = pointwise_conv2d_backward(
+      gradient_with_sums(grad, grad_sum, grad_squares, y), activated, to_dtype(weight, dtype), to_dtype(bias, dtype),
+      std::nullopt, std::nullopt, stride, 0, (output_mask & 6) | input_wanted, backend);
+  if (input_wanted && pre_activation) dinput = activation_backward(dinput, input.value(), pre_activation);
+  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
+  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : dbias, dscale, dshift};
 }
 
 }  // namespace cnnfast::cpu
@@ -213,5 +296,7 @@ STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("pointwise_conv2d", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d));
   m.impl("pointwise_conv2d_backward", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_backward));
   m.impl("pointwise_conv2d_packed", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_packed));
+  m.impl("pointwise_conv2d_stats", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_stats));
+  m.impl("pointwise_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_stats_backward));
   m.impl("pack_pointwise_conv2d", TORCH_BOX(&cnnfast::cpu::pack_pointwise_conv2d));
 }

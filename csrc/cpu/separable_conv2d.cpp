@@ -16,11 +16,19 @@ struct Separable {
   Storage storage;
   const KernelTable& table;
   Conv conv;
-  Tensor x;        // channels_last
   Maybe residual;  // channels_last
-  DepthwiseTile depthwise;
+  DepthwiseStage depthwise;
   GemmTile pointwise;
   int64_t row;  // of the intermediate, in scalars
+
+  Separable(const Tensor& x, const Tensor& packed, const Maybe& residual, int64_t out_channels, const Ints& kernel_size,
+            const Ints& stride, const Ints& padding, const Ints& dilation, const Prologue& prologue,
+            int64_t mid_activation, int64_t activation_code)
+      : Separable(
+            x,
+            PackedReader(packed, PackedOp::separable_conv2d, x, -1, out_channels, kernel_size.at(0), kernel_size.at(1)),
+            conv_of(x, kernel_size.at(0), kernel_size.at(1), stride, padding, dilation), residual, out_channels,
+            prologue, mid_activation, activation_code) {}
 
   // Of a scalar of the intermediate.
   int64_t itemsize() const { return storage_size(pointwise.a_storage); }
@@ -30,13 +38,10 @@ struct Separable {
   void first_stage(const Worker& worker, int64_t n, int64_t tile_begin, int64_t begin, int64_t end, char* tile) const {
     constexpr int64_t kRows = 4;  // a part: an even number, since the kernel goes by two
     worker.each_part(ceil_div(end - begin, kRows), [&](int64_t k) {
-      DepthwiseTile t = depthwise;
-      t.x = bytes_of(x) + n * conv.h * depthwise.x_row * static_cast<int64_t>(x.element_size());
-      t.row_begin = begin + k * kRows;
-      t.row_end = std::min(t.row_begin + kRows, end);
-      t.y = tile + (t.row_begin - tile_begin) * depthwise.y_row * itemsize();
-      table.depthwise[static_cast<int>(storage)](t);
-      clear_tail(pointwise, static_cast<char*>(t.y), (t.row_end - t.row_begin) * conv.out_w);
+      const int64_t first = begin + k * kRows, last = std::min(first + kRows, end);
+      char* const y = tile + (first - tile_begin) * depthwise.tile.y_row * itemsize();
+      depthwise.rows(n, first, last, y);
+      clear_tail(pointwise, y, (last - first) * conv.out_w);
     });
   }
 
@@ -47,22 +52,51 @@ struct Separable {
     g.rows = (end - begin) * conv.out_w;
     g.y = y;
     const int64_t first = (n * conv.out_h + begin) * conv.out_w * pointwise.residual_row;
-    g.residual = residual ? bytes_of(*residual) + first * static_cast<int64_t>(x.element_size()) : nullptr;
+    g.residual = residual ? bytes_of(*residual) + first * storage_size(storage) : nullptr;
     return g;
+  }
+
+  // Rows [begin, end) of image n of y, on this thread and those that help.
+  void rows(const Worker& worker, int64_t n, int64_t begin, int64_t end, const Tensor& y) const {
+    char* const tile = scratch(Slot::depthwise, tile_bytes(end - begin));
+    first_stage(worker, n, begin, begin, end, tile);
+    const int64_t first = (n * conv.out_h + begin) * conv.out_w * pointwise.y_row * storage_size(storage);
+    gemm_in_parts(worker, table, second_stage(n, begin, end, tile, mutable_bytes_of(y) + first));
+  }
+
+ private:
+  Separable(const Tensor& x, PackedReader reader, const Conv& conv, const Maybe& residual, int64_t out_channels,
+            const Prologue& prologue, int64_t mid_activation, int64_t activation_code)
+      : storage(storage_of(x, "x")),
+        table(kernels(storage)),
+        conv(conv),
+        residual(residual ? Maybe(channels_last(*residual)) : std::nullopt),
+        depthwise(conv, channels_last(x), depthwise_weights(reader, conv), storage, prologue, mid_activation) {
+    check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
+    const int64_t mid = reader.header().mid_channels;
+    const PointwiseWeights pw = reader.pointwise(mid, out_channels);
+    const Storage between = operand_storage(table, storage, pw);
+    pointwise = packed_gemm(pw, between, storage, activation_code);
+    pointwise.y_row = pointwise.residual_row = out_channels;
+    row = pointwise.a_row = depthwise.tile.y_pixel = padded_row(mid, storage_size(between));
+    depthwise.tile.y_storage = between;
+    depthwise.tile.y_row = conv.out_w * row;
+  }
+
+  static DepthwiseWeights depthwise_weights(PackedReader& reader, const Conv& conv) {
+    const int64_t mid = reader.header().mid_channels;
+    STD_TORCH_CHECK(conv.c > 0 && mid % conv.c == 0, "packed has ", mid, " depthwise channels, not a multiple of x's ",
+                    conv.c);
+    return reader.depthwise(mid);
   }
 };
 
-void run(const Separable& op, Tensor& y) {
+void run(const Separable& op, const Tensor& y) {
   const Conv& conv = op.conv;
   const Bands bands = bands_of(conv, op.tile_bytes(1), 0, op.pointwise.depth * op.pointwise.cols * op.itemsize());
-  const int64_t y_row_bytes = conv.out_w * op.pointwise.y_row * static_cast<int64_t>(y.element_size());
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
-    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
-    const int64_t end = std::min(begin + bands.rows, conv.out_h);
-    char* tile = scratch(Slot::depthwise, op.tile_bytes(bands.rows));
-    op.first_stage(worker, n, begin, begin, end, tile);
-    char* rows = mutable_bytes_of(y) + (n * conv.out_h + begin) * y_row_bytes;
-    gemm_in_parts(worker, op.table, op.second_stage(n, begin, end, tile, rows));
+    const int64_t begin = i % bands.per_image * bands.rows;
+    op.rows(worker, i / bands.per_image, begin, std::min(begin + bands.rows, conv.out_h), y);
   });
 }
 
@@ -112,40 +146,21 @@ void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, 
 }  // namespace
 
 Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size,
-                               Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t mid_activation,
-                               int64_t activation_code, Ints max_pool, int64_t backend) {
+                               Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation,
+                               int64_t mid_activation, int64_t activation_code, Ints max_pool, int64_t backend) {
   check_backend(backend);
-  STD_TORCH_CHECK(kernel_size.size() == 2, "kernel_size must have 2 elements");
-  const Storage storage = storage_of(x, "x");
-  const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
-  check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
-  PackedReader reader(packed, PackedOp::separable_conv2d, x, -1, out_channels, kernel_size[0], kernel_size[1]);
-  const int64_t mid = reader.header().mid_channels;
-  STD_TORCH_CHECK(conv.c > 0 && mid % conv.c == 0, "packed has ", mid, " depthwise channels, not a multiple of x's ",
-                  conv.c);
-  const DepthwiseWeights dw = reader.depthwise(mid);
-  const PointwiseWeights pw = reader.pointwise(mid, out_channels);
-  const KernelTable& table = kernels(storage);
-  const Storage between = operand_storage(table, storage, pw);
-
-  Separable op{storage,
-               table,
-               conv,
-               channels_last(x),
-               residual ? Maybe(channels_last(*residual)) : std::nullopt,
-               depthwise_tile(conv, dw, between, pre_activation, mid_activation),
-               packed_gemm(pw, between, storage, activation_code),
-               padded_row(mid, storage_size(between))};
-  op.depthwise.multiplier = mid / conv.c;
-  op.depthwise.x_pixel = conv.c;
-  op.depthwise.x_row = conv.w * conv.c;
-  op.depthwise.y_pixel = op.row;
-  op.depthwise.y_row = conv.out_w * op.row;
-  op.pointwise.a_row = op.row;
-  op.pointwise.y_row = op.pointwise.residual_row = out_channels;
-
-  if (max_pool.size() == 1 && max_pool[0] == -1) {
-    Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
+  const bool pools = max_pool.size() != 1 || max_pool[0] != -1;
+  if (pointwise_first) {
+    STD_TORCH_CHECK(!pools, "max_pool can't be combined with pointwise_first");
+    return separable_conv2d_pointwise_first(x, packed, residual, out_channels, kernel_size, stride, padding, dilation,
+                                            pre_activation, mid_activation, activation_code);
+  }
+  const Prologue prologue{std::nullopt, std::nullopt, pre_activation};
+  Separable op(x, packed, residual, out_channels, kernel_size, stride, padding, dilation, prologue, mid_activation,
+               activation_code);
+  const Conv& conv = op.conv;
+  if (!pools) {
+    const Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
     if (y.numel() > 0) run(op, y);
     return in_format_of(x, y);
   }
@@ -159,12 +174,12 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   const int64_t pooled_h = pooled(conv.out_h), pooled_w = pooled(conv.out_w);
   Tensor y = empty_channels_last(x, conv.n, out_channels, pooled_h, pooled_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
-  op.pointwise.y_storage = compute_storage(storage);
+  op.pointwise.y_storage = compute_storage(op.storage);
   MaxPoolTile pool{};
   pool.height = conv.out_h;
   pool.width = conv.out_w;
   pool.channels = out_channels;
-  pool.y_storage = storage;
+  pool.y_storage = op.storage;
   pool.out_width = pooled_w;
   pool.kernel = max_pool[0];
   pool.stride = max_pool[1];
@@ -174,19 +189,47 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
 }
 
 Tensor separable_conv2d(Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe residual,
-                        Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t mid_activation,
-                        int64_t activation_code, int64_t backend) {
+                        Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation,
+                        int64_t mid_activation, int64_t activation_code, int64_t backend) {
   STD_TORCH_CHECK(dw_weight.scalar_type() == x.scalar_type() && pw_weight.scalar_type() == x.scalar_type(),
                   "dw_weight and pw_weight must have x's dtype");
-  const Tensor packed = pack_separable_conv2d(dw_weight, dw_bias, pw_weight, pw_bias);
-  return separable_conv2d_packed(x, packed, residual, pw_weight.size(0), {dw_weight.size(2), dw_weight.size(3)}, stride,
-                                 padding, dilation, pre_activation, mid_activation, activation_code, {-1}, backend);
+  const Tensor packed = pack_separable_conv2d(dw_weight, dw_bias, pw_weight, pw_bias, pointwise_first);
+  return separable_conv2d_packed(x, packed, residual, (pointwise_first ? dw_weight : pw_weight).size(0),
+                                 {dw_weight.size(2), dw_weight.size(3)}, stride, padding, dilation, pointwise_first,
+                                 pre_activation, mid_activation, activation_code, {-1}, backend);
+}
+
+std::tuple<Tensor, Tensor, Tensor> separable_conv2d_stats(Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight,
+                                                          Maybe pw_bias, Maybe scale, Maybe shift, Ints stride,
+                                                          Ints padding, Ints dilation, int64_t pre_activation,
+                                                          int64_t mid_activation, int64_t backend) {
+  check_backend(backend);
+  check_scale_shift(scale, shift, x);
+  STD_TORCH_CHECK(dw_weight.scalar_type() == x.scalar_type() && pw_weight.scalar_type() == x.scalar_type(),
+                  "dw_weight and pw_weight must have x's dtype");
+  const Tensor packed = pack_separable_conv2d(dw_weight, dw_bias, pw_weight, pw_bias, false);
+  const Separable op(x, packed, std::nullopt, pw_weight.size(0), {dw_weight.size(2), dw_weight.size(3)}, stride,
+                     padding, dilation, prologue_of(scale, shift, pre_activation), mid_activation, 0);
+  const Conv& conv = op.conv;
+  const Tensor y = empty_channels_last(x, conv.n, pw_weight.size(0), conv.out_h, conv.out_w, x.scalar_type());
+  BandSums sums(y, true);
+  const int64_t step = std::max<int64_t>(1, kTileBytes / std::max<int64_t>(1, op.tile_bytes(1)));
+  for_each(sums.count(), [&](const Worker& worker, int64_t i) {
+    const auto [begin, end] = sums.rows(i);
+    for (int64_t row = begin; row < end; row += step) op.rows(worker, sums.image(i), row, std::min(row + step, end), y);
+    sums.add(i);
+  });
+  return {in_format_of(x, y), sums.sum(), sums.squares()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
     Tensor grad, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe residual,
-    Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t mid_activation, int64_t activation_code,
-    int64_t output_mask, int64_t backend) {
+    Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation, int64_t mid_activation,
+    int64_t activation_code, int64_t output_mask, int64_t backend) {
+  if (pointwise_first)
+    return separable_conv2d_pointwise_first_backward(grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride,
+                                                     padding, dilation, pre_activation, mid_activation, activation_code,
+                                                     output_mask, backend);
   // The intermediate is computed again, not kept. Everything in the compute type: it is never rounded to x's dtype.
   const ScalarType dtype = compute_dtype(storage_of(x, "x"));
   const Ints unit{1, 1};
@@ -194,9 +237,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_back
   const Maybe dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(pw_bias, dtype), rs = to_dtype(residual, dtype);
   const Tensor mid = depthwise_conv2d(xs, dws, dbs, stride, padding, dilation, pre_activation, mid_activation, backend);
   const int64_t pointwise_mask = (output_mask & 7 ? 1 : 0) | (output_mask >> 3 & 1) << 1 | (output_mask >> 4 & 1) << 2 |
-                                 (output_mask >> 5 & 1) << 3;
-  const auto [dmid, dpw, dpb, dres] = pointwise_conv2d_backward(to_dtype(grad, dtype), mid, pws, pbs, rs, unit,
-                                                                activation_code, pointwise_mask, backend);
+                                 (output_mask >> 5 & 1) << 4;
+  const auto [dmid, dpw, dpb, no_gate, dres] = pointwise_conv2d_backward(
+      to_dtype(grad, dtype), mid, pws, pbs, std::nullopt, rs, unit, activation_code, pointwise_mask, backend);
   const auto [dx, ddw, ddb] = output_mask & 7
                                   ? depthwise_conv2d_backward(dmid, xs, dws, dbs, stride, padding, dilation,
                                                               pre_activation, mid_activation, output_mask & 7, backend)
@@ -210,11 +253,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_back
           wanted(5) && residual ? image_gradient(*residual, channels_last(dres)) : no_gradient(x)};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_stats_backward(
+    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight,
+    Maybe pw_bias, Maybe scale, Maybe shift, Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation,
+    int64_t mid_activation, int64_t output_mask, int64_t backend) {
+  check_scale_shift(scale, shift, x);
+  const ScaledInput input(x, scale, shift);
+  const ScalarType dtype = input.value().scalar_type();
+  const bool input_wanted = output_mask & 0b1100001;
+  const auto [dinput, ddw, ddb, dpw, dpb, dresidual] = separable_conv2d_backward(
+      gradient_with_sums(grad, grad_sum, grad_squares, y), input.value(), to_dtype(dw_weight, dtype),
+      to_dtype(dw_bias, dtype), to_dtype(pw_weight, dtype), to_dtype(pw_bias, dtype), std::nullopt, stride, padding,
+      dilation, false, pre_activation, mid_activation, 0, (output_mask & 30) | input_wanted, backend);
+  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 4 & 6));
+  return {dx,
+          weight_gradient(dw_weight, ddw),
+          dw_bias ? weight_gradient(*dw_bias, ddb) : ddb,
+          weight_gradient(pw_weight, dpw),
+          pw_bias ? weight_gradient(*pw_bias, dpb) : dpb,
+          dscale,
+          dshift};
+}
+
 }  // namespace cnnfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("separable_conv2d", TORCH_BOX(&cnnfast::cpu::separable_conv2d));
   m.impl("separable_conv2d_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_backward));
   m.impl("separable_conv2d_packed", TORCH_BOX(&cnnfast::cpu::separable_conv2d_packed));
+  m.impl("separable_conv2d_stats", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats));
+  m.impl("separable_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats_backward));
   m.impl("pack_separable_conv2d", TORCH_BOX(&cnnfast::cpu::pack_separable_conv2d));
 }

@@ -4,6 +4,7 @@
 // Bytes: x twice (the second time from the cache, where an image fits), residual once, y written once.
 #include "squeeze_excite.h"
 
+#include "channels.h"
 #include "ops.h"
 #include "stages.h"
 
@@ -11,49 +12,7 @@ namespace cnnfast::cpu {
 
 namespace {
 
-constexpr int64_t kGateChain = 32;         // channels
-constexpr int64_t kRowsBytes = 64 * 1024;  // of x, in a part that idle threads may take
-
-// Where image rows lie, and how many make a part.
-struct Rows {
-  int64_t height, width, channels, itemsize;
-
-  int64_t bytes() const { return width * channels * itemsize; }
-  int64_t per_part() const { return std::max<int64_t>(1, kRowsBytes / std::max<int64_t>(1, bytes())); }
-  int64_t parts() const { return ceil_div(height, per_part()); }
-  std::pair<int64_t, int64_t> operator[](int64_t part) const {
-    return {part * per_part(), std::min((part + 1) * per_part(), height)};
-  }
-};
-
-Rows rows_of(const Tensor& x) { return {x.size(2), x.size(3), x.size(1), static_cast<int64_t>(x.element_size())}; }
-
-// sums[row][c] for each row of an image, of x (* by).
-void sum_rows(const KernelTable& table, Storage storage, const Rows& rows, const char* x, const char* by, int64_t begin,
-              int64_t end, char* sums) {
-  ChannelSumsTile t{};
-  t.x_pixel = t.channels = rows.channels;
-  t.pixels = rows.width;
-  t.factor = 1;
-  for (int64_t row = begin; row < end; ++row) {
-    t.x = x + row * rows.bytes();
-    t.by = by ? by + row * rows.bytes() : nullptr;
-    t.sums = sums + row * rows.channels * compute_size(storage);
-    table.channel_sums[static_cast<int>(storage)](t);
-  }
-}
-
-// sums[c] = factor * sum over rows.
-void add_rows(const KernelTable& table, Storage storage, const char* row_sums, int64_t rows, int64_t channels,
-              double factor, char* sums) {
-  ChannelSumsTile t{};
-  t.x = row_sums;
-  t.x_pixel = t.channels = channels;
-  t.pixels = rows;
-  t.factor = factor;
-  t.sums = sums;
-  table.channel_sums[static_cast<int>(compute_storage(storage))](t);
-}
+constexpr int64_t kGateChain = 32;  // channels
 
 ScaleTile scale_tile(const Rows& rows, Storage y_storage, int64_t activation_code) {
   ScaleTile t{};
@@ -61,25 +20,6 @@ ScaleTile scale_tile(const Rows& rows, Storage y_storage, int64_t activation_cod
   t.y_storage = y_storage;
   t.activation = activation(activation_code);
   return t;
-}
-
-// Sums over the pixels of each image of x (* by), times factor: (N, C, 1, 1).
-Tensor channel_sums(const Tensor& x, const Maybe& by, double factor) {
-  const Storage storage = storage_of(x, "x");
-  const KernelTable& table = kernels(storage);
-  const Rows rows = rows_of(x);
-  Tensor sums = empty_channels_last(x, x.size(0), rows.channels, 1, 1, x.scalar_type());
-  for_each(sums.numel() ? x.size(0) : 0, [&](const Worker& worker, int64_t n) {
-    const int64_t image = n * rows.height * rows.bytes();
-    char* const row_sums = scratch(Slot::sums, rows.height * rows.channels * rows.itemsize);
-    worker.each_part(rows.parts(), [&](int64_t k) {
-      const auto [begin, end] = rows[k];
-      sum_rows(table, storage, rows, bytes_of(x) + image, by ? bytes_of(*by) + image : nullptr, begin, end, row_sums);
-    });
-    add_rows(table, storage, row_sums, rows.height, rows.channels, factor,
-             mutable_bytes_of(sums) + n * rows.channels * rows.itemsize);
-  });
-  return sums;
 }
 
 }  // namespace
@@ -111,29 +51,6 @@ void Excite::gates(const KernelTable& table, Storage storage, const char* row_su
   };
   product(reduce, mean, hidden, activation);
   product(expand, hidden, gates, gate_activation);
-}
-
-Tensor scaled_channels(const Tensor& x, const Tensor& scale, const Maybe& shift, const Maybe& residual,
-                       int64_t activation_code) {
-  const Storage storage = storage_of(x, "x");
-  const KernelTable& table = kernels(storage);
-  const Rows rows = rows_of(x);
-  Tensor y = empty_channels_last(x, x.size(0), rows.channels, rows.height, rows.width, x.scalar_type());
-  const ScaleTile whole = scale_tile(rows, storage, activation_code);
-  for_each(y.numel() ? x.size(0) * rows.parts() : 0, [&](int64_t i) {
-    const int64_t n = i / rows.parts();
-    const auto [begin, end] = rows[i % rows.parts()];
-    const int64_t first = (n * rows.height + begin) * rows.bytes(), channels = n * rows.channels * rows.itemsize;
-    ScaleTile t = whole;
-    t.x = bytes_of(x) + first;
-    t.scale = bytes_of(scale) + channels;
-    t.shift = shift ? bytes_of(*shift) + channels : nullptr;
-    t.residual = residual ? bytes_of(*residual) + first : nullptr;
-    t.y = mutable_bytes_of(y) + first;
-    t.pixels = (end - begin) * rows.width;
-    table.scale_channels[static_cast<int>(storage)](t);
-  });
-  return y;
 }
 
 Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t activation_code, int64_t gate_activation,
@@ -190,8 +107,10 @@ Tensor squeeze_excite(Tensor x, Tensor reduce_weight, Maybe reduce_bias, Tensor 
 ExciteTensors::Forward ExciteTensors::forward(const Tensor& x) const {
   const Ints unit{1, 1};
   const Tensor mean = channel_sums(x, std::nullopt, 1.0 / static_cast<double>(x.size(2) * x.size(3)));
-  const Tensor hidden = pointwise_conv2d(mean, reduce_weight, reduce_bias, std::nullopt, unit, activation, 0);
-  return {mean, hidden, pointwise_conv2d(hidden, expand_weight, expand_bias, std::nullopt, unit, gate_activation, 0)};
+  const Tensor hidden =
+      pointwise_conv2d(mean, reduce_weight, reduce_bias, std::nullopt, std::nullopt, unit, activation, 0);
+  return {mean, hidden,
+          pointwise_conv2d(hidden, expand_weight, expand_bias, std::nullopt, std::nullopt, unit, gate_activation, 0)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ExciteTensors::backward(const Tensor& grad, const Tensor& x,
@@ -200,11 +119,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ExciteTensors::backward(const
   const Ints unit{1, 1};
   const auto bit = [&](int i) { return output_mask >> i & 1; };
   const Tensor dgates = channel_sums(grad, x, 1);
-  const auto [dhidden, dexpand, dexpand_bias, unused] =
-      pointwise_conv2d_backward(dgates, kept.hidden, expand_weight, expand_bias, std::nullopt, unit, gate_activation,
-                                1 | bit(2) << 1 | bit(3) << 2, 0);
-  const auto [dmean, dreduce, dreduce_bias, none] = pointwise_conv2d_backward(
-      dhidden, kept.mean, reduce_weight, reduce_bias, std::nullopt, unit, activation, 1 | bit(0) << 1 | bit(1) << 2, 0);
+  const auto backward = [&](const Tensor& grad, const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t code,
+                            int64_t mask) {
+    return pointwise_conv2d_backward(grad, x, weight, bias, std::nullopt, std::nullopt, unit, code, mask, 0);
+  };
+  const auto [dhidden, dexpand, dexpand_bias, no_gate, no_residual] =
+      backward(dgates, kept.hidden, expand_weight, expand_bias, gate_activation, 1 | bit(2) << 1 | bit(3) << 2);
+  const auto [dmean, dreduce, dreduce_bias, none, nothing] =
+      backward(dhidden, kept.mean, reduce_weight, reduce_bias, activation, 1 | bit(0) << 1 | bit(1) << 2);
   // A mean hands the same share of its gradient to each pixel.
   const Tensor share = channel_sums(dmean, std::nullopt, 1.0 / static_cast<double>(x.size(2) * x.size(3)));
   return {dreduce, dreduce_bias, dexpand, dexpand_bias, scaled_channels(grad, kept.gates, share, std::nullopt, 0)};

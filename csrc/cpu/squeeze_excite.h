@@ -33,8 +33,4 @@ struct ExciteTensors {
                                                               int64_t output_mask) const;
 };
 
-// activation(x * scale + shift + residual); scale and shift (N, C, 1, 1).
-Tensor scaled_channels(const Tensor& x, const Tensor& scale, const Maybe& shift, const Maybe& residual,
-                       int64_t activation_code);
-
 }  // namespace cnnfast::cpu

@@ -37,6 +37,14 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight
   return {rows, per_image, conv.n * per_image};
 }
 
+// Input rows that output rows [begin, end) read.
+std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end) {
+  const Window& w = conv.window;
+  const int64_t first = begin * w.stride_h - w.pad_top;
+  const int64_t last = (end - 1) * w.stride_h - w.pad_top + (w.kernel_h - 1) * w.dilation_h;
+  return {std::clamp<int64_t>(first, 0, conv.h), std::clamp<int64_t>(last + 1, 0, conv.h)};
+}
+
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
                              int64_t pre_activation, int64_t activation_code) {
   DepthwiseTile t{};
@@ -53,6 +61,46 @@ DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, 
   t.pre_activation = activation(pre_activation);
   t.activation = activation(activation_code);
   return t;
+}
+
+DepthwiseStage::DepthwiseStage(const Conv& conv, const Tensor& x, const DepthwiseWeights& weights, Storage y_storage,
+                               const Prologue& prologue, int64_t activation_code)
+    : storage(storage_of(x, "x")),
+      table(kernels(storage)),
+      conv(conv),
+      x(x),
+      prologue(prologue),
+      tile(depthwise_tile(conv, weights, y_storage, prologue.scale ? 0 : prologue.activation, activation_code)) {
+  tile.multiplier = weights.channels / conv.c;
+  tile.x_pixel = conv.c;
+  tile.x_row = conv.w * conv.c;
+}
+
+void DepthwiseStage::rows(int64_t n, int64_t begin, int64_t end, char* y) const {
+  const char* const image = bytes_of(x) + n * conv.h * tile.x_row * storage_size(storage);
+  DepthwiseTile t = tile;
+  if (!prologue.scale) {
+    t.x = image;
+    t.row_begin = begin;
+    t.row_end = end;
+    t.y = y;
+    table.depthwise[static_cast<int>(storage)](t);
+    return;
+  }
+  const int64_t scalar = compute_size(storage), fitting = kTileBytes / std::max<int64_t>(1, tile.x_row * scalar);
+  const int64_t step = std::max<int64_t>(4, fitting / conv.window.stride_h);
+  for (int64_t from = begin; from < end; from += step) {
+    t.row_begin = from;
+    t.row_end = std::min(from + step, end);
+    const auto [first, last] = input_rows(conv, t.row_begin, t.row_end);
+    char* const scaled = scratch(Slot::gathered, std::max<int64_t>(1, (last - first) * tile.x_row * scalar));
+    prologue.apply(table, storage, n, image + first * tile.x_row * storage_size(storage), conv.c,
+                   (last - first) * conv.w, conv.c, scaled, compute_storage(storage), conv.c);
+    t.x = scaled;
+    t.x_first_row = first;
+    t.y = y + (from - begin) * tile.y_row * storage_size(tile.y_storage);
+    table.depthwise[static_cast<int>(compute_storage(storage))](t);
+  }
 }
 
 GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage y_storage, int64_t activation_code) {

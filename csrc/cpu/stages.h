@@ -1,5 +1,6 @@
 // The stages that ops are made of, each on one tile or shared among the threads; see the .cpp files for who does what.
 #pragma once
+#include "channels.h"
 #include "common.h"
 #include "packing.h"
 
@@ -24,8 +25,26 @@ struct Bands {
 // weight_bytes: of the product that reads the intermediate.
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes);
 
+// Input rows that output rows [begin, end) read.
+std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end);
+
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
                              int64_t pre_activation, int64_t activation_code);
+// A depthwise stage that reads an image, through a prologue where that scales: then a few rows at a time are in scratch.
+struct DepthwiseStage {
+  Storage storage;
+  const KernelTable& table;
+  Conv conv;
+  Tensor x;  // channels_last
+  Prologue prologue;
+  DepthwiseTile tile;  // y's strides and storage are the caller's to fill in
+
+  DepthwiseStage(const Conv& conv, const Tensor& x, const DepthwiseWeights& weights, Storage y_storage,
+                 const Prologue& prologue, int64_t activation_code);
+  // Output rows [begin, end) of image n; y: row `begin`.
+  void rows(int64_t n, int64_t begin, int64_t end, char* y) const;
+};
+
 // What the left operand of a product with these weights is stored as: bfloat16 where both are and the ISA multiplies it,
 // else the compute type.
 Storage operand_storage(const KernelTable& table, Storage storage, const PointwiseWeights& weights);

@@ -30,6 +30,7 @@ PAIRS = all_pairs(
         "multiplier": (1, 2, 3),
         "expand": (True, False),
         "excite": (True, False),
+        "pointwise_first": (True, False),
         "bias": (True, False),
         "residual": (True, False),
         "size": ((19, 20), (20, 31)),

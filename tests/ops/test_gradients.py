@@ -26,6 +26,7 @@ PAIRS = all_pairs(
         "multiplier": (1, 2),
         "expand": (True, False),
         "excite": (True, False),
+        "pointwise_first": (True, False),
         "bias": (True, False),
         "residual": (True, False),
         "size": ((9, 10), (7, 13)),

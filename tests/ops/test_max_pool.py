@@ -95,4 +95,4 @@ def test_no_residual():
 def test_opcheck(memory_format):
     x, packed, _ = arguments(2, 8, 7, 6, 8, torch.float32, memory_format)
     overload = torch.ops.cnnfast.separable_conv2d_packed.default
-    torch.library.opcheck(overload, (x, packed, None, 8, [3, 3], [1, 1], [1] * 4, [1, 1], 1, 0, 2, [3, 2, 1]))
+    torch.library.opcheck(overload, (x, packed, None, 8, [3, 3], [1, 1], [1] * 4, [1, 1], False, 1, 0, 2, [3, 2, 1]))

@@ -20,6 +20,7 @@ def schema_arguments(case, name):
     """The positional arguments of torch.ops.cnnfast.<name> for this case, by the schema's argument names."""
     options = {**case.options, **(case.packed_options if name.endswith("_packed") else {})}
     values = {**case.tensors, "padding": [-1], "max_pool": [-1], "output_mask": 2**12 - 1}
+    values["pointwise_first"] = case.options.get("order") == "pointwise_first"
     values |= {key: activations.CODES[value] for key, value in options.items() if key.endswith("activation")}
     values |= {
         key: list(options[key]) if key == "kernel_size" else [options[key]] * 2
@@ -42,7 +43,7 @@ def schema_arguments(case, name):
 def test_opcheck(op, form, layout):
     name = form.format(op)
     for row in (
-        {"excite": True},
+        {"excite": True, "pointwise_first": True},
         {
             "expand": False,
             "bias": False,
@@ -61,7 +62,7 @@ def test_opcheck(op, form, layout):
 
 @pytest.mark.parametrize("op", OPS)
 def test_backward_returns_nothing_for_what_is_not_wanted(op):
-    case = make(op, fresh_generator(), excite=True)
+    case = make(op, fresh_generator(), excite=True, pointwise_first=True)
     name = f"{op}_backward"
     arguments = list(schema_arguments(case, name))
     overload = getattr(torch.ops.cnnfast, name).default
@@ -239,7 +240,7 @@ def test_one_table_of_activations():
         case = make("pointwise_conv2d", fresh_generator(), c=1, out=1, bias=False, residual=False, size=(1, 37), n=1)
         case.tensors["weight"] = torch.ones(1, 1, 1, 1)
         got = torch.ops.cnnfast.pointwise_conv2d(
-            x.reshape(1, 1, 1, 37), case.tensors["weight"], None, None, [1, 1], code
+            x.reshape(1, 1, 1, 37), case.tensors["weight"], None, None, None, [1, 1], code
         )
         torch.testing.assert_close(
             got.flatten().double(), activations.FUNCTIONS[name](x.double()), rtol=1e-6, atol=1e-15

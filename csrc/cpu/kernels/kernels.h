@@ -127,8 +127,8 @@ struct ChannelSumsTile {
 struct ScaleTile {
   const void* x;
   int64_t x_pixel;
-  const void* scale;     // S
-  const void* shift;     // S, or null
+  const void* scale;     // S, or null: 1
+  const void* shift;     // S, or null: 0
   const void* residual;  // like y, or null
   void* y;
   int64_t y_pixel;

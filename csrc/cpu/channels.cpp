@@ -1,0 +1,200 @@
+#include "channels.h"
+
+#include "ops.h"
+
+namespace cnnfast::cpu {
+
+Rows rows_of(const Tensor& x) { return {x.size(2), x.size(3), x.size(1), static_cast<int64_t>(x.element_size())}; }
+
+void sum_rows(const KernelTable& table, Storage storage, const Rows& rows, const char* x, const char* by, int64_t begin,
+              int64_t end, char* sums) {
+  ChannelSumsTile t{};
+  t.x_pixel = t.channels = rows.channels;
+  t.pixels = rows.width;
+  t.factor = 1;
+  for (int64_t row = begin; row < end; ++row) {
+    t.x = x + row * rows.bytes();
+    t.by = by ? by + row * rows.bytes() : nullptr;
+    t.sums = sums + row * rows.channels * compute_size(storage);
+    table.channel_sums[static_cast<int>(storage)](t);
+  }
+}
+
+void add_rows(const KernelTable& table, Storage storage, const char* row_sums, int64_t rows, int64_t channels,
+              double factor, char* sums) {
+  ChannelSumsTile t{};
+  t.x = row_sums;
+  t.x_pixel = t.channels = channels;
+  t.pixels = rows;
+  t.factor = factor;
+  t.sums = sums;
+  table.channel_sums[static_cast<int>(compute_storage(storage))](t);
+}
+
+Tensor channel_sums(const Tensor& x, const Maybe& by, double factor) {
+  const Storage storage = storage_of(x, "x");
+  const KernelTable& table = kernels(storage);
+  const Rows rows = rows_of(x);
+  const Ints size{x.size(0), rows.channels, 1, 1};
+  Tensor sums = torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device());
+  for_each(sums.numel() ? x.size(0) : 0, [&](const Worker& worker, int64_t n) {
+    const int64_t image = n * rows.height * rows.bytes();
+    char* const row_sums = scratch(Slot::sums, rows.height * rows.channels * rows.itemsize);
+    worker.each_part(rows.parts(), [&](int64_t k) {
+      const auto [begin, end] = rows[k];
+      sum_rows(table, storage, rows, bytes_of(x) + image, by ? bytes_of(*by) + image : nullptr, begin, end, row_sums);
+    });
+    add_rows(table, storage, row_sums, rows.height, rows.channels, factor,
+             mutable_bytes_of(sums) + n * rows.channels * rows.itemsize);
+  });
+  return sums;
+}
+
+Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
+                       int64_t activation_code) {
+  const Storage storage = storage_of(x, "x");
+  const KernelTable& table = kernels(storage);
+  const Rows rows = rows_of(x);
+  Tensor y = empty_channels_last(x, x.size(0), rows.channels, rows.height, rows.width, x.scalar_type());
+  const auto of_image = [&](const Maybe& t, int64_t n) {
+    return t ? bytes_of(*t) + (t->size(0) > 1 ? n * rows.channels * rows.itemsize : 0) : nullptr;
+  };
+  for_each(y.numel() ? x.size(0) * rows.parts() : 0, [&](int64_t i) {
+    const int64_t n = i / rows.parts();
+    const auto [begin, end] = rows[i % rows.parts()];
+    const int64_t first = (n * rows.height + begin) * rows.bytes();
+    ScaleTile t{};
+    t.x = bytes_of(x) + first;
+    t.scale = of_image(scale, n);
+    t.shift = of_image(shift, n);
+    t.residual = residual ? bytes_of(*residual) + first : nullptr;
+    t.y = mutable_bytes_of(y) + first;
+    t.x_pixel = t.y_pixel = t.channels = rows.channels;
+    t.y_storage = storage;
+    t.pixels = (end - begin) * rows.width;
+    t.activation = activation(activation_code);
+    table.scale_channels[static_cast<int>(storage)](t);
+  });
+  return y;
+}
+
+void Prologue::apply(const KernelTable& table, Storage storage, int64_t n, const char* x, int64_t x_pixel,
+                     int64_t pixels, int64_t channels, char* y, Storage y_storage, int64_t y_pixel) const {
+  const auto of_image = [&](const Maybe& t) {
+    return t ? bytes_of(*t) + (t->size(0) > 1 ? n * channels * compute_size(storage) : 0) : nullptr;
+  };
+  ScaleTile t{};
+  t.x = x;
+  t.x_pixel = x_pixel;
+  t.scale = of_image(scale);
+  t.shift = of_image(shift);
+  t.y = y;
+  t.y_pixel = y_pixel;
+  t.y_storage = y_storage;
+  t.pixels = pixels;
+  t.channels = channels;
+  t.activation = cpu::activation(activation);
+  table.scale_channels[static_cast<int>(storage)](t);
+}
+
+BandSums::BandSums(const Tensor& y, bool squares)
+    : y_(y),
+      wants_squares_(squares),
+      storage_(storage_of(y, "y")),
+      table_(kernels(storage_)),
+      shape_(rows_of(y)),
+      n_(y.size(0)) {
+  // Enough for any team of threads; few beside an image.
+  constexpr int64_t kBands = 64;
+  const int64_t height = std::max<int64_t>(1, shape_.height);
+  const int64_t wanted = std::clamp<int64_t>(ceil_div(kBands, std::max<int64_t>(1, n_)), 1, height);
+  band_rows_ = ceil_div(height, wanted);
+  per_image_ = y.numel() ? ceil_div(height, band_rows_) : 0;
+  const Ints size{count(), shape_.channels};
+  sums_ = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, y.device());
+  if (squares) squares_ = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, y.device());
+}
+
+std::pair<int64_t, int64_t> BandSums::rows(int64_t band) const {
+  const int64_t begin = band % per_image_ * band_rows_;
+  return {begin, std::min(begin + band_rows_, shape_.height)};
+}
+
+void BandSums::add(int64_t band) {
+  const auto [begin, end] = rows(band);
+  const int64_t row_bytes = shape_.channels * compute_size(storage_);
+  const char* const from = bytes_of(y_) + (image(band) * shape_.height + begin) * shape_.bytes();
+  char* const row_sums = scratch(Slot::sums, (end - begin) * row_bytes);
+  const auto add_to = [&](const Tensor& partial, const char* by) {
+    sum_rows(table_, storage_, shape_, from, by, 0, end - begin, row_sums);
+    add_rows(table_, storage_, row_sums, end - begin, shape_.channels, 1, mutable_bytes_of(partial) + band * row_bytes);
+  };
+  add_to(sums_, nullptr);
+  if (wants_squares_) add_to(squares_, from);
+}
+
+Tensor BandSums::total(const Tensor& partial) const {
+  const Ints size{shape_.channels};
+  Tensor sums = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, y_.device());
+  add_rows(table_, storage_, bytes_of(partial), count(), shape_.channels, 1, mutable_bytes_of(sums));
+  return sums;
+}
+
+Tensor BandSums::means() const {
+  const Ints size{n_, shape_.channels, 1, 1};
+  Tensor means = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, y_.device());
+  const int64_t row_bytes = shape_.channels * compute_size(storage_);
+  const double factor = 1.0 / static_cast<double>(shape_.height * shape_.width);
+  for (int64_t n = 0; n < n_; ++n)
+    add_rows(table_, storage_, bytes_of(sums_) + n * per_image_ * row_bytes, per_image_, shape_.channels, factor,
+             mutable_bytes_of(means) + n * row_bytes);
+  return to_dtype(means, y_.scalar_type());
+}
+
+namespace {
+
+// (C) as (1, C, 1, 1).
+Tensor per_channel(const Tensor& t) { return torch::stable::view(torch::stable::contiguous(t), {1, t.numel(), 1, 1}); }
+Maybe per_channel(const Maybe& t) { return t ? Maybe(per_channel(*t)) : std::nullopt; }
+
+}  // namespace
+
+void check_scale_shift(const Maybe& scale, const Maybe& shift, const Tensor& x) {
+  STD_TORCH_CHECK(!shift || scale, "shift must come with scale");
+  for (const Maybe& t : {scale, shift})
+    STD_TORCH_CHECK(
+        !t || (t->dim() == 1 && t->size(0) == x.size(1) && t->scalar_type() == compute_dtype(storage_of(x, "x"))),
+        "scale and shift must have shape (", x.size(1), ",) and the compute type's dtype");
+}
+
+Prologue prologue_of(const Maybe& scale, const Maybe& shift, int64_t activation_code) {
+  return {per_channel(scale), per_channel(shift), activation_code};
+}
+
+Tensor gradient_with_sums(const Tensor& grad, const Tensor& grad_sum, const Tensor& grad_squares, const Tensor& y) {
+  const ScalarType dtype = compute_dtype(storage_of(y, "y"));
+  const Tensor squares = per_channel(to_dtype(grad_squares, dtype));
+  const Tensor twice = scaled_channels(squares, std::nullopt, std::nullopt, squares, 0);
+  return scaled_channels(channels_last(to_dtype(y, dtype)), twice, per_channel(to_dtype(grad_sum, dtype)),
+                         channels_last(to_dtype(grad, dtype)), 0);
+}
+
+ScaledInput::ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift)
+    : x_(x),
+      xs_(channels_last(to_dtype(x, compute_dtype(storage_of(x, "x"))))),
+      value_(scale ? scaled_channels(xs_, per_channel(scale), per_channel(shift), std::nullopt, 0) : xs_),
+      scale_(scale),
+      shift_(shift) {}
+
+std::tuple<Tensor, Tensor, Tensor> ScaledInput::backward(const Tensor& grad, int64_t wanted) const {
+  const Ints dims{0, 2, 3};
+  const auto bit = [&](int i) { return wanted >> i & 1; };
+  const auto over_images = [&](const Maybe& by) { return torch::stable::sum(channel_sums(grad, by, 1), dims); };
+  Tensor dx = no_gradient(x_);
+  if (bit(0)) dx = scale_ ? scaled_channels(grad, per_channel(scale_), std::nullopt, std::nullopt, 0) : grad;
+  return {bit(0) ? image_gradient(x_, dx) : dx,
+          bit(1) && scale_ ? over_images(xs_) : no_gradient(scale_ ? *scale_ : x_),
+          bit(2) && shift_ ? over_images(std::nullopt) : no_gradient(shift_ ? *shift_ : x_)};
+}
+
+}  // namespace cnnfast::cpu

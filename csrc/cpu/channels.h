@@ -1,0 +1,95 @@
+// Sums over pixels and scales by channel, of tiles and of whole images: what squeeze-excite and batch normalisation ask of
+// the ops beside them.
+#pragma once
+#include "common.h"
+
+namespace cnnfast::cpu {
+
+// Where an image's rows lie, and how many make a part that idle threads may take.
+struct Rows {
+  static constexpr int64_t kPartBytes = 64 * 1024;
+  int64_t height, width, channels, itemsize;
+
+  int64_t bytes() const { return width * channels * itemsize; }
+  int64_t per_part() const { return std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, bytes())); }
+  int64_t parts() const { return ceil_div(height, per_part()); }
+  std::pair<int64_t, int64_t> operator[](int64_t part) const {
+    return {part * per_part(), std::min((part + 1) * per_part(), height)};
+  }
+};
+Rows rows_of(const Tensor& x);
+
+// sums[row][c] for rows [begin, end) of an image, of x (* by).
+void sum_rows(const KernelTable& table, Storage storage, const Rows& rows, const char* x, const char* by, int64_t begin,
+              int64_t end, char* sums);
+// sums[c] = factor * sum over rows of what sum_rows gave.
+void add_rows(const KernelTable& table, Storage storage, const char* row_sums, int64_t rows, int64_t channels,
+              double factor, char* sums);
+
+// Of whole tensors, channels_last.
+// Sums over the pixels of each image of x (* by), times factor: (N, C, 1, 1).
+Tensor channel_sums(const Tensor& x, const Maybe& by, double factor);
+// activation(x * scale + shift + residual); scale and shift (N, C, 1, 1), or (1, C, 1, 1) for all images.
+Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
+                       int64_t activation_code);
+
+// What an op does to its input on the way in: activation(x * scale + shift). scale and shift as scaled_channels takes
+// them, of the compute type.
+struct Prologue {
+  Maybe scale, shift;
+  int64_t activation;
+
+  bool any() const { return scale || shift || activation != 0; }
+  // `pixels` of image n, x_pixel scalars apart, to rows of y_storage y_pixel apart.
+  void apply(const KernelTable& table, Storage storage, int64_t n, const char* x, int64_t x_pixel, int64_t pixels,
+             int64_t channels, char* y, Storage y_storage, int64_t y_pixel) const;
+};
+
+// Sums by channel of an image that an op is writing, y, each band of rows while it is in the cache. The bands follow from
+// the shape alone, and so do the bits of the sums.
+class BandSums {
+ public:
+  BandSums(const Tensor& y, bool squares);
+  int64_t count() const { return n_ * per_image_; }
+  int64_t image(int64_t band) const { return band / per_image_; }
+  std::pair<int64_t, int64_t> rows(int64_t band) const;
+  // To be called once the band is in y.
+  void add(int64_t band);
+  // Of all images, (C), in the compute type.
+  Tensor sum() const { return total(sums_); }
+  Tensor squares() const { return total(squares_); }
+  // Of each image, (N, C, 1, 1), in y's dtype.
+  Tensor means() const;
+
+ private:
+  Tensor total(const Tensor& partial) const;
+
+  Tensor y_, sums_, squares_;  // the last two: (band, C), of the compute type
+  bool wants_squares_;
+  Storage storage_;
+  const KernelTable& table_;
+  Rows shape_;
+  int64_t n_, per_image_, band_rows_;
+};
+
+// The gradient of y where y and its sums (C) have one each: grad + grad_sum + 2 y grad_squares, in the compute type.
+Tensor gradient_with_sums(const Tensor& grad, const Tensor& grad_sum, const Tensor& grad_squares, const Tensor& y);
+
+// x * scale + shift of a whole image, for a backward that computes it again; scale and shift (C).
+class ScaledInput {
+ public:
+  ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift);
+  const Tensor& value() const { return value_; }  // of the compute type, channels_last
+  // From its gradient those of x, scale and shift, where `wanted`'s bits 0, 1 and 2 ask for them.
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, int64_t wanted) const;
+
+ private:
+  Tensor x_, xs_, value_;
+  Maybe scale_, shift_;
+};
+
+// scale and shift (C): what an op with statistics takes.
+void check_scale_shift(const Maybe& scale, const Maybe& shift, const Tensor& x);
+Prologue prologue_of(const Maybe& scale, const Maybe& shift, int64_t activation_code);
+
+}  // namespace cnnfast::cpu
