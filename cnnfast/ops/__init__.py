@@ -1,7 +1,7 @@
 """The public ops: plain (differentiable) and packed (inference) forms; docs/backends: cnnfast.ops.backends."""
 
 from cnnfast.ops.backends import can_run
-from cnnfast.ops.conv2d import conv2d_packed, pack_conv2d
+from cnnfast.ops.conv2d import conv2d, conv2d_packed, pack_conv2d
 from cnnfast.ops.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_packed, pack_depthwise_conv2d
 from cnnfast.ops.inverted_residual import inverted_residual, inverted_residual_packed, pack_inverted_residual
 from cnnfast.ops.local_response_norm import local_response_norm
@@ -11,6 +11,7 @@ from cnnfast.ops.squeeze_excite import pack_squeeze_excite, squeeze_excite, sque
 
 __all__ = [
     "can_run",
+    "conv2d",
     "conv2d_packed",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",

@@ -3,6 +3,7 @@
 Differentiable, runs on any device and in any dtype that torch's own layers take; what every kernel is compared with.
 """
 
+from cnnfast.reference.conv2d import conv2d
 from cnnfast.reference.depthwise_conv2d import depthwise_conv2d
 from cnnfast.reference.inverted_residual import inverted_residual
 from cnnfast.reference.local_response_norm import local_response_norm
@@ -11,6 +12,7 @@ from cnnfast.reference.separable_conv2d import separable_conv2d
 from cnnfast.reference.squeeze_excite import squeeze_excite
 
 __all__ = [
+    "conv2d",
     "depthwise_conv2d",
     "inverted_residual",
     "local_response_norm",

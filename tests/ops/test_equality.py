@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from numerics import LAYOUTS, channels_last, fresh_generator
-from op_cases import DTYPES, NONCONTIGUOUS, OPS, Case, all_pairs, identifier, make, padded_copy
+from op_cases import DTYPES, NONCONTIGUOUS, OPS, PACKED_ROUNDED, Case, all_pairs, identifier, make, padded_copy
 
 from cnnfast.ops import activations
 
@@ -71,6 +71,7 @@ NETWORKS = {
         (112, 192, 6, 7, 5, 2),
         (192, 320, 6, 4, 3, 1),
     ],
+    "conv2d": [(3, 32, 1, 35, 3, 2), (3, 64, 1, 21, 7, 2), (32, 64, 1, 14, 3, 1), (128, 128, 1, 7, 3, 1)],
     "squeeze_excite": [(96, 0, 1, 14, 1, 1), (480, 0, 1, 7, 1, 1), (672, 0, 1, 5, 1, 1), (256, 0, 1, 14, 1, 1)],
 }
 
@@ -97,7 +98,7 @@ def check_both_forms(case: Case) -> torch.Tensor:
     assert ours.stride() == meta.run(x=like).stride()
     packed = case.run_packed()
     assert packed.stride() == ours.stride()
-    case.check(packed)
+    case.check(packed, PACKED_ROUNDED[case.op])
     return ours
 
 
@@ -160,7 +161,7 @@ def test_x_not_contiguous(op, change, layout):
         check_both_forms(case)
     else:
         case.check(case.run())
-        case.check(case.run_packed())
+        case.check(case.run_packed(), PACKED_ROUNDED[op])
 
 
 @pytest.mark.parametrize("op", OPS)

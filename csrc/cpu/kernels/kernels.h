@@ -127,7 +127,7 @@ struct ChannelSumsTile {
 struct ScaleTile {
   const void* x;
   int64_t x_pixel;
-  const void* scale;     // S
+  const void* scale;     // S, or null: 1
   const void* shift;     // S, or null
   const void* residual;  // like y, or null
   void* y;

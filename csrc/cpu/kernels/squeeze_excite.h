@@ -69,8 +69,12 @@ void scale_channels(const ScaleTile& t) {
     for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
       const int64_t count = t.channels - channel;
       Vec<S> y = load<S>(x + channel, count);
-      const Vec<S> factor = load<S>(scale + channel, count);
-      y = shift ? fma(y, factor, load<S>(shift + channel, count)) : mul(y, factor);
+      if (scale) {
+        const Vec<S> factor = load<S>(scale + channel, count);
+        y = shift ? fma(y, factor, load<S>(shift + channel, count)) : mul(y, factor);
+      } else if (shift) {
+        y = add(y, load<S>(shift + channel, count));
+      }
       if (t.residual) y = add(y, load_storage<S>(t.residual, i * t.y_pixel + channel, count, t.y_storage));
       store_storage(t.y, i * t.y_pixel + channel, activated(y, t.activation), count, t.y_storage);
     }
