@@ -49,8 +49,8 @@ def conv2d(
     """Dense convolution with bias, residual and activation.
 
     activation(conv(x, weight) + bias + residual); differentiable once. The convolution is PyTorch's own (oneDNN's),
-    residual and activation are one pass over its result, in place; zeros that aren't alike on both sides are the packed
-    form's, so that x isn't copied to be padded. bfloat16 and float16 are storage; one intermediate is rounded to them,
+    residual and activation are one pass over its result, in place; zeros that aren't alike on both sides (x would be
+    copied to be padded) and what oneDNN computes wrongly are the packed form's. bfloat16 and float16 are storage; one intermediate is rounded to them,
     PyTorch's result, where a residual, an activation or a float32 bias is applied to it. The gradients are computed in
     float32 (float64 for float64). Repeatable for a number of threads; with another, PyTorch may add in another order.
 

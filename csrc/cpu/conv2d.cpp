@@ -1,6 +1,6 @@
 // Dense conv2d on the CPU: y = activation(conv(x) + bias + residual).
 // Plain form: ATen's convolution (oneDNN), then residual and activation in one pass over y, in place; none where there is
-// neither. Zeros that aren't alike on both sides, which ATen could only pad a copy of x with, are the packed form's.
+// neither. What ATen could only do on a padded copy of x, or oneDNN does wrongly, is the packed form's.
 // Packed form: a GEMM of pixels x (taps x channels). Meant for first layers, few channels and many pixels, whose padding
 // ATen has no form of (docs/decisions.md).
 // Tiling: a run of output pixels a task, in any order; each pixel's window is copied into a row of a tile in L2 (kernel_h
@@ -127,26 +127,27 @@ std::array<StableIValue, sizeof...(Arguments)> aten(const char* op, const Argume
 
 Tensor tensor_of(StableIValue value) { return torch::stable::detail::to<Tensor>(value); }
 
-// Zeros after x (below or right) that the windows reach: what `before` and the output's size leave.
+// Zeros after x (below or right) for windows to end where the padded x does; negative: rows or columns that none reaches.
 int64_t padding_after(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, int64_t before, int64_t out) {
-  return std::max<int64_t>(0, (out - 1) * stride + (kernel - 1) * dilation + 1 - size - before);
+  return (out - 1) * stride + (kernel - 1) * dilation + 1 - size - before;
 }
 
-// How ATen is told of a convolution: zeros alike on both sides, or of an x that is padded already.
+// A convolution as ATen takes it: the same zeros on both sides, or of an x that has been padded or cropped to the windows.
 struct AtenConv {
   explicit AtenConv(const Conv& conv)
       : stride{conv.window.stride_h, conv.window.stride_w}, dilation{conv.window.dilation_h, conv.window.dilation_w} {
     const Window& w = conv.window;
     const int64_t below = padding_after(conv.h, w.kernel_h, w.stride_h, w.dilation_h, w.pad_top, conv.out_h);
     const int64_t right = padding_after(conv.w, w.kernel_w, w.stride_w, w.dilation_w, w.pad_left, conv.out_w);
-    edges = {w.pad_left, right, w.pad_top, below};
-    const auto outputs = [](int64_t size, int64_t kernel, int64_t stride, int64_t dilation, int64_t before) {
-      const int64_t spare = size + 2 * before - (kernel - 1) * dilation - 1;
-      return spare < 0 ? 0 : spare / stride + 1;
+    // Zeros before an x that is padded alike may be more than the windows need after it, by less than a stride.
+    const auto alike = [](int64_t before, int64_t after, int64_t step) {
+      return after <= before && before < after + step;
     };
-    even = outputs(conv.h, w.kernel_h, w.stride_h, w.dilation_h, w.pad_top) == conv.out_h &&
-           outputs(conv.w, w.kernel_w, w.stride_w, w.dilation_w, w.pad_left) == conv.out_w;
-    padding = even ? Ints{w.pad_top, w.pad_left} : Ints{0, 0};
+    direct = alike(w.pad_top, below, w.stride_h) && alike(w.pad_left, right, w.stride_w) &&
+             (conv.out_w > 1 || w.stride_w == 1);  // oneDNN: see trusted()
+    padding = direct ? Ints{w.pad_top, w.pad_left} : Ints{0, 0};
+    edges = {w.pad_left, right, w.pad_top, below};
+    if (conv.out_w == 1) stride[1] = 1;
   }
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias) const {
@@ -164,10 +165,25 @@ struct AtenConv {
     return owned[of_weight];
   }
 
+  // x with the windows' zeros around it, and the gradient of that back to x's size.
+  Tensor pad(const Tensor& x) const { return direct ? x : channels_last(torch::stable::pad(x, edges)); }
+  Tensor unpad(const Tensor& dx) const {
+    return direct ? dx : torch::stable::pad(dx, Ints{-edges[0], -edges[1], -edges[2], -edges[3]});
+  }
+
   Ints stride, dilation, padding;
-  Ints edges;  // left, right, top, bottom
-  bool even;   // the same zeros on both sides give this output
+  Ints edges;   // left, right, top, bottom
+  bool direct;  // on x itself
 };
+
+// Whether oneDNN, ATen's engine, can be left a convolution of this type. With PyTorch 2.13 it returned garbage or crashed
+// for an output of one column at a stride above 1, and in bfloat16 for windows with gaps in or between them
+// (docs/decisions.md).
+bool trusted(const AtenConv& aten_conv, const Window& w, Storage storage) {
+  if (!aten_conv.direct || storage != Storage::bf16) return aten_conv.direct;
+  return w.dilation_h == 1 && w.dilation_w == 1 && w.stride_h <= std::min<int64_t>(2, w.kernel_h) &&
+         w.stride_w <= std::min<int64_t>(2, w.kernel_w);
+}
 
 // A result of ATen's in x's memory format, with the strides that torch::empty gives: ATen's may differ in dimensions of
 // size 1.
@@ -217,7 +233,7 @@ Tensor conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, 
   const int64_t out_channels = weight.size(0);
   const Conv conv = conv_of(x, weight.size(2), weight.size(3), stride, padding, dilation);
   const AtenConv aten_conv(conv);
-  if (!aten_conv.even || conv.n == 0)
+  if (!trusted(aten_conv, conv.window, storage_of(x, "x")) || conv.n == 0)
     return conv2d_packed(x, pack_conv2d(weight, bias), residual, out_channels, {weight.size(2), weight.size(3)}, stride,
                          padding, dilation, activation_code, backend);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
@@ -248,15 +264,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x
   }
   Tensor dx = no_gradient(x), dweight = no_gradient(weight), dbias = no_gradient(bias ? *bias : weight);
   Tensor dresidual = no_gradient(residual ? *residual : x);
-  const Tensor padded = aten_conv.even ? xs : channels_last(torch::stable::pad(xs, aten_conv.edges));
-  if (output_mask & 1) {
-    Tensor out = aten_conv.backward(g, padded, ws, false);
-    if (!aten_conv.even) {
-      out = torch::stable::narrow(out, 2, conv.window.pad_top, conv.h);
-      out = torch::stable::narrow(out, 3, conv.window.pad_left, conv.w);
-    }
-    dx = as_if_empty(x, to_dtype(out, x.scalar_type()));
-  }
+  const Tensor padded = output_mask & 3 ? aten_conv.pad(xs) : xs;
+  if (output_mask & 1)
+    dx = as_if_empty(x, to_dtype(aten_conv.unpad(aten_conv.backward(g, padded, ws, false)), x.scalar_type()));
   if (output_mask & 2)
     dweight = weight_gradient(weight, torch::stable::contiguous(aten_conv.backward(g, padded, ws, true)));
   if (output_mask & 4 && bias) {
