@@ -8,6 +8,7 @@ from cnnfast.models import XceptionFused, create_model, list_models
 from cnnfast.nn import repack
 from cnnfast.ops import (
     can_run,
+    conv2d,
     conv2d_packed,
     depthwise_conv2d,
     depthwise_conv2d_packed,
@@ -39,6 +40,7 @@ __all__ = [
     "XceptionFused",
     "__version__",
     "can_run",
+    "conv2d",
     "conv2d_packed",
     "create_model",
     "depthwise_conv2d",

@@ -38,12 +38,11 @@ def op_facts() -> dict:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     facts: dict = {}
     for op in OPS:
-        form = f"{op}_packed" if op == "conv2d" else op  # torch's own is its plain form
         takes = {
-            device: None if backends.can_run(form, "auto", device) else backends.choose(form, "auto", device)
+            device: None if backends.can_run(op, "auto", device) else backends.choose(op, "auto", device)
             for device in devices
         }
-        reasons = {name: backends.can_run(form, name) for name in backends.BACKENDS}
+        reasons = {name: backends.can_run(op, name) for name in backends.BACKENDS}
         facts[op] = {"takes": takes, "why_not": {name: why for name, why in reasons.items() if why}}
     return facts
 

@@ -51,11 +51,19 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       " Tensor? bias, Tensor? scale, Tensor? shift, Tensor y, int[] stride, int[] padding, int[] dilation,"
       " int pre_activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
-  // y = activation(conv(x, weight) + bias);  weight (K, C, kh, kw), bias (K); torch's own is the differentiable form
+  // y = activation(conv(x, weight) + bias + residual);  weight (K, C, kh, kw), bias (K), residual like y
+  m.def(
+      "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride, int[] padding, int[] dilation,"
+      " int activation, int backend=0) -> Tensor");
+  // gradients of x, weight, bias, residual
+  m.def(
+      "conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride,"
+      " int[] padding, int[] dilation, int activation, int output_mask, int backend=0)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("pack_conv2d(Tensor weight, Tensor? bias) -> Tensor");
   m.def(
-      "conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride, int[] padding,"
-      " int[] dilation, int activation, int backend=0) -> Tensor");
+      "conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size, int[] stride,"
+      " int[] padding, int[] dilation, int activation, int backend=0) -> Tensor");
 
   // y = activation(conv1x1(x * gate, weight, stride) + bias + residual);  weight (K, C, 1, 1), bias (K), gate
   // (N, C, 1, 1), residual like y

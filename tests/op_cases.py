@@ -16,10 +16,16 @@ from torch import Tensor
 import cnnfast.ops
 import cnnfast.reference
 
-OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "squeeze_excite")
-WITH_KERNEL = ("depthwise_conv2d", "separable_conv2d", "inverted_residual")  # ops whose packed form is told its size
+OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "squeeze_excite", "conv2d")
+WITH_KERNEL = (
+    "depthwise_conv2d",
+    "separable_conv2d",
+    "inverted_residual",
+    "conv2d",
+)  # ops whose packed form is told its size
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-ROUNDED = dict(zip(OPS, (0, 0, 1, 2, 0), strict=True))  # as their docstrings say
+ROUNDED = dict(zip(OPS, (0, 0, 1, 2, 0, 1), strict=True))  # as their docstrings say
+PACKED_ROUNDED = ROUNDED | {"conv2d": 0}  # and gradients: no result of ATen's is rounded in between
 
 
 @dataclass
@@ -66,14 +72,14 @@ class Case:
     def packed_options(self) -> dict[str, Any]:
         """What <op>_packed takes besides x and packed."""
         tensors, options = self.tensors, dict(self.options)
-        depthwise = tensors.get("dw_weight", tensors["weight"] if self.op == "depthwise_conv2d" else None)
+        windowed = tensors.get("dw_weight", tensors["weight"] if self.op in ("depthwise_conv2d", "conv2d") else None)
         last = {"inverted_residual": "project_weight", "separable_conv2d": "pw_weight"}.get(self.op, "weight")
         if options.get("order") == "pointwise_first":
             last = "dw_weight"
         if self.op != "squeeze_excite":
             options["out_channels"] = tensors[last].shape[0]
-        if depthwise is not None:
-            options["kernel_size"] = tuple(depthwise.shape[2:])
+        if windowed is not None:
+            options["kernel_size"] = tuple(windowed.shape[2:])
         if self.op == "inverted_residual":
             options["expanded_channels"] = tensors["dw_weight"].shape[0]
         return options | {name: tensors[name] for name in ("gate", "residual") if name in tensors}
@@ -142,6 +148,9 @@ def make(
     if op == "depthwise_conv2d":
         tensors |= parameters("", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
         options = {**geometry, "pre_activation": activation, "activation": activation}
+    elif op == "conv2d":
+        tensors |= parameters("", out, c, *k)
+        options = {**geometry, "activation": activation}
     elif op == "pointwise_conv2d":
         tensors |= parameters("", out, c, 1, 1)
         if excite:

@@ -1,7 +1,7 @@
 """The public ops: plain (differentiable) and packed (inference) forms; docs/backends: cnnfast.ops.backends."""
 
 from cnnfast.ops.backends import can_run
-from cnnfast.ops.conv2d import conv2d_packed, pack_conv2d
+from cnnfast.ops.conv2d import conv2d, conv2d_packed, pack_conv2d
 from cnnfast.ops.depthwise_conv2d import (
     depthwise_conv2d,
     depthwise_conv2d_packed,
@@ -18,6 +18,7 @@ from cnnfast.ops.stats import depthwise_conv2d_stats, pointwise_conv2d_stats, se
 
 __all__ = [
     "can_run",
+    "conv2d",
     "conv2d_packed",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",

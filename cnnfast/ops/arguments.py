@@ -106,6 +106,18 @@ def check_depthwise_weight(
     return shape
 
 
+def check_dense_weight(name: str, weight: Tensor, x: Tensor, channels: int, like: str = "x") -> torch.Size:
+    """weight: (K, channels, kh, kw)."""
+    _check_like(name, weight, x, like)
+    shape = weight.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1] != channels or shape[2] < 1 or shape[3] < 1:
+        raise ValueError(
+            f"{name} must have shape (K, {channels}, kh, kw) for the {channels} channels that come in,"
+            f" got {tuple(shape)}"
+        )
+    return shape
+
+
 def check_pointwise_weight(name: str, weight: Tensor, x: Tensor, channels: int, like: str = "x") -> torch.Size:
     """weight: (out_channels, channels, 1, 1)."""
     _check_like(name, weight, x, like)

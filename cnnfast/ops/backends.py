@@ -88,8 +88,6 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     packed = op.endswith("_packed")
     if op.removesuffix("_packed") not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)} (or one with _packed after it), got {op!r}")
-    if op == "conv2d":
-        return ["conv2d has a packed form only: torch.nn.functional.conv2d is the plain one"]
     if op == "local_response_norm_packed":
         return ["local_response_norm has no weights to pack: its plain form is the only one"]
     if op.endswith("_stats_packed"):

@@ -3,13 +3,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cnnfast import reference
 from cnnfast.ops import activations, backends
-from cnnfast.ops._registration import empty_image, empty_packed, fake, register_autocast
+from cnnfast.ops._registration import (
+    empty_gradients,
+    empty_image,
+    empty_packed,
+    fake,
+    register_autocast,
+    register_cuda,
+    register_gradients,
+)
 from cnnfast.ops.arguments import (
     Ints,
     check_bias,
+    check_dense_weight,
     check_inference,
     check_packed,
+    check_residual,
     check_weight,
     check_x,
     edges,
@@ -18,8 +29,64 @@ from cnnfast.ops.arguments import (
     positive,
 )
 
+_op = torch.ops.cnnfast.conv2d.default
 _packed_op = torch.ops.cnnfast.conv2d_packed.default
 _pack_op = torch.ops.cnnfast.pack_conv2d.default
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Dense convolution with bias, residual and activation.
+
+    activation(conv(x, weight) + bias + residual); differentiable once. The convolution is PyTorch's own (oneDNN's),
+    residual and activation are one pass over its result, in place; zeros that aren't alike on both sides (x would be
+    copied to be padded) and what oneDNN computes wrongly are the packed form's. bfloat16 and float16 are storage; one
+    intermediate is rounded to them, PyTorch's result, where a residual, an activation or a float32 bias is added to it.
+    The gradients are computed in float32 (float64 for float64). The same call gives the same bits; with other threads
+    or neighbours in the batch PyTorch may add in another order.
+
+    Args:
+        x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
+            memory format follows it.
+        weight: (K, C, kh, kw), of x's dtype; one group.
+        bias: (K), of x's dtype, or float32 beside a bfloat16 or float16 x.
+        stride, dilation: int or (vertical, horizontal).
+        padding: int, (vertical, horizontal), (top, bottom, left, right), or "same": output = ceil(input / stride), the
+            odd row or column of zeros at the bottom or right.
+        residual: of the output's shape and x's dtype; added before the activation.
+        activation: None, "identity", "relu", "relu6",
+            "sigmoid", "silu", "gelu" (exact, by the error function) or "tanh".
+        backend: "auto", "cpu" or "reference" (plain torch).
+
+    Returns:
+        (N, K, Ho, Wo), of x's dtype.
+
+    Raises:
+        TypeError: a dtype that doesn't fit, or something that isn't a tensor or an int where one is wanted.
+        ValueError: a shape, number, name or device that doesn't fit, or a backend that can't run here.
+    """
+    shape = check_x(x)
+    out_channels, _, *kernel = check_dense_weight("weight", weight, x, shape[1])
+    check_bias("bias", bias, x, out_channels)
+    strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
+    size = output_size(shape, kernel, strides, pads, dilations)
+    if residual is not None:
+        check_residual(residual, x, (shape[0], out_channels, *size))
+    post = activations.code("activation", activation)
+    code = backends.code("conv2d", backend, x.device.type)
+    if code == backends.REFERENCE:
+        return reference.conv2d(x, weight, bias, stride, padding, dilation, residual=residual, activation=activation)
+    return _op(x, weight, bias, residual, strides, pads, dilations, post, code)
 
 
 def pack_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,6 +108,7 @@ def pack_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def conv2d_packed(
     x: Tensor,
     packed: Tensor,
+    residual: Tensor | None = None,
     *,
     out_channels: int,
     kernel_size: Ints,
@@ -50,15 +118,15 @@ def conv2d_packed(
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Dense convolution, activation(conv(x) + bias), inference only. For a network's first layer where its padding is
-    one that torch has to copy x for; torch.nn.functional.conv2d is the differentiable form, and the faster one where it
-    pads itself. bfloat16 and float16 are storage, the arithmetic is
-    float32 (float64 for float64).
+    """Dense convolution, activation(conv(x) + bias + residual), inference only. For a network's first layer where its
+    padding is one that torch has to copy x for; conv2d is the differentiable form, and the faster one where torch pads
+    itself. bfloat16 and float16 are storage, the arithmetic is float32 (float64 for float64), no intermediate rounded.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, float64 exactly where the weights were; channels_last
             memory is the fast path, and the output's memory format follows it.
         packed: what pack_conv2d returned.
+        residual: of the output's shape and x's dtype; added before the activation.
         out_channels, kernel_size: those of the packed weights (a packing made for others raises).
         stride, dilation: int or (vertical, horizontal).
         padding: int, (vertical, horizontal), (top, bottom, left, right), or "same": output = ceil(input / stride), the
@@ -72,8 +140,8 @@ def conv2d_packed(
 
     Raises:
         TypeError: a dtype that doesn't fit, or something that isn't a tensor or an int where one is wanted.
-        ValueError: a shape, number, name or device that doesn't fit, an x that requires grad under grad mode, or a
-            backend that can't run here.
+        ValueError: a shape, number, name or device that doesn't fit, an x or residual that requires grad under grad
+            mode, or a backend that can't run here.
     """
     shape = check_x(x)
     check_packed(packed, x, "conv2d")
@@ -84,12 +152,25 @@ def conv2d_packed(
         edges(padding),
         pair("dilation", dilation),
     )
-    output_size(shape, kernel, strides, pads, dilations)
+    size = output_size(shape, kernel, strides, pads, dilations)
+    if residual is not None:
+        check_residual(residual, x, (shape[0], out_channels, *size))
     post = activations.code("activation", activation)
     if torch.is_grad_enabled():
-        check_inference("conv2d_packed", "call torch.nn.functional.conv2d", x=x)
+        check_inference("conv2d_packed", "call conv2d", x=x, residual=residual)
     code = backends.code("conv2d_packed", backend, x.device.type)
-    return _packed_op(x, packed, out_channels, kernel, strides, pads, dilations, post, code)
+    return _packed_op(x, packed, residual, out_channels, kernel, strides, pads, dilations, post, code)
+
+
+@fake("conv2d")
+def _(x, weight, bias, residual, stride, padding, dilation, activation, backend=0):
+    out_channels, _, *kernel = weight.shape
+    return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape, kernel, stride, padding, dilation)))
+
+
+@fake("conv2d_backward")
+def _(grad, x, weight, bias, residual, stride, padding, dilation, activation, output_mask, backend=0):
+    return empty_gradients(output_mask, x, (weight, bias), residual, images=2)
 
 
 @fake("pack_conv2d")
@@ -99,8 +180,11 @@ def _(weight, bias):
 
 
 @fake("conv2d_packed")
-def _(x, packed, out_channels, kernel_size, stride, padding, dilation, activation, backend=0):
+def _(x, packed, residual, out_channels, kernel_size, stride, padding, dilation, activation, backend=0):
     return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape, kernel_size, stride, padding, dilation)))
 
 
+register_gradients("conv2d", activation_after_residual=True)
+register_cuda("conv2d")
+register_autocast("conv2d")
 register_autocast("conv2d_packed")

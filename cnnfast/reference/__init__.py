@@ -3,6 +3,7 @@
 Differentiable, runs on any device and in any dtype that torch's own layers take; what every kernel is compared with.
 """
 
+from cnnfast.reference.conv2d import conv2d
 from cnnfast.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_squeeze
 from cnnfast.reference.inverted_residual import inverted_residual
 from cnnfast.reference.local_response_norm import local_response_norm
@@ -12,6 +13,7 @@ from cnnfast.reference.squeeze_excite import squeeze_excite
 from cnnfast.reference.stats import depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
 
 __all__ = [
+    "conv2d",
     "depthwise_conv2d",
     "depthwise_conv2d_squeeze",
     "depthwise_conv2d_stats",

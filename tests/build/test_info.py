@@ -22,7 +22,7 @@ def test_each_op_is_there_with_its_choice_and_reasons():
     for op, fact in facts.items():
         assert fact["takes"]["cpu"] == "cpu"
         for backend, why in fact["why_not"].items():
-            assert why == ops.can_run(f"{op}_packed" if op == "conv2d" else op, backend) and all(why)
+            assert why == ops.can_run(op, backend) and all(why)
         if not torch.cuda.is_available():
             assert {"cuda", "triton"} <= set(fact["why_not"])
 

@@ -297,22 +297,22 @@ class Kernels : public Tester {
     compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
     const int64_t pixels = 1 + random_.below(9), c = random_.one_of(kSizes), x_pixel = c + random_.below(3);
     const int64_t y_pixel = c + random_.below(3), act = random_.below(kActivations);
-    const bool shifted = random_.below(2), added = random_.below(2);
-    context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "shift", shifted, "residual", added,
-            "activation", act);
+    const bool scaled = random_.below(4), shifted = random_.below(2), added = random_.below(2);
+    context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "scale", scaled, "shift", shifted,
+            "residual", added, "activation", act);
     Buffer x(storage, (pixels - 1) * x_pixel + c), scale(compute_, c), shift(compute_, c);
     Buffer y(random_.below(2) ? storage : compute_, (pixels - 1) * y_pixel + c), residual(y.storage(), y.count());
     x.draw(random_), scale.draw(random_), shift.draw(random_), residual.draw(random_);
-    table_.scale_channels[static_cast<int>(storage)]({x.data(), x_pixel, scale.data(), shifted ? shift.data() : nullptr,
-                                                      added ? residual.data() : nullptr, y.data(), y_pixel, y.storage(),
-                                                      pixels, c, activation(act)});
+    table_.scale_channels[static_cast<int>(storage)](
+        {x.data(), x_pixel, scaled ? scale.data() : nullptr, shifted ? shift.data() : nullptr,
+         added ? residual.data() : nullptr, y.data(), y_pixel, y.storage(), pixels, c, activation(act)});
     for (int64_t i = 0; i < y.count(); ++i) {
       const int64_t pixel = i / y_pixel, channel = i % y_pixel;
       if (channel >= c) {
         expect_gap("scale_channels", y, i);
         continue;
       }
-      const double product = x[pixel * x_pixel + channel] * scale[channel];
+      const double product = x[pixel * x_pixel + channel] * (scaled ? scale[channel] : 1);
       const double before = (shifted ? shift[channel] : 0) + (added ? residual[i] : 0);
       const double size =
           std::abs(product) + std::abs(shifted ? shift[channel] : 0) + std::abs(added ? residual[i] : 0);

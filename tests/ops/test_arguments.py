@@ -7,12 +7,13 @@ import torch
 from numerics import fresh_generator
 from op_cases import OPS, WITH_KERNEL, make
 
-IN = {  # (the first depthwise, the last pointwise) weight of each op
+IN = {  # (the first with a kernel size, the last pointwise) weight of each op
     "depthwise_conv2d": ("weight", None),
     "pointwise_conv2d": (None, "weight"),
     "separable_conv2d": ("dw_weight", "pw_weight"),
     "inverted_residual": ("dw_weight", "project_weight"),
     "squeeze_excite": (None, "expand_weight"),
+    "conv2d": ("weight", None),
 }
 
 
@@ -88,6 +89,7 @@ def mistakes(op):
         )
     if pointwise:
         yield {pointwise: torch.randn(12, 8, 3, 3)}, ValueError, f"{pointwise} must have shape (out_channels, "
+    if op != "depthwise_conv2d":
         out = 8 if op == "squeeze_excite" else 12
         wrong = torch.randn(2, out, 9, 7)
         says = f"residual must have the output's shape (2, {out}, 9, 8), got (2, {out}, 9, 7)"
@@ -140,6 +142,12 @@ def mistakes(op):
         yield {**excite, "se_expand_bias": bias[:3]}, ValueError, "se_expand_bias must have shape (11,), got (3,)"
         yield {**excite, "se_activation": "x"}, ValueError, "se_activation must be one of"
         yield {**excite, "gate_activation": "x"}, ValueError, "gate_activation must be one of"
+    if op == "conv2d":
+        yield (
+            {"weight": torch.randn(12, 4, 3, 3)},
+            ValueError,
+            "weight must have shape (K, 8, kh, kw) for the 8 channels",
+        )
     if op == "squeeze_excite":
         yield {"reduce_weight": torch.randn(3, 7, 1, 1)}, ValueError, "reduce_weight must have shape (out_channels, 8, "
         yield (
