@@ -40,8 +40,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "depthwise_conv2d_squeeze_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int pre_activation, int activation, int backend=0) -> (Tensor, Tensor)");
-  // <op>_stats, for training beside batch normalisation: the op of pre_activation(x * scale + shift), scale and shift (C)
-  // of the arithmetic's dtype, without an activation at the end; y, and its sums and sums of squares by channel
+  // the same beside batch normalisation: see conv2d_stats
   m.def(
       "depthwise_conv2d_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, int[] stride,"
       " int[] padding, int[] dilation, int pre_activation, int backend=0) -> (Tensor, Tensor, Tensor)");
@@ -64,6 +63,17 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int activation, int backend=0) -> Tensor");
+
+  // <op>_stats, for training beside batch normalisation: the op of pre_activation(x * scale + shift), scale and shift (C)
+  // of the arithmetic's dtype, without an activation at the end; y, and its sums and sums of squares by channel
+  m.def(
+      "conv2d_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, int[] stride, int[] padding,"
+      " int[] dilation, int pre_activation, int backend=0) -> (Tensor, Tensor, Tensor)");
+  // gradients of x, weight, bias, scale, shift
+  m.def(
+      "conv2d_stats_backward(Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Tensor? bias,"
+      " Tensor? scale, Tensor? shift, Tensor y, int[] stride, int[] padding, int[] dilation, int pre_activation,"
+      " int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // y = activation(conv1x1(x * gate, weight, stride) + bias + residual);  weight (K, C, 1, 1), bias (K), gate
   // (N, C, 1, 1), residual like y

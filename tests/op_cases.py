@@ -15,6 +15,7 @@ from torch import Tensor
 
 import cnnfast.ops
 import cnnfast.reference
+from cnnfast.ops.activations import CODES
 
 OPS = ("depthwise_conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual", "squeeze_excite", "conv2d")
 WITH_KERNEL = (
@@ -185,6 +186,20 @@ def make(
         shape = case.reference(**tensors, **options).shape
         case.tensors["residual"] = LAYOUTS[layout](draw(generator, shape, dtype, scale=scales[-1].reshape(-1, 1, 1)))
     return case
+
+
+def arguments_of(overload: Any, tensors: dict[str, Tensor], options: dict[str, Any]) -> tuple[Any, ...]:
+    """The positional arguments of an op's overload, by the schema's argument names; padding 'same', no pooling."""
+    values = {**tensors, "padding": [-1], "max_pool": [-1], "output_mask": 2**12 - 1}
+    values["pointwise_first"] = options.get("order") == "pointwise_first"
+    values |= {name: CODES[value] for name, value in options.items() if name.endswith("activation")}
+    for name in ("stride", "dilation", "kernel_size"):
+        if name in options:
+            value = options[name]
+            values[name] = [value] * 2 if isinstance(value, int) else list(value)
+    values["dilation"] = values.get("dilation", [1, 1])
+    values |= {name: options[name] for name in ("out_channels", "expanded_channels") if name in options}
+    return tuple(values.get(a.name) for a in overload._schema.arguments if a.name != "backend")
 
 
 def drawn_away_from_kinks(make_case: Callable[[], Case]) -> Case:

@@ -14,12 +14,13 @@ from cnnfast.ops.local_response_norm import local_response_norm
 from cnnfast.ops.pointwise_conv2d import pack_pointwise_conv2d, pointwise_conv2d, pointwise_conv2d_packed
 from cnnfast.ops.separable_conv2d import pack_separable_conv2d, separable_conv2d, separable_conv2d_packed
 from cnnfast.ops.squeeze_excite import pack_squeeze_excite, squeeze_excite, squeeze_excite_packed
-from cnnfast.ops.stats import depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
+from cnnfast.ops.stats import conv2d_stats, depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
 
 __all__ = [
     "can_run",
     "conv2d",
     "conv2d_packed",
+    "conv2d_stats",
     "depthwise_conv2d",
     "depthwise_conv2d_packed",
     "depthwise_conv2d_squeeze",

@@ -27,6 +27,7 @@ OPS = (
     "squeeze_excite",
     "local_response_norm",
     "conv2d",
+    "conv2d_stats",
     "depthwise_conv2d_squeeze",
     "depthwise_conv2d_stats",
     "pointwise_conv2d_stats",

@@ -28,6 +28,7 @@ from cnnfast.ops._registration import (
 from cnnfast.ops.arguments import (
     Ints,
     check_bias,
+    check_dense_weight,
     check_depthwise_weight,
     check_pointwise_weight,
     check_scale_shift,
@@ -39,11 +40,46 @@ from cnnfast.ops.arguments import (
 
 Stats = tuple[Tensor, Tensor, Tensor]
 
+_conv2d_op = torch.ops.cnnfast.conv2d_stats.default
 _depthwise_op = torch.ops.cnnfast.depthwise_conv2d_stats.default
 _pointwise_op = torch.ops.cnnfast.pointwise_conv2d_stats.default
 _separable_op = torch.ops.cnnfast.separable_conv2d_stats.default
 
 _ONE, _NONE = (1, 1), (0, 0, 0, 0)  # a 1x1 kernel's size, dilation and padding, for output_size
+
+
+def conv2d_stats(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_activation: str | None = None,
+    backend: str = "auto",
+) -> Stats:
+    """conv(pre_activation(x * scale + shift), weight) + bias, and the sums of its channels.
+
+    x, weight, bias and geometry are conv2d's; the rest, what is returned and raised as for depthwise_conv2d_stats, with
+    K for C * multiplier. What scale, shift and pre_activation make of x is a tensor of its own, of x's dtype: PyTorch's
+    convolution reads it.
+    """
+    shape = check_x(x)
+    out_channels, _, *kernel = check_dense_weight("weight", weight, x, shape[1])
+    check_bias("bias", bias, x, out_channels)
+    check_scale_shift(scale, shift, x)
+    strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
+    output_size(shape, kernel, strides, pads, dilations)
+    pre = activations.code("pre_activation", pre_activation)
+    code = backends.code("conv2d_stats", backend, x.device.type)
+    if code == backends.REFERENCE:
+        return reference.conv2d_stats(
+            x, weight, bias, stride, padding, dilation, scale=scale, shift=shift, pre_activation=pre_activation
+        )
+    return _conv2d_op(x, weight, bias, scale, shift, strides, pads, dilations, pre, code)
 
 
 def depthwise_conv2d_stats(
@@ -85,8 +121,9 @@ def depthwise_conv2d_stats(
     pre = activations.code("pre_activation", pre_activation)
     code = backends.code("depthwise_conv2d_stats", backend, x.device.type)
     if code == backends.REFERENCE:
-        prologue = dict(scale=scale, shift=shift, pre_activation=pre_activation)
-        return reference.depthwise_conv2d_stats(x, weight, bias, stride, padding, dilation, **prologue)
+        return reference.depthwise_conv2d_stats(
+            x, weight, bias, stride, padding, dilation, scale=scale, shift=shift, pre_activation=pre_activation
+        )
     return _depthwise_op(x, weight, bias, scale, shift, strides, pads, dilations, pre, code)
 
 
@@ -115,8 +152,9 @@ def pointwise_conv2d_stats(
     pre = activations.code("pre_activation", pre_activation)
     code = backends.code("pointwise_conv2d_stats", backend, x.device.type)
     if code == backends.REFERENCE:
-        prologue = dict(scale=scale, shift=shift, pre_activation=pre_activation)
-        return reference.pointwise_conv2d_stats(x, weight, bias, stride, **prologue)
+        return reference.pointwise_conv2d_stats(
+            x, weight, bias, stride, scale=scale, shift=shift, pre_activation=pre_activation
+        )
     return _pointwise_op(x, weight, bias, scale, shift, strides, pre, code)
 
 
@@ -153,19 +191,31 @@ def separable_conv2d_stats(
     codes = activations.code("pre_activation", pre_activation), activations.code("mid_activation", mid_activation)
     code = backends.code("separable_conv2d_stats", backend, x.device.type)
     if code == backends.REFERENCE:
-        options = dict(scale=scale, shift=shift, pre_activation=pre_activation, mid_activation=mid_activation)
-        weights = dw_weight, pw_weight, dw_bias, pw_bias
-        return reference.separable_conv2d_stats(x, *weights, stride, padding, dilation, **options)
+        return reference.separable_conv2d_stats(
+            x,
+            dw_weight,
+            pw_weight,
+            dw_bias,
+            pw_bias,
+            stride,
+            padding,
+            dilation,
+            scale=scale,
+            shift=shift,
+            pre_activation=pre_activation,
+            mid_activation=mid_activation,
+        )
     weights = dw_weight, dw_bias, pw_weight, pw_bias
     return _separable_op(x, *weights, scale, shift, strides, pads, dilations, *codes, code)
 
 
 def _empty_stats(x: Tensor, channels: int, size: tuple[int, int]) -> Stats:
     dtype = torch.promote_types(x.dtype, torch.float32)
-    sums = (x.new_empty((channels,), dtype=dtype) for _ in range(2))
-    return empty_image(x, (x.shape[0], channels, *size)), *sums
+    sums, squares = (x.new_empty((channels,), dtype=dtype) for _ in range(2))
+    return empty_image(x, (x.shape[0], channels, *size)), sums, squares
 
 
+@fake("conv2d_stats")
 @fake("depthwise_conv2d_stats")
 def _(x, weight, bias, scale, shift, stride, padding, dilation, pre_activation, backend=0):
     return _empty_stats(x, weight.shape[0], output_size(x.shape, weight.shape[2:], stride, padding, dilation))
@@ -181,6 +231,7 @@ def _(x, dw_weight, dw_bias, pw_weight, pw_bias, scale, shift, stride, padding, 
     return _empty_stats(x, pw_weight.shape[0], output_size(x.shape, dw_weight.shape[2:], stride, padding, dilation))
 
 
+@fake("conv2d_stats_backward")
 @fake("depthwise_conv2d_stats_backward")
 def _(grad, grad_sum, grad_squares, x, weight, bias, scale, shift, y, *options):
     output_mask = options[4]  # after stride, padding, dilation and pre_activation
@@ -198,7 +249,7 @@ def _(grad, grad_sum, grad_squares, x, dw_weight, dw_bias, pw_weight, pw_bias, s
     return empty_gradients(output_mask, x, (dw_weight, dw_bias, pw_weight, pw_bias, scale, shift))
 
 
-for _op in ("depthwise_conv2d_stats", "pointwise_conv2d_stats", "separable_conv2d_stats"):
+for _op in ("conv2d_stats", "depthwise_conv2d_stats", "pointwise_conv2d_stats", "separable_conv2d_stats"):
     register_gradients(_op)
     register_cuda(_op)
     register_autocast(_op)

@@ -10,10 +10,11 @@ from cnnfast.reference.local_response_norm import local_response_norm
 from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
 from cnnfast.reference.separable_conv2d import separable_conv2d
 from cnnfast.reference.squeeze_excite import squeeze_excite
-from cnnfast.reference.stats import depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
+from cnnfast.reference.stats import conv2d_stats, depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
 
 __all__ = [
     "conv2d",
+    "conv2d_stats",
     "depthwise_conv2d",
     "depthwise_conv2d_squeeze",
     "depthwise_conv2d_stats",

@@ -4,11 +4,28 @@ import torch
 from torch import Tensor
 
 from cnnfast.reference.common import Ints, activate
+from cnnfast.reference.conv2d import conv2d
 from cnnfast.reference.depthwise_conv2d import depthwise_conv2d
 from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
 from cnnfast.reference.separable_conv2d import separable_conv2d
 
 Stats = tuple[Tensor, Tensor, Tensor]
+
+
+def conv2d_stats(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    pre_activation: str | None = None,
+) -> Stats:
+    """The op of pre_activation(x * scale + shift), and its sums by channel; see cnnfast.ops.stats."""
+    return _with_sums(conv2d(_prologue(x, scale, shift, pre_activation), weight, bias, stride, padding, dilation))
 
 
 def depthwise_conv2d_stats(

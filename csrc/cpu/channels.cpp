@@ -57,7 +57,7 @@ Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, 
   const Rows rows = rows_of(x);
   Tensor y = empty_channels_last(x, x.size(0), rows.channels, rows.height, rows.width, x.scalar_type());
   const auto of_image = [&](const Maybe& t, int64_t n) {
-    return t ? bytes_of(*t) + (t->size(0) > 1 ? n * rows.channels * rows.itemsize : 0) : nullptr;
+    return t ? bytes_of(*t) + (t->size(0) > 1 ? n * rows.channels * compute_size(storage) : 0) : nullptr;
   };
   for_each(y.numel() ? x.size(0) * rows.parts() : 0, [&](int64_t i) {
     const int64_t n = i / rows.parts();
@@ -185,6 +185,10 @@ ScaledInput::ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift
       value_(scale ? scaled_channels(xs_, per_channel(scale), per_channel(shift), std::nullopt, 0) : xs_),
       scale_(scale),
       shift_(shift) {}
+
+Tensor ScaledInput::activated(int64_t activation_code) const {
+  return activation_code ? scaled_channels(value_, std::nullopt, std::nullopt, std::nullopt, activation_code) : value_;
+}
 
 std::tuple<Tensor, Tensor, Tensor> ScaledInput::backward(const Tensor& grad, int64_t wanted) const {
   const Ints dims{0, 2, 3};

@@ -80,6 +80,7 @@ class ScaledInput {
  public:
   ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift);
   const Tensor& value() const { return value_; }  // of the compute type, channels_last
+  Tensor activated(int64_t activation_code) const;
   // From its gradient those of x, scale and shift, where `wanted`'s bits 0, 1 and 2 ask for them.
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, int64_t wanted) const;
 

@@ -240,7 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_stats_backwa
       gradient_with_sums(grad, grad_sum, grad_squares, y), input.value(), to_dtype(weight, dtype),
       to_dtype(bias, dtype), stride, padding, dilation, pre_activation, 0, (output_mask & 6) | input_wanted, backend);
   const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
-  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : dbias, dscale, dshift};
+  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : no_gradient(x), dscale, dshift};
 }
 
 }  // namespace cnnfast::cpu

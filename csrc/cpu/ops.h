@@ -4,6 +4,11 @@
 
 namespace cnnfast::cpu {
 
+Tensor conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, Ints padding, Ints dilation,
+              int64_t activation, int64_t backend);
+std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x, Tensor weight, Maybe bias,
+                                                           Maybe residual, Ints stride, Ints padding, Ints dilation,
+                                                           int64_t activation, int64_t output_mask, int64_t backend);
 Tensor depthwise_conv2d(Tensor x, Tensor weight, Maybe bias, Ints stride, Ints padding, Ints dilation,
                         int64_t pre_activation, int64_t activation, int64_t backend);
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Maybe bias,

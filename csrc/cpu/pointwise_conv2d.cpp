@@ -278,16 +278,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backwa
   check_scale_shift(scale, shift, x);
   const ScaledInput input(x, scale, shift);
   const ScalarType dtype = input.value().scalar_type();
-  const Tensor activated =
-      pre_activation ? scaled_channels(input.value(), std::nullopt, std::nullopt, std::nullopt, pre_activation)
-                     : input.value();
   const bool input_wanted = output_mask & 0b11001;
   auto [dinput, dweight, dbias, dgate, dresidual] = pointwise_conv2d_backward(
-      gradient_with_sums(grad, grad_sum, grad_squares, y), activated, to_dtype(weight, dtype), to_dtype(bias, dtype),
-      std::nullopt, std::nullopt, stride, 0, (output_mask & 6) | input_wanted, backend);
+      gradient_with_sums(grad, grad_sum, grad_squares, y), input.activated(pre_activation), to_dtype(weight, dtype),
+      to_dtype(bias, dtype), std::nullopt, std::nullopt, stride, 0, (output_mask & 6) | input_wanted, backend);
   if (input_wanted && pre_activation) dinput = activation_backward(dinput, input.value(), pre_activation);
   const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
-  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : dbias, dscale, dshift};
+  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : no_gradient(x), dscale, dshift};
 }
 
 }  // namespace cnnfast::cpu

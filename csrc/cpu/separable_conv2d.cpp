@@ -268,9 +268,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_con
   const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 4 & 6));
   return {dx,
           weight_gradient(dw_weight, ddw),
-          dw_bias ? weight_gradient(*dw_bias, ddb) : ddb,
+          dw_bias ? weight_gradient(*dw_bias, ddb) : no_gradient(x),
           weight_gradient(pw_weight, dpw),
-          pw_bias ? weight_gradient(*pw_bias, dpb) : dpb,
+          pw_bias ? weight_gradient(*pw_bias, dpb) : no_gradient(x),
           dscale,
           dshift};
 }

@@ -10,31 +10,22 @@ import random
 import pytest
 import torch
 from numerics import LAYOUTS, draw, fresh_generator
-from op_cases import OPS, make
+from op_cases import OPS, arguments_of, make
 
 import cnnfast.ops
 from cnnfast.ops import _registration, activations
 
 
 def schema_arguments(case, name):
-    """The positional arguments of torch.ops.cnnfast.<name> for this case, by the schema's argument names."""
+    """The positional arguments of torch.ops.cnnfast.<name> for this case."""
     options = {**case.options, **(case.packed_options if name.endswith("_packed") else {})}
-    values = {**case.tensors, "padding": [-1], "max_pool": [-1], "output_mask": 2**12 - 1}
-    values["pointwise_first"] = case.options.get("order") == "pointwise_first"
-    values |= {key: activations.CODES[value] for key, value in options.items() if key.endswith("activation")}
-    values |= {
-        key: list(options[key]) if key == "kernel_size" else [options[key]] * 2
-        for key in options
-        if key in ("stride", "dilation", "kernel_size")
-    }
-    values |= {key: options[key] for key in ("out_channels", "expanded_channels") if key in options}
+    values = dict(case.tensors)
     if "packed" in name:
         values["packed"] = case.pack()
     if "backward" in name:
         values["grad"] = draw(fresh_generator(), case.run().shape, case.x.dtype)
         values = {key: v.detach() if isinstance(v, torch.Tensor) else v for key, v in values.items()}
-    arguments = getattr(torch.ops.cnnfast, name).default._schema.arguments
-    return tuple(values.get(argument.name) for argument in arguments if argument.name != "backend")
+    return arguments_of(getattr(torch.ops.cnnfast, name).default, values, options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,0 +1,321 @@
+"""Ops that return more than an image: <op>_stats, and depthwise_conv2d with its squeeze.
+
+Fails if an output or a gradient differs from the reference's by more than the policy allows, a sum isn't that of the y
+that is returned, bits depend on the number of threads, torch.compile or autocast breaks, or batch normalisation made of
+the sums, scales and shifts isn't PyTorch's.
+"""
+
+import itertools
+
+import pytest
+import torch
+from numerics import (
+    LAYOUTS,
+    activations_as_bounds,
+    assert_gradients_by_policy,
+    assert_within,
+    draw,
+    fresh_generator,
+)
+from op_cases import arguments_of
+from torch import nn
+
+import cnnfast.ops
+import cnnfast.reference
+
+pytestmark = pytest.mark.usefixtures("nan_outputs")
+
+STATS = ("conv2d_stats", "depthwise_conv2d_stats", "pointwise_conv2d_stats", "separable_conv2d_stats")
+OPS = (*STATS, "depthwise_conv2d_squeeze")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PROLOGUES = {"none": (False, False, None), "scaled": (True, False, None), "batch_norm": (True, True, "relu")} | {
+    "activated": (False, False, "silu"),
+    "all": (True, True, "silu"),
+}
+# of the input or an intermediate, to the dtype
+ROUNDED = dict(zip(OPS, (1, 0, 1, 2, 0), strict=True))
+
+
+def make(
+    op,
+    *,
+    dtype=torch.float32,
+    layout="channels_last",
+    prologue="all",
+    n=2,
+    c=19,
+    out=33,
+    size=(13, 11),
+    k=(3, 3),
+    stride=1,
+    padding="same",
+    bias=True,
+):
+    """Tensors and options by name."""
+    generator = fresh_generator()
+    wide = torch.promote_types(dtype, torch.float32)
+    scaled, shifted, activation = PROLOGUES[prologue]
+    shapes = {
+        "conv2d": {"": (out, c, *k)},
+        "depthwise_conv2d": {"": (2 * c, 1, *k)},
+        "pointwise_conv2d": {"": (out, c, 1, 1)},
+        "separable_conv2d": {"dw_": (c, 1, *k), "pw_": (out, c, 1, 1)},
+    }[op.removesuffix("_stats").removesuffix("_squeeze")]
+    x = draw(generator, (n, c, *size), dtype, away_from_kinks=True)
+    tensors = {"x": LAYOUTS[layout](x)}
+    for prefix, shape in shapes.items():
+        tensors[f"{prefix}weight"] = draw(generator, shape, dtype, scale=1 / torch.Size(shape[1:]).numel() ** 0.5)
+        if bias:
+            tensors[f"{prefix}bias"] = draw(generator, shape[:1], dtype, scale=0.1)
+    options = {"stride": stride, "pre_activation": activation}
+    if op.startswith("separable"):
+        options["mid_activation"] = "tanh"
+    if not op.startswith("pointwise"):
+        options["padding"] = padding
+    if op in STATS:
+        if scaled:
+            tensors["scale"] = draw(generator, (c,), wide).abs() + 0.25
+        if shifted:  # so that no product comes near relu's kink: x is away from 0 by a sixteenth
+            tensors["shift"] = tensors["scale"] / 64 * draw(generator, (c,), wide).sign()
+    else:
+        options["activation"] = activation
+    return tensors, options
+
+
+def run(op, tensors, options, where=cnnfast.ops):
+    return getattr(where, op)(**tensors, **options)
+
+
+def terms_of(tensors):
+    return max(tensor[0].numel() for name, tensor in tensors.items() if name.endswith("weight"))
+
+
+def check(op, tensors, options):
+    outputs = run(op, tensors, options)
+    doubles, absolute = ({name: f(t.double()) for name, t in tensors.items()} for f in (lambda t: t, torch.abs))
+    y, *sums = outputs
+    exact = run(op, doubles, options, cnnfast.reference)[0]
+    with activations_as_bounds():
+        bound = run(op, absolute, options, cnnfast.reference)[0]
+    low = y.element_size() == 2
+    assert_within(y, exact, bound, terms=terms_of(tensors), rounded=ROUNDED[op] if low else 0, name="y")
+    meta = run(op, {name: t.to("meta") for name, t in tensors.items()}, options)
+    for ours, fake in zip(outputs, meta, strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
+    # Sums are those of what was returned, so that only their own rounding counts.
+    stored = y.double()
+    if op in STATS:
+        expected = stored.sum((0, 2, 3)), stored.square().sum((0, 2, 3))
+        size = stored.abs().sum((0, 2, 3)), expected[1]
+    else:
+        expected, size = (stored.mean((2, 3), True),), (stored.abs().mean((2, 3), True),)
+    terms = stored[:, 0].numel()
+    for name, ours, ref, scale in zip(("sum", "squares"), sums, expected, size, strict=False):
+        assert_within(ours, ref, scale, terms=terms, rounded=0, name=name)
+    return outputs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_prologues(op, layout, dtype):
+    for prologue, stride in itertools.product(PROLOGUES, (1, 2)):
+        check(op, *make(op, layout=layout, dtype=dtype, prologue=prologue, stride=stride))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_shapes(op, dtype):
+    """One pixel, one row, few and many bands and images, whole and broken panels, several tiles a band, no image."""
+    for row in (
+        {"n": 1, "c": 1, "out": 1, "size": (1, 1)},
+        {"n": 3, "c": 3, "size": (1, 37), "bias": False},
+        {"n": 1, "c": 32, "out": 16, "size": (131, 5), "k": (5, 5), "stride": 2},
+        {"n": 70, "c": 16, "out": 17, "size": (3, 2)},
+        {"n": 1, "c": 160, "out": 48, "size": (70, 90)},
+        {"n": 2, "size": (9, 8), "k": (3, 2), "padding": 0, "stride": (2, 1)},
+        {"n": 0},
+    ):
+        check(op, *make(op, dtype=dtype, **row))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("prologue", ("none", "batch_norm", "all"))
+@pytest.mark.parametrize("op", OPS)
+def test_gradients(op, prologue, dtype):
+    """Through all outputs at once, each with a gradient of its own."""
+    for layout, stride in zip(LAYOUTS, (1, 2), strict=True):
+        tensors, options = make(op, dtype=dtype, layout=layout, prologue=prologue, stride=stride)
+        outputs = run(op, tensors, options)
+        grads = [draw(fresh_generator(), t.shape, t.dtype) for t in outputs]
+        leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        torch.autograd.backward(run(op, leaves, options), grads)
+
+        def together(where=run, op=op, **arguments):
+            outputs = where(op, arguments, {}, cnnfast.reference)
+            return torch.cat([t.flatten() for t in outputs])
+
+        longest = max(outputs[0].numel(), tensors["x"].numel()) // min(t.shape[1] for t in (outputs[0], tensors["x"]))
+        assert_gradients_by_policy(
+            # scale and shift are float32, but what was rounded on the way was rounded to x's dtype
+            {name: leaf.grad.to(dtype) for name, leaf in leaves.items()},
+            together,
+            torch.cat([grad.flatten().double() for grad in grads]),
+            tensors,
+            options,
+            terms=dict.fromkeys(tensors, longest),
+            # y, by which the gradient of the squares is multiplied, is itself rounded
+            rounded=ROUNDED[op] + 1 if dtype is torch.bfloat16 else 0,
+        )
+        for name, leaf in leaves.items():
+            assert leaf.grad.dtype is leaf.dtype, name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradcheck(op):
+    tensors, options = make(op, dtype=torch.float64, c=3, out=4, size=(5, 4), stride=(2, 1))
+    names, leaves = zip(*((name, t.requires_grad_()) for name, t in tensors.items()), strict=True)
+    torch.autograd.gradcheck(lambda *leaves: run(op, dict(zip(names, leaves, strict=True)), options), leaves)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_only_what_is_wanted(op):
+    tensors, options = make(op)
+
+    def gradients(wanted):
+        leaves = {name: t.clone().requires_grad_(name in wanted) for name, t in tensors.items()}
+        sum(t.square().sum() for t in run(op, leaves, options)).backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    together = gradients(tensors)
+    for name in tensors:
+        alone = gradients({name})
+        assert [other for other, gradient in alone.items() if gradient is not None] == [name]
+        assert torch.equal(alone[name], together[name]), name
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("op", [op for op in OPS if op != "conv2d_stats"])  # PyTorch's convolution promises none of it
+def test_repeatable(op, dtype):
+    """Bitwise, on any number of threads."""
+    tensors, options = make(op, dtype=dtype, n=3, c=40, out=72, size=(37, 23))
+    first = run(op, tensors, options)
+    threads = torch.get_num_threads()
+    try:
+        for other in (1, 2, 3, 3):
+            torch.set_num_threads(other)
+            assert all(map(torch.equal, run(op, tensors, options), first))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compile(op):
+    """Forward and backward in one graph of dynamic shape."""
+    torch._dynamo.reset()
+    tensors, options = make(op)
+    compiled = torch.compile(lambda **t: run(op, t, options), fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, size in ((2, (13, 11)), (4, (9, 10))):
+        tensors["x"] = draw(fresh_generator(), (n, 19, *size)).to(memory_format=torch.channels_last)
+        eager, traced = ({name: t.clone().requires_grad_() for name, t in tensors.items()} for _ in range(2))
+        expected, got = run(op, eager, options), compiled(**traced)
+        assert all(map(torch.equal, got, expected))
+        for outputs in (expected, got):
+            sum(t.square().sum() for t in outputs).backward()
+        for name in eager:
+            torch.testing.assert_close(traced[name].grad, eager[name].grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
+    for row in ({}, {"prologue": "none", "bias": False, "dtype": torch.bfloat16, "c": 1, "size": (1, 5)}):
+        tensors, options = make(op, **row)
+        overload = getattr(torch.ops.cnnfast, op).default
+        values = tensors | {"y": run(op, tensors, options)[0]}
+        outputs = run(op, tensors, options)
+        values |= dict(zip(("grad", "grad_sum", "grad_squares"), map(torch.randn_like, outputs), strict=False))
+        values["grad_squeezed"] = torch.randn_like(outputs[1])
+        leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        torch.library.opcheck(overload, arguments_of(overload, {**values, **leaves}, options))
+        backward = getattr(torch.ops.cnnfast, f"{op}_backward").default
+        torch.library.opcheck(backward, arguments_of(backward, values, options))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_autocast(op):
+    """x and weights are cast; biases, scale and shift stay float32, and so do the sums."""
+    tensors, options = make(op)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run(op, tensors, options)
+    kept = ("bias", "scale", "shift")
+    cast = {name: t if name.endswith(kept) else t.bfloat16() for name, t in tensors.items()}
+    assert all(map(torch.equal, got, run(op, cast, options)))
+    assert got[0].dtype is torch.bfloat16 and got[1].dtype is (torch.float32 if op in STATS else torch.bfloat16)
+
+
+def test_squeeze_packed():
+    tensors, options = make("depthwise_conv2d_squeeze", stride=2)
+    packed = cnnfast.ops.pack_depthwise_conv2d(tensors["weight"], tensors["bias"])
+    size = {"out_channels": 38, "kernel_size": 3}
+    got = cnnfast.ops.depthwise_conv2d_squeeze_packed(tensors["x"], packed, **size, **options)
+    assert all(map(torch.equal, got, run("depthwise_conv2d_squeeze", tensors, options)))
+    fake = cnnfast.ops.depthwise_conv2d_squeeze_packed(tensors["x"].to("meta"), packed.to("meta"), **size, **options)
+    assert [t.stride() for t in got] == [t.stride() for t in fake]
+
+
+@pytest.mark.parametrize("op", STATS)
+def test_mistakes(op):
+    tensors, options = make(op)
+    c = tensors["x"].shape[1]
+    for change, error, says in (
+        ({"scale": None}, ValueError, "scale must be given where shift is, got None"),
+        ({"scale": tensors["scale"][:3]}, ValueError, rf"scale must have shape \({c},\), .* got \(3,\)"),
+        ({"shift": tensors["shift"].double()}, TypeError, "shift must have dtype torch.float32 beside an x of"),
+        ({"shift": 1.0}, TypeError, "shift must be a torch.Tensor, got float"),
+        ({"pre_activation": "mish"}, ValueError, "pre_activation must be one of"),
+        ({"backend": "triton"}, ValueError, f"backend must be one that can run {op} on cpu"),
+    ):
+        with pytest.raises(error, match=says):
+            run(op, {**tensors, **options, **change}, {})
+
+
+def test_batch_normalisation():
+    """A training step of conv, BN, ReLU, depthwise, BN, ReLU, pointwise, BN: what the sums and the prologue are for."""
+    torch.manual_seed(int(torch.seed() % 2**31))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 1, bias=False),
+        nn.BatchNorm2d(24),
+    ).double()
+    for norm in (layers[1], layers[4], layers[7]):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+
+    def affine(norm, y, total, squares):
+        count = y.numel() // y.shape[1]
+        mean = total / count
+        scale = norm.weight / (squares / count - mean.square() + norm.eps).sqrt()
+        return {"scale": scale, "shift": norm.bias - mean * scale}
+
+    x = torch.randn(4, 3, 17, 15, dtype=torch.float64, requires_grad=True)
+    conv, norm1, _, depthwise, norm2, _, pointwise, norm3 = layers
+    y, *sums = cnnfast.ops.conv2d_stats(x, conv.weight, conv.bias, 2, 1)
+    prologue = affine(norm1, y, *sums)
+    y, *sums = cnnfast.ops.depthwise_conv2d_stats(y, depthwise.weight, None, 1, 1, **prologue, pre_activation="relu")
+    prologue = affine(norm2, y, *sums)
+    y, *sums = cnnfast.ops.pointwise_conv2d_stats(y, pointwise.weight, **prologue, pre_activation="relu")
+    last = affine(norm3, y, *sums)
+    ours = y * last["scale"].reshape(-1, 1, 1) + last["shift"].reshape(-1, 1, 1)
+    grad = torch.randn_like(ours)
+    leaves = [x, *layers.parameters()]
+    expected = layers(x)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+    for got, wanted in zip(
+        torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
