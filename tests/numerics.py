@@ -67,6 +67,7 @@ def assert_within(ours: Tensor, ref: Tensor, scale: Tensor, *, terms: int, round
     accumulation = 2 * unit_roundoff(torch.float64) if ours.dtype is torch.float64 else 2.0**-24
     smallest = torch.finfo(ours.dtype).tiny
     bound = u * ref.abs().clamp_min(smallest) + ((4 + math.sqrt(terms) / 2) * accumulation + rounded * u) * scale
+    bound = torch.where(scale.isnan(), math.inf, bound)  # 0 * Inf: as little is known as of Inf, but that it's no NaN
     ours = ours.double()
     finite = ref.abs() <= torch.finfo(torch.float64).max
     wrong = torch.where(finite, ~((ours - ref).abs() <= bound), ~((ours == ref) | (ours.isnan() & ref.isnan())))
@@ -153,6 +154,17 @@ def nan_filled() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's kernels and ours on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ class Case:
     def terms(self) -> int:
         """Of the longest sum in the forward pass."""
         weights = [tensor for name, tensor in self.tensors.items() if name.endswith("weight")]
-        pixels = self.x[0, 0].numel() if any("reduce_weight" in name for name in self.tensors) else 1
+        pixels = self.x.shape[2:].numel() if any("reduce_weight" in name for name in self.tensors) else 1
         return max(pixels, *(weight[0].numel() for weight in weights))
 
     def run(self, **changes: Any) -> Tensor:
@@ -92,7 +92,7 @@ class Case:
         )
 
     def to(self, change: Callable[[Tensor], Tensor]) -> Case:
-        return Case(self.op, {name: change(tensor) for name, tensor in self.tensors.items()}, dict(self.options))
+        return type(self)(self.op, {name: change(t) for name, t in self.tensors.items()}, dict(self.options))
 
     def check(self, ours: Tensor, rounded: int | None = None) -> None:
         rounded = ROUNDED[self.op] + ("gate" in self.tensors) if rounded is None else rounded

@@ -16,6 +16,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SAME = (-1,)  # the schemas' code of padding 'same'
 NO_POOL = (-1,)
 HEADER_BYTES = 64  # of a packing; csrc/packing.h
+LIMIT = 2**31  # of strides, paddings and the like, so that no kernel's arithmetic on them overflows
 
 
 def pair(name: str, value: Ints) -> Sequence[int]:
@@ -31,6 +32,8 @@ def pair(name: str, value: Ints) -> Sequence[int]:
         raise TypeError(f"{name} must be an int or two (vertical, horizontal), got {value!r}")
     if vertical < 1 or horizontal < 1:
         raise ValueError(f"{name} must be a positive int or two (vertical, horizontal), got {value!r}")
+    if vertical >= LIMIT or horizontal >= LIMIT:
+        raise ValueError(f"{name} must be below 2**31, got {value!r}")
     return value
 
 
@@ -50,6 +53,8 @@ def edges(padding: Ints | str) -> Sequence[int]:
         padding = (padding[0], padding[0], padding[1], padding[1])
     if len(padding) != 4 or min(padding) < 0:
         raise ValueError(f"padding must be one, two or four ints, none negative, got {padding!r}")
+    if max(padding) >= LIMIT:
+        raise ValueError(f"padding must be below 2**31, got {padding!r}")
     return padding
 
 
@@ -273,6 +278,8 @@ def positive(name: str, value: int) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value >= LIMIT:
+        raise ValueError(f"{name} must be below 2**31, got {value}")
     return value
 
 

@@ -75,7 +75,10 @@ def choose(op: str, backend: str, device_type: str) -> str:
 
 def code(op: str, backend: str, device_type: str) -> int:
     """What to pass as the schema's `backend`, once it is known that it can run; or REFERENCE."""
-    return REFERENCE if choose(op, backend, device_type) == "reference" else CODES[backend]
+    try:
+        return REFERENCE if choose(op, backend, device_type) == "reference" else CODES[backend]
+    except TypeError:  # not hashable
+        raise _unknown(backend) from None
 
 
 # torch.compile calls it while tracing and keeps the result; what torch.compiler.assume_constant_result sets, without
@@ -83,9 +86,13 @@ def code(op: str, backend: str, device_type: str) -> int:
 code._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _unknown(backend: object) -> ValueError:
+    return ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+
+
 def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     if backend not in CODES and backend != "reference":
-        raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        raise _unknown(backend)
     packed = op.endswith("_packed")
     if op.removesuffix("_packed") not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)} (or one with _packed after it), got {op!r}")

@@ -120,7 +120,7 @@ bool is_channels_last(const Tensor& x) {
 Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) {
   const Ints size{n, c, h, w};
   // Where both formats are the same in memory, the strides of dimensions of size 1 are those of the format that x has.
-  const bool either = c == 1 || h * w == 1 || n == 0;
+  const bool either = n == 0 || c == 1 || h * w == 1;
   const MemoryFormat format = either && !is_channels_last(like) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
   return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }

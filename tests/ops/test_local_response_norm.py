@@ -79,22 +79,6 @@ def test_all_pairs(row):
     assert y.stride() == dx.stride() == x.stride()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("repeat", range(200))
-def test_random_sweep(repeat):
-    generator = fresh_generator()
-
-    def one_of(*values):
-        return values[int(torch.randint(len(values), (), generator=generator))]
-
-    shape = (one_of(1, 2, 3), one_of(1, 2, 5, 15, 16, 33, 97, 144), one_of(*range(1, 40)), one_of(*range(1, 40)))
-    dtype, layout = one_of(*DTYPES), one_of(*LAYOUTS)
-    change = one_of(lambda x: x, *NONCONTIGUOUS.values())
-    x = change(drawn(shape, dtype, layout, decades=one_of(0.0, 3.0)))
-    options = {"size": one_of(*range(1, 12)), "alpha": one_of(1e-4, 1.0, 50.0), "k": one_of(0.5, 1.0, 2.0)}
-    check(x, drawn(x.shape, dtype, one_of(*LAYOUTS)), {**options, "beta": one_of(0.75, 0.75, 0.5, 1.0, 0.3)})
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("channels", "side"), [(96, 55), (256, 27), (64, 56), (192, 28), (480, 14)])
 def test_shapes_of_networks(channels, side, layout):
