@@ -126,6 +126,8 @@ def _layers(case: OpCase) -> list[PlainConv]:
     depthwise: dict[str, Any] = {"kernel": case.kernel, "stride": case.stride, "padding": case.padding}
     if case.group == "depthwise_conv2d":
         return [PlainConv(c, c, groups=c, **depthwise, activation=case.activation)]
+    if case.group == "conv2d":
+        return [PlainConv(c, k, case.kernel, case.stride, padding=case.padding, activation=case.activation)]
     if case.group == "pointwise_conv2d":
         return [PlainConv(c, k, stride=case.stride, activation=case.activation)]
     if case.group == "separable_conv2d":
@@ -140,9 +142,12 @@ def _layers(case: OpCase) -> list[PlainConv]:
 
 
 def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Pack the weights of `plain`; the call is one op."""
+    """Pack the weights of `plain`; the call is one op. conv2d is packed for the padding that its plain form lacks."""
     convs = plain.convs()
     before, after = case.padding
+    if case.group == "conv2d" and not case.tf_same:
+        (conv,) = convs
+        return lambda: ops.conv2d(x, conv.weight, conv.bias, case.stride, before, activation=case.activation)
     options: dict[str, Any] = {"out_channels": case.out_channels, "stride": case.stride, "activation": case.activation}
     if case.group != "pointwise_conv2d":
         options |= {"kernel_size": case.kernel, "padding": (before, after, before, after)}
@@ -176,6 +181,10 @@ def _mbconv(network: str, channels: tuple[int, int], size: int, kernel: int, str
 
 def _depthwise(network: str, channels: int, size: int, kernel: int, stride: int = 1, **kw) -> OpCase:
     return OpCase("depthwise_conv2d", network, channels, channels, size, kernel, stride, **kw)
+
+
+def _dense(network: str, channels: tuple[int, int], size: int, kernel: int, stride: int = 1, **kw) -> OpCase:
+    return OpCase("conv2d", network, *channels, size, kernel, stride, **kw)
 
 
 def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int = 1, **kw) -> OpCase:
@@ -248,6 +257,10 @@ CASES: tuple[AnyCase, ...] = (
     _mbconv(_V2, (96, 160), 14, 3, 2, False),
     _mbconv(_V2, (160, 160), 7, 3, 1, False),
     _mbconv(_V2, (160, 320), 7, 3, 1, False),
+    _dense(_LITE0, (3, 32), 224, 3, 2, tf_same=True, activation="relu6"),
+    _dense(_SERESNET, (3, 64), 224, 7, 2, activation="relu"),
+    _dense(_SERESNET, (64, 64), 56, 3, activation="relu"),
+    _dense(_SERESNET, (256, 256), 14, 3, activation="relu"),
     SqueezeExciteCase(_SERESNET, 256, 56),
     SqueezeExciteCase(_SERESNET, 512, 28),
     SqueezeExciteCase(_SERESNET, 1024, 14),
@@ -260,6 +273,7 @@ CASES: tuple[AnyCase, ...] = (
 OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
 _QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)", "512 @28 (seresnet50)"}
+_QUICK |= {"3-32 @224 k3 s2 (lite0)", "64-64 @56 k3 (seresnet50)"}
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[AnyCase]:

@@ -24,7 +24,7 @@ struct InvertedResidual {
   const KernelTable& table;
   Conv conv;
   bool expands;
-  Tensor x;        // channels_last; of the operands' type where it is expanded
+  Tensor x;        // channels_last
   Maybe residual;  // channels_last
   GemmTile expansion, projection;
   DepthwiseTile depthwise;
@@ -36,15 +36,21 @@ struct InvertedResidual {
   int64_t tile_row_bytes() const { return conv.out_w * row * itemsize(); }
   int64_t chunks() const { return ceil_div(expanded, kChunk); }
 
-  // Input rows [first, last) of image n, as they lie or as the expansion wants them padded: in this thread's scratch.
+  // Input rows [first, last) of image n, as they lie or as the expansion wants them, widened or padded: in this thread's
+  // scratch.
   const char* input(const Worker& worker, int64_t n, int64_t first, int64_t last) const {
     const int64_t row_bytes = conv.w * conv.c * static_cast<int64_t>(x.element_size());
     const char* rows = bytes_of(x) + (n * conv.h + first) * row_bytes;
-    if (!expands || expansion.a_row == conv.c) return rows;
+    const bool widens = storage != expansion.a_storage;
+    if (!expands || (!widens && expansion.a_row == conv.c)) return rows;
     const int64_t padded = conv.w * expansion.a_row * itemsize();
     char* to = scratch(Slot::gathered, (last - first) * padded);
-    worker.each_part(last - first,
-                     [&](int64_t r) { copy_padded(expansion, rows + r * row_bytes, to + r * padded, conv.w); });
+    worker.each_part(last - first, [&](int64_t r) {
+      if (widens)
+        table.widen[static_cast<int>(storage)](rows + r * row_bytes, to + r * padded, conv.w * conv.c);
+      else
+        copy_padded(expansion, rows + r * row_bytes, to + r * padded, conv.w);
+    });
     return to;
   }
 
@@ -185,9 +191,7 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
 
   const KernelTable& table = kernels(storage);
   const Storage between = operand_storage(table, storage, project);
-  // The expansion reads rows of its operands' type; where that is wider than x's, x is widened first, an eighth or so of
-  // the expanded tensor.
-  const Tensor xs = channels_last(expands && between != Storage::bf16 ? to_dtype(x, compute_dtype(storage)) : x);
+  const Tensor xs = channels_last(x);
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
