@@ -14,11 +14,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_stats(Tensor x, Tensor weight, Maybe b
   const Tensor input = prologue.any() && x.numel() > 0 ? scaled_channels(channels_last(x), prologue.scale,
                                                                          prologue.shift, std::nullopt, pre_activation)
                                                        : x;
-  const Tensor y =
-      channels_last(conv2d(in_format_of(x, input), weight, bias, std::nullopt, stride, padding, dilation, 0, backend));
-  BandSums sums(y, true);
+  const Tensor y = conv2d(in_format_of(x, input), weight, bias, std::nullopt, stride, padding, dilation, 0, backend);
+  BandSums sums(channels_last(y), true);
   for_each(sums.count(), [&](int64_t i) { sums.add(i); });
-  return {in_format_of(x, y), sums.sum(), sums.squares()};
+  return {y, sums.sum(), sums.squares()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_stats_backward(

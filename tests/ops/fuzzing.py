@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from numerics import LAYOUTS, channel_scales, draw
 from op_cases import DTYPES, OPS, WITH_KERNEL, Case, make
-from ops.test_conv2d import reference
 from torch import Tensor
 
 from cnnfast.ops import activations
@@ -26,11 +25,10 @@ from cnnfast.ops import activations
 CASES = int(os.environ.get("CNNFAST_FUZZ_CASES", "10000"))  # an op, in the slow suite; the one knob
 
 GUARD = 32  # elements of NaN before and after a tensor's own
-DENSE, NORM = "conv2d", "local_response_norm"
-FUZZED = (*OPS, *(op for op in (DENSE, NORM) if op not in OPS))
-KERNEL = (*WITH_KERNEL, DENSE)
-STRIDED = (*KERNEL, "pointwise_conv2d")
-RESIDUAL = tuple(op for op in OPS if op not in ("depthwise_conv2d", DENSE))
+NORM = "local_response_norm"
+FUZZED = (*OPS, NORM)
+STRIDED = (*WITH_KERNEL, "pointwise_conv2d")
+RESIDUAL = tuple(op for op in OPS if op != "depthwise_conv2d")
 
 
 def one_of(*values: Any, rarely: Sequence[Any] = ()) -> st.SearchStrategy:
@@ -51,6 +49,7 @@ kernels = one_of(*((k, k) for k in (3, 3, 3, 1, 2, 5, 7)), *pairs(*range(1, 8)))
 strides = one_of(1, 1, 1, 2, 2, 3, 4, (1, 2), (2, 1), (1, 4), (3, 1), (2, 3))
 dilations = one_of(1, 1, 1, 1, 2, 3, (1, 2), (2, 1), (1, 3), (3, 2))
 margins = one_of(0, 1, 2, 3, rarely=(4, 6, 11, 25))
+paddings = st.one_of(st.just("same"), margins, st.tuples(margins, margins), st.tuples(*[margins] * 4))
 
 # Where a tensor lies: its dimensions from the innermost, the step along each and the gap after each, in elements; how
 # far it is from the buffer's aligned beginning; which dimensions repeat one element.
@@ -72,16 +71,20 @@ ARGUMENTS: dict[str, tuple[st.SearchStrategy, Sequence[str]]] = {
     "n": (images, FUZZED),
     "c": (few, FUZZED),
     "size": (st.tuples(sides, sides), FUZZED),
-    "out": (many, ("pointwise_conv2d", "separable_conv2d", "inverted_residual", DENSE)),
-    "k": (kernels, KERNEL),
+    "out": (many, ("conv2d", "pointwise_conv2d", "separable_conv2d", "inverted_residual")),
+    "k": (kernels, WITH_KERNEL),
     "stride": (strides, STRIDED),
-    "padding": (st.one_of(st.just("same"), margins, st.tuples(margins, margins), st.tuples(*[margins] * 4)), KERNEL),
-    "dilation": (dilations, KERNEL),
-    "activation": (one_of(*activations.CODES), (*OPS, DENSE)),
-    "multiplier": (one_of(1, 1, 1, 2, 3), WITH_KERNEL),
+    "padding": (
+        st.one_of(st.just("same"), margins, st.tuples(margins, margins), st.tuples(*[margins] * 4)),
+        WITH_KERNEL,
+    ),
+    "dilation": (dilations, WITH_KERNEL),
+    "activation": (one_of(*activations.CODES), OPS),
+    "multiplier": (one_of(1, 1, 1, 2, 3), ("depthwise_conv2d", "separable_conv2d", "inverted_residual")),
     "expand": (st.booleans(), ("inverted_residual",)),
-    "excite": (st.booleans(), ("inverted_residual",)),
-    "bias": (st.booleans(), (*OPS, DENSE)),
+    "excite": (st.booleans(), ("inverted_residual", "pointwise_conv2d")),
+    "pointwise_first": (st.booleans(), ("separable_conv2d",)),
+    "bias": (st.booleans(), OPS),
     "residual": (st.booleans(), RESIDUAL),
     "dtype": (one_of(*DTYPES), FUZZED),
     "decades": (one_of(0.0, 3.0), FUZZED),
@@ -101,7 +104,7 @@ CHANGES: dict[str, tuple[st.SearchStrategy, Sequence[str]]] = {
         ),
         (NORM,),
     ),
-    "float_biases": (st.booleans(), (*OPS, DENSE)),  # float32 ones beside a low-precision x
+    "float_biases": (st.booleans(), OPS),  # float32 ones beside a low-precision x
     "special": (one_of(*[None] * 12, math.nan, math.inf, -math.inf), FUZZED),  # in x or residual
     "x_place": (places, FUZZED),
     "residual_place": (places, RESIDUAL),
@@ -154,28 +157,6 @@ def placed(x: Tensor, place: str | dict[str, Any]) -> Tensor:
     return view.expand(x.shape)
 
 
-class Dense(Case):
-    """conv2d, as long as it has a packed form only."""
-
-    @property
-    def absent(self) -> dict[str, None]:
-        return {} if "bias" in self.tensors else {"bias": None}
-
-    @property
-    def reference(self) -> Callable[..., Tensor]:
-        return functools.partial(reference, **self.absent)
-
-    @property
-    def packed_options(self) -> dict[str, Any]:
-        return super().packed_options | {"kernel_size": tuple(self.tensors["weight"].shape[2:])}
-
-    def run(self, **changes: Any) -> Tensor:
-        return self.run_packed(**changes)
-
-    def check(self, ours: Tensor, rounded: int | None = None) -> None:
-        super().check(ours, rounded or 0)
-
-
 class Norm(Case):
     """local_response_norm, which has no parameters and no packed form."""
 
@@ -188,23 +169,12 @@ class Norm(Case):
         super().check(ours, rounded or 0)
 
 
-def make_dense(
-    generator: torch.Generator, *, n, c, size, out, k, bias, dtype, decades, activation, **geometry
-) -> Dense:
-    scale = channel_scales(generator, out, decades)
-    weight = draw(generator, (out, c, *k), dtype, scale=2 / (c * k[0] * k[1]) ** 0.5 * scale.reshape(-1, 1, 1, 1))
-    tensors = {"x": draw(generator, (n, c, *size), dtype), "weight": weight}
-    if bias:
-        tensors["bias"] = draw(generator, (out,), dtype, scale=scale / 8)
-    return Dense(DENSE, tensors, {**geometry, "activation": activation})
-
-
 def make_norm(generator: torch.Generator, *, n, c, size, dtype, decades) -> Case:
     scale = 2 * channel_scales(generator, c, decades).reshape(-1, 1, 1)
     return Norm(NORM, {"x": draw(generator, (n, c, *size), dtype, scale=scale)})
 
 
-MAKERS = {op: functools.partial(make, op) for op in OPS} | {DENSE: make_dense, NORM: make_norm}
+MAKERS = {op: functools.partial(make, op) for op in OPS} | {NORM: make_norm}
 
 
 def case_of(op: str, row: dict[str, Any], **more: Any) -> tuple[Case, torch.Generator]:

@@ -19,8 +19,8 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 from numerics import draw, nan_filled, threads
-from op_cases import DTYPES, OPS, make
-from ops.fuzzing import ARGUMENTS, CASES, DENSE, FUZZED, NORM, case_of, few, fuzz, one_of, placed, places, rows
+from op_cases import DTYPES, make
+from ops.fuzzing import ARGUMENTS, CASES, FUZZED, NORM, case_of, few, fuzz, one_of, placed, places, rows
 from ops.test_gradients import check_gradients, distance_from_kinks
 from ops.test_local_response_norm import check as check_norm
 
@@ -77,7 +77,7 @@ def check_backward(op: str, row: dict) -> None:
 
 
 @pytest.mark.parametrize("cases", [CASES // 500, pytest.param(CASES // 10, marks=SLOW)])
-@pytest.mark.parametrize("op", [op for op in FUZZED if op != DENSE or op in OPS])
+@pytest.mark.parametrize("op", FUZZED)
 def test_gradients(op, cases):
     gentle = {"c": few, "out": few, "size": st.tuples(small, small), "special": st.none(), "decades": st.just(0.0)}
     fuzz(rows(op, **gentle, grad_place=places), lambda row: check_backward(op, row), cases)

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.usefixtures("nan_outputs")
 STATS = ("conv2d_stats", "depthwise_conv2d_stats", "pointwise_conv2d_stats", "separable_conv2d_stats")
 OPS = (*STATS, "depthwise_conv2d_squeeze")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Tests that take seconds an op: two of them by default.
+SOME = [pytest.param(op, marks=[pytest.mark.slow] * (op not in ("separable_conv2d_stats", OPS[-1]))) for op in OPS]
 PROLOGUES = {"none": (False, False, None), "scaled": (True, False, None), "batch_norm": (True, True, "relu")} | {
     "activated": (False, False, "silu"),
     "all": (True, True, "silu"),
@@ -115,7 +117,9 @@ def check(op, tensors, options):
     return outputs
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, *(pytest.param(t, marks=pytest.mark.slow) for t in DTYPES[1::2])], ids=str
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_prologues(op, layout, dtype):
@@ -171,7 +175,7 @@ def test_gradients(op, prologue, dtype):
             assert leaf.grad.dtype is leaf.dtype, name
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SOME)
 def test_gradcheck(op):
     tensors, options = make(op, dtype=torch.float64, c=3, out=4, size=(5, 4), stride=(2, 1))
     names, leaves = zip(*((name, t.requires_grad_()) for name, t in tensors.items()), strict=True)
@@ -209,7 +213,7 @@ def test_repeatable(op, dtype):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SOME)
 def test_compile(op):
     """Forward and backward in one graph of dynamic shape."""
     torch._dynamo.reset()
@@ -226,7 +230,7 @@ def test_compile(op):
             torch.testing.assert_close(traced[name].grad, eager[name].grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SOME)
 def test_opcheck(op):
     for row in ({}, {"prologue": "none", "bias": False, "dtype": torch.bfloat16, "c": 1, "size": (1, 5)}):
         tensors, options = make(op, **row)
