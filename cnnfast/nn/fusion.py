@@ -130,20 +130,23 @@ def fuse_conv2d(
     channels_last: bool = False,
     backend: str = "auto",
 ) -> Call:
-    """x -> activation(bn(conv(x))), a dense convolution: ours for 'same' padding of few channels, else ATen's.
+    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, and for 'same' padding of few channels; else
+    ATen's, which multiplies bfloat16 as such.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
     weight, bias = _weights(conv, bn)
     same = isinstance(conv, Conv2dSame)
     if (
-        same
-        and conv.groups == 1
-        and conv.in_channels <= _FEW_CHANNELS
+        conv.groups == 1
+        and (conv.weight.dtype == torch.float32 or (same and conv.in_channels <= _FEW_CHANNELS))
         and not backends.can_run("conv2d_packed", backend, conv.weight.device)
     ):
         options = dict(_geometry(conv), activation=activation, backend=backend)
-        options["padding"] = "same"  # which Conv2dSame does, its `padding` is 0
+        if same:  # its `padding` is 0
+            options["padding"] = "same"
+        elif conv.padding == "valid":
+            options["padding"] = 0
         call = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options)
     else:
         low: Any

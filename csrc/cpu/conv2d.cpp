@@ -1,11 +1,11 @@
 // Dense conv2d on the CPU: y = activation(conv(x) + bias + residual).
 // Plain form: ATen's convolution (oneDNN), then residual and activation in one pass over y, in place; none where there is
 // neither. What ATen could only do on a padded copy of x, or oneDNN does wrongly, is the packed form's.
-// Packed form: a GEMM of pixels x (taps x channels). Meant for first layers, few channels and many pixels, whose padding
-// ATen has no form of (docs/decisions.md).
-// Tiling: a run of output pixels a task, in any order; each pixel's window is copied into a row of a tile in L2 (kernel_h
-// pieces, contiguous in channels_last), zeros where it leaves the image.
-// Bytes: x read about kernel_h times from L2 and once from memory, y written once, the weights read once a tile.
+// Packed form: a product of pixels x (taps x channels) whose left side is the image itself: the kernel reads windows where
+// they lie.
+// Tiling: a band of output rows a task. Its input rows, with the zeros around them, are copied into a tile in L2 (not where
+// there are none and x is of the compute type); idle threads help with rows, then with blocks of the product.
+// Bytes: x read once (and a halo of kernel_h - stride_h rows a band), y written once, the weights read once a band.
 #include <array>
 #include <cstring>
 
@@ -16,64 +16,45 @@ namespace cnnfast::cpu {
 
 namespace {
 
-constexpr int64_t kPiece = 64;  // bytes that are copied where fewer are wanted: one fixed-size move, no loop
-
-// Copies windows of one x, whose last byte is before `end`.
-struct Gather {
+// An image's rows with the zeros around them that windows reach: lines of the compute type, from which the kernel reads
+// windows where they lie.
+struct Lines {
   const KernelTable& table;
   Storage storage;
   Conv conv;
-  const char *x, *end;
-  int64_t row;  // of the tile, in scalars
+  Tensor x;  // channels_last
 
-  // `count` channels side by side. What is written beyond them is overwritten by the next piece, or lies past the tile.
-  void copy(const char* from, char* to, int64_t count) const {
-    const int64_t bytes = count * compute_size(storage);
-    if (compute_size(storage) != storage_size(storage))
-      table.widen[static_cast<int>(storage)](from, to, count);
-    else if (bytes <= kPiece && end - from >= kPiece)
-      std::memcpy(to, from, kPiece);
-    else
-      std::memcpy(to, from, bytes);
-  }
-
-  void window(int64_t n, int64_t oh, int64_t ow, char* to) const {
+  int64_t itemsize() const { return compute_size(storage); }
+  int64_t width() const {
     const Window& w = conv.window;
-    const int64_t c = conv.c, bytes = c * compute_size(storage), pixel = c * storage_size(storage);
-    const int64_t ih0 = oh * w.stride_h - w.pad_top, iw0 = ow * w.stride_w - w.pad_left;
-    const bool whole = w.dilation_w == 1 && iw0 >= 0 && iw0 + w.kernel_w <= conv.w;
-    for (int64_t i = 0; i < w.kernel_h; ++i, to += w.kernel_w * bytes) {
-      const int64_t ih = ih0 + i * w.dilation_h;
-      const char* line = x + (n * conv.h + ih) * conv.w * pixel;
-      if (ih < 0 || ih >= conv.h)
-        std::memset(to, 0, w.kernel_w * bytes);
-      else if (whole)
-        copy(line + iw0 * pixel, to, w.kernel_w * c);
-      else
-        for (int64_t j = 0; j < w.kernel_w; ++j) {
-          const int64_t iw = iw0 + j * w.dilation_w;
-          if (iw < 0 || iw >= conv.w)
-            std::memset(to + j * bytes, 0, bytes);
-          else
-            copy(line + iw * pixel, to + j * bytes, c);
-        }
-    }
+    return (conv.out_w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+  }
+  int64_t count(int64_t out_rows) const {
+    const Window& w = conv.window;
+    return (out_rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
+  }
+  int64_t bytes() const { return width() * conv.c * itemsize(); }
+  // x's own rows are such lines.
+  bool in_place() const {
+    const Window& w = conv.window;
+    return compute_size(storage) == storage_size(storage) && w.pad_top == 0 && w.pad_left == 0 && width() <= conv.w &&
+           count(conv.out_h) <= conv.h;
   }
 
-  // The windows of output pixels [first, first + count), as compute-type rows in this thread's scratch.
-  const char* windows(int64_t first, int64_t count) const {
-    const int64_t row_bytes = row * compute_size(storage);
-    char* const tile = scratch(Slot::gathered, count * row_bytes + kPiece);
-    int64_t ow = first % conv.out_w, oh = first / conv.out_w % conv.out_h, n = first / (conv.out_w * conv.out_h);
-    for (int64_t p = 0; p < count; ++p) {
-      window(n, oh, ow, tile + p * row_bytes);
-      if (++ow < conv.out_w) continue;
-      ow = 0;
-      if (++oh < conv.out_h) continue;
-      oh = 0;
-      ++n;
+  // Line `line` of image n (below 0 or beyond its height: zeros) to `to`.
+  void copy(int64_t n, int64_t line, char* to) const {
+    const int64_t pixel = conv.c * itemsize(), begin = conv.window.pad_left;
+    const int64_t valid = line < 0 || line >= conv.h ? 0 : std::clamp<int64_t>(width() - begin, 0, conv.w);
+    const int64_t before = valid ? begin : 0;
+    std::memset(to, 0, before * pixel);
+    if (valid) {
+      const char* from = bytes_of(x) + (n * conv.h + line) * conv.w * conv.c * storage_size(storage);
+      if (compute_size(storage) == storage_size(storage))
+        std::memcpy(to + before * pixel, from, valid * pixel);
+      else
+        table.widen[static_cast<int>(storage)](from, to + before * pixel, valid * conv.c);
     }
-    return tile;
+    std::memset(to + (before + valid) * pixel, 0, (width() - before - valid) * pixel);
   }
 };
 
@@ -94,21 +75,40 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   if (y.numel() == 0) return in_format_of(x, y);
 
   const KernelTable& table = kernels(storage);
-  const int64_t itemsize = compute_size(storage), row = padded_row(weights.in, itemsize);
-  const int64_t pixels = conv.n * conv.out_h * conv.out_w, threads = torch::stable::get_num_threads();
-  const int64_t fitting = std::max<int64_t>(1, kTileBytes / (row * itemsize));
-  const int64_t tile = round_up(std::min(fitting, ceil_div(pixels, 4 * threads)), table.gemm_rows);
-  const Gather gather{table, storage, conv, bytes_of(xs), bytes_of(xs) + xs.numel() * storage_size(storage), row};
-  for_each(ceil_div(pixels, tile), [&](int64_t i) {
-    GemmTile g = packed_gemm(weights, compute_storage(storage), storage, activation_code);
-    const int64_t first = i * tile;
-    g.rows = std::min(tile, pixels - first);
-    g.a = gather.windows(first, g.rows);
-    g.a_row = row;
-    g.y = mutable_bytes_of(y) + first * out_channels * storage_size(storage);
-    g.residual = rs ? bytes_of(*rs) + first * out_channels * storage_size(storage) : nullptr;
-    g.y_row = g.residual_row = out_channels;
-    multiply(table, g);
+  const Window& w = conv.window;
+  const Lines lines{table, storage, conv, xs};
+  const bool in_place = lines.in_place();
+  const int64_t line = (in_place ? conv.w : lines.width()) * conv.c;
+  GemmTile whole = packed_gemm(weights, compute_storage(storage), storage, activation_code);
+  whole.y_row = whole.residual_row = out_channels;
+  whole.a_row = w.stride_w * conv.c;
+  whole.line = conv.out_w;
+  whole.a_line = w.stride_h * line;
+  // A window's row is one tap, where its pixels are neighbours.
+  const bool dense = w.dilation_w == 1;
+  whole.taps = dense ? 1 : w.kernel_w;
+  whole.tap_depth = (dense ? w.kernel_w : 1) * conv.c;
+  whole.a_tap = w.dilation_w * conv.c;
+  whole.a_tap_line = w.dilation_h * line;
+
+  const int64_t halo = std::max<int64_t>(0, lines.count(1) - w.stride_h), itemsize = compute_size(storage);
+  const Bands bands = bands_of(conv, w.stride_h * lines.bytes(), halo, weights.in * out_channels * itemsize);
+  for_each(bands.count, [&](const Worker& worker, int64_t i) {
+    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
+    const int64_t rows = std::min(bands.rows, conv.out_h - begin), first = begin * w.stride_h - w.pad_top;
+    GemmTile g = whole;
+    g.rows = rows * conv.out_w;
+    if (in_place) {
+      g.a = bytes_of(xs) + (n * conv.h + first) * line * itemsize;
+    } else {
+      char* const tile = scratch(Slot::gathered, lines.count(rows) * lines.bytes());
+      worker.each_part(lines.count(rows), [&](int64_t k) { lines.copy(n, first + k, tile + k * lines.bytes()); });
+      g.a = tile;
+    }
+    const int64_t to = (n * conv.out_h + begin) * conv.out_w * out_channels * storage_size(storage);
+    g.y = mutable_bytes_of(y) + to;
+    g.residual = rs ? bytes_of(*rs) + to : nullptr;
+    gemm_in_parts(worker, table, g);
   });
   return in_format_of(x, y);
 }

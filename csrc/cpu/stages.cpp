@@ -168,7 +168,8 @@ P* offset(P* p, int64_t bytes) {
 GemmTile rows_of(const GemmTile& whole, int64_t row, int64_t rows) {
   GemmTile g = whole;
   const int64_t stored = storage_size(whole.y_storage);
-  g.a = offset(whole.a, row * whole.a_row * storage_size(whole.a_storage));
+  const int64_t scalars = whole.line ? row / whole.line * whole.a_line : row * whole.a_row;
+  g.a = offset(whole.a, scalars * storage_size(whole.a_storage));
   g.residual = offset(whole.residual, row * whole.residual_row * stored);
   g.y = offset(whole.y, row * whole.y_row * stored);
   g.rows = rows;
@@ -205,7 +206,8 @@ void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTil
   const int64_t threads = torch::stable::get_num_threads();
   // Parts of the larger operand; the smaller one is read for each of them.
   const bool by_rows = whole.rows >= whole.cols, bf16 = whole.a_storage == Storage::bf16;
-  const int64_t unit = bf16 ? 32 : by_rows ? table.gemm_rows : kPanel, size = by_rows ? whole.rows : whole.cols;
+  const int64_t row_unit = whole.line ? whole.line : bf16 ? kPairDepth : table.gemm_rows;
+  const int64_t unit = by_rows ? row_unit : bf16 ? 2 * kPanel : kPanel, size = by_rows ? whole.rows : whole.cols;
   const int64_t units = ceil_div(size, unit), most = by_rows ? std::max<int64_t>(8, units / (4 * threads)) : 4;
   const Pieces pieces(units, std::clamp<int64_t>(units / (bf16 ? 1 : 4), 1, threads), most);
   worker.each_part(pieces.count, [&](int64_t k) {

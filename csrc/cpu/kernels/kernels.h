@@ -79,6 +79,9 @@ struct GemmTile {
   int64_t rows, depth, cols;
   bool packed;  // a_depth == 1, b and bias padded: the fast path
   Activation activation;
+  // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
+  // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
+  int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
 };
 
 // Max pooling of rows [row_begin, row_end) of one image, channels_last; padding counts as -inf, a NaN stays.

@@ -1,4 +1,5 @@
-// GEMM micro-kernel: the inside of pointwise_conv2d, of both halves of inverted_residual and of every pointwise gradient.
+// GEMM micro-kernel: the inside of pointwise_conv2d, of both halves of inverted_residual, of every pointwise gradient, and
+// of conv2d: there a row of a is a window of the image, read where it lies (GemmTile's lines and taps).
 //
 // Layout   a: rows of pixels, channels contiguous (any strides on the slow path); b: panels of kPanel output channels,
 //          depth-major (packing.h); y: rows of pixels.
@@ -8,7 +9,7 @@
 // Loops    panels outside, pixels inside: the group of panels (depth * 4 * 64 bytes) stays in L1/L2 while the tile's
 //          pixels stream past it.
 // Sums     an output is a chain of fused multiply-adds over the depth, bias first, residual last; a depth beyond kChain
-//          is cut into chains that are added, for less rounding. The same bits whatever the tile, the thread or the
+//          is cut into chains (of whole taps, or even parts of one) that are added, for less rounding. The same bits whatever the tile, the thread or the
 //          neighbours in the batch.
 // Rate     at best 2 FMA of 16 lanes a cycle; a step of the depth loads 4 vectors and 7 broadcasts for 28 FMA.
 #pragma once
@@ -26,21 +27,18 @@ constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON register
 #endif
 constexpr int64_t kChain = 384;
 
-// Rows [row, row + R), panels [panel, panel + P), of the depth what is from `done` on, at most kChain of it. `sums`: of
-// the chains before, and for those to come.
+// Rows [row, row + R), which begin at `a`, panels [panel, panel + P), of the depth [done, end). `sums`: of the chains
+// before, and for those to come.
 template <class S, int R, int P, bool Packed>
-__attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_t panel, int64_t done, S* sums) {
+__attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t row, int64_t panel, int64_t done,
+                                          int64_t end, S* sums) {
   const int64_t a_depth = Packed ? 1 : t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
   const int64_t first = panel * kPanel;
   // Only the last panel of an unpacked b ends before its last lane.
   const auto lanes = [&](int p) { return Packed ? kPanel : t.cols - first - p * kPanel; };
   // Three pointers reach seven rows (pointer + 0, 1, 2 row strides): no address arithmetic between the multiplications.
   const int64_t a_row = t.a_row;
-  const S* a0 = static_cast<const S*>(t.a) + row * a_row + done * a_depth;
-  const S* a3 = a0 + (R > 3 ? 3 * a_row : 0);
-  const S* a6 = a0 + (R > 6 ? 6 * a_row : 0);
   const S* b = static_cast<const S*>(t.b) + panel * t.b_panel + done * b_depth;
-  const int64_t end = smaller(t.depth, done + kChain);
 
   // While this group of panels works from L2, the next one comes from memory, an even share during each block of rows.
   const char* next = reinterpret_cast<const char*>(static_cast<const S*>(t.b) + (panel + P) * t.b_panel);
@@ -68,27 +66,41 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r * P + p] = start;
   }
-  for (int64_t k = end - done; k > 0; --k) {
-    Vec<S> w[P];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel, lanes(p));
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      // By itself: of (r < 3 ? ...)[r % 3 * ...], g++ 12's UBSan computes the index for another r.
-      const S* near = r < 3 ? a0 : (r < 6 ? a3 : a6);
-      const Vec<S> x = Vec<S>::set(near[r % 3 * a_row]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) acc[r * P + p] = fma(x, w[p], acc[r * P + p]);
+  int64_t k = done;
+  do {
+    // A plain product's depth is side by side; a convolution's up to the next tap.
+    const S* a0 = a + k * a_depth;
+    int64_t count = end - k;
+    if (t.tap_depth > 0) {
+      const int64_t tap = k / t.tap_depth, in_tap = k - tap * t.tap_depth;
+      a0 = a + tap / t.taps * t.a_tap_line + tap % t.taps * t.a_tap + in_tap;
+      count = smaller(count, t.tap_depth - in_tap);
     }
-    if constexpr (Packed) {
-      __builtin_prefetch(next, 0, 2);
-      next += share;
+    k += count;
+    const S* a3 = a0 + (R > 3 ? 3 * a_row : 0);
+    const S* a6 = a0 + (R > 6 ? 6 * a_row : 0);
+    for (; count > 0; --count) {
+      Vec<S> w[P];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel, lanes(p));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        // By itself: of (r < 3 ? ...)[r % 3 * ...], g++ 12's UBSan computes the index for another r.
+        const S* near = r < 3 ? a0 : (r < 6 ? a3 : a6);
+        const Vec<S> x = Vec<S>::set(near[r % 3 * a_row]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) acc[r * P + p] = fma(x, w[p], acc[r * P + p]);
+      }
+      if constexpr (Packed) {
+        __builtin_prefetch(next, 0, 2);
+        next += share;
+      }
+      a0 += a_depth;
+      a3 += a_depth;
+      a6 += a_depth;
+      b += b_depth;
     }
-    a0 += a_depth;
-    a3 += a_depth;
-    a6 += a_depth;
-    b += b_depth;
-  }
+  } while (k < end);
   if (done > 0)
 #pragma GCC unroll 32
     for (int i = 0; i < R * P; ++i) acc[i] = add(load<S>(sums + i * kPanel), acc[i]);
@@ -116,21 +128,33 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, int64_t row, int64_
     }
 }
 
-template <class S, int R, int P, bool Packed>
-CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {
-  alignas(64) S sums[R * P * kPanel];
-  int64_t done = 0;
-  do {
-    gemm_chain<S, R, P, Packed>(t, row, panel, done, sums);
-    done += kChain;
-  } while (done < t.depth);
+// Where the chain ends that begins at `done`.
+CNNFAST_INLINE int64_t chain_end(const GemmTile& t, int64_t done) {
+  if (t.tap_depth == 0) return smaller(t.depth, done + kChain);
+  if (t.tap_depth <= kChain) return smaller(t.depth, done + kChain / t.tap_depth * t.tap_depth);
+  const int64_t parts = (t.tap_depth + kChain - 1) / kChain, part = (t.tap_depth + parts - 1) / parts;
+  return smaller((done / t.tap_depth + 1) * t.tap_depth, done + part);
 }
 
 template <class S, int R, int P, bool Packed>
-void gemm_rows(const GemmTile& t, int64_t row, int64_t panel) {
-  for (; t.rows - row >= R; row += R) gemm_block<S, R, P, Packed>(t, row, panel);
+CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {
+  alignas(64) S sums[R * P * kPanel];
+  const S* const a =
+      static_cast<const S*>(t.a) + (t.line ? row / t.line * t.a_line + row % t.line * t.a_row : row * t.a_row);
+  int64_t done = 0;
+  do {
+    const int64_t end = chain_end(t, done);
+    gemm_chain<S, R, P, Packed>(t, a, row, panel, done, end, sums);
+    done = end;
+  } while (done < t.depth);
+}
+
+// Rows [row, end), of one line.
+template <class S, int R, int P, bool Packed>
+void gemm_rows(const GemmTile& t, int64_t row, int64_t end, int64_t panel) {
+  for (; end - row >= R; row += R) gemm_block<S, R, P, Packed>(t, row, panel);
   if constexpr (R > 1)
-    if (row < t.rows) gemm_rows<S, R - 1, P, Packed>(t, row, panel);
+    if (row < end) gemm_rows<S, R - 1, P, Packed>(t, row, end, panel);
 }
 
 template <class S, int P, bool Packed>
@@ -144,7 +168,8 @@ void gemm_panels(const GemmTile& t, int64_t panel) {
       return;
     }
   }
-  gemm_rows<S, kRows, P, Packed>(t, 0, panel);
+  const int64_t line = t.line ? t.line : t.rows;
+  for (int64_t row = 0; row < t.rows; row += line) gemm_rows<S, kRows, P, Packed>(t, row, row + line, panel);
   gemm_panels<S, P, Packed>(t, panel + P);
 }
 
