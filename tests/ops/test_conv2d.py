@@ -72,7 +72,7 @@ def test_what_onednn_gets_wrong_is_not_left_to_it(row, dtype):
 
 
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
-@pytest.mark.parametrize("size", itertools.product((1, 5), (1, 4)), ids=str)
+@pytest.mark.parametrize("size", list(itertools.product((1, 5), (1, 4))), ids=str)
 def test_strides_where_dimensions_are_one(size, memory_format):
     """As the fake promises, of the output and of x's gradient: ATen's own differ."""
     for n, c, out, k in itertools.product((1, 2), (1, 3), (1, 4), (1, 3)):
