@@ -67,7 +67,8 @@ def assert_within(ours: Tensor, ref: Tensor, scale: Tensor, *, terms: int, round
     accumulation = 2 * unit_roundoff(torch.float64) if ours.dtype is torch.float64 else 2.0**-24
     smallest = torch.finfo(ours.dtype).tiny
     bound = u * ref.abs().clamp_min(smallest) + (4 + math.sqrt(terms) / 2) * accumulation * scale
-    bound = bound + rounded * u * scale.clamp_min(smallest)
+    if rounded:  # no 0 times infinity
+        bound += rounded * u * scale.clamp_min(smallest)
     ours = ours.double()
     finite = ref.abs() <= torch.finfo(torch.float64).max
     wrong = torch.where(finite, ~((ours - ref).abs() <= bound), ~((ours == ref) | (ours.isnan() & ref.isnan())))
