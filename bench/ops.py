@@ -147,7 +147,8 @@ def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Callable[[], torc
     before, after = case.padding
     if case.group == "conv2d" and not case.tf_same:
         (conv,) = convs
-        return lambda: ops.conv2d(x, conv.weight, conv.bias, case.stride, before, activation=case.activation)
+        weight = conv.weight.contiguous(memory_format=torch.channels_last)  # as model.to(memory_format=...) leaves it
+        return lambda: ops.conv2d(x, weight, conv.bias, case.stride, before, activation=case.activation)
     options: dict[str, Any] = {"out_channels": case.out_channels, "stride": case.stride, "activation": case.activation}
     if case.group != "pointwise_conv2d":
         options |= {"kernel_size": case.kernel, "padding": (before, after, before, after)}

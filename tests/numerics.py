@@ -8,7 +8,7 @@ added up), K the terms of the longest sum and m the intermediates that the op's 
 
 A tolerance relative to the tensor's maximum would let whole channels of small scale be wrong. For float64 the sums'
 own roundoff is 2^-53 and the reference makes the same error as ours, so that it counts twice. float16's subnormals are
-as far apart as its smallest normal numbers.
+as far apart as its smallest normal numbers: results and rounded intermediates below those count as large as they.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ def assert_within(ours: Tensor, ref: Tensor, scale: Tensor, *, terms: int, round
     u = unit_roundoff(ours.dtype)
     accumulation = 2 * unit_roundoff(torch.float64) if ours.dtype is torch.float64 else 2.0**-24
     smallest = torch.finfo(ours.dtype).tiny
-    bound = u * ref.abs().clamp_min(smallest) + ((4 + math.sqrt(terms) / 2) * accumulation + rounded * u) * scale
-    bound = torch.where(scale.isnan(), math.inf, bound)  # 0 * Inf: as little is known as of Inf, but that it's no NaN
+    bound = u * ref.abs().clamp_min(smallest) + (4 + math.sqrt(terms) / 2) * accumulation * scale
+    if rounded:  # no 0 times infinity
+        bound += rounded * u * scale.clamp_min(smallest)
+    bound = torch.where(scale.isnan(), math.inf, bound)  # a NaN where ref has none: 0 times infinity
     ours = ours.double()
     finite = ref.abs() <= torch.finfo(torch.float64).max
     wrong = torch.where(finite, ~((ours - ref).abs() <= bound), ~((ours == ref) | (ours.isnan() & ref.isnan())))

@@ -150,7 +150,7 @@ def make(
         tensors |= parameters("", c * multiplier, 1, *k, scale_in=scales[0].repeat_interleave(multiplier))
         options = {**geometry, "pre_activation": activation, "activation": activation}
     elif op == "conv2d":
-        tensors |= parameters("", out, c, *k)
+        tensors |= parameters("", out, c, *k, scale_in=scales[0].square().mean().sqrt())
         options = {**geometry, "activation": activation}
     elif op == "pointwise_conv2d":
         tensors |= parameters("", out, c, 1, 1)

@@ -27,7 +27,7 @@ from cnnfast.models.xception import Block
 from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d
 
 CALLS = {
-    "efficientnet_b0": {"inverted_residual_packed": 16, "pointwise_conv2d_packed": 1},
+    "efficientnet_b0": {"inverted_residual_packed": 16, "pointwise_conv2d_packed": 1, "conv2d_packed": 1},
     "tf_efficientnet_b0": {"inverted_residual_packed": 16, "pointwise_conv2d_packed": 1, "conv2d_packed": 1},
     "tf_efficientnet_b1": {"inverted_residual_packed": 23, "pointwise_conv2d_packed": 1, "conv2d_packed": 1},
     "tf_efficientnet_b2": {"inverted_residual_packed": 23, "pointwise_conv2d_packed": 1, "conv2d_packed": 1},
@@ -37,10 +37,15 @@ CALLS = {
         "pointwise_conv2d_packed": 1,
         "conv2d_packed": 1,
     },
-    "mobilenet_v1": {"separable_conv2d_packed": 13},
-    "mobilenet_v2": {"separable_conv2d_packed": 1, "inverted_residual_packed": 16, "pointwise_conv2d_packed": 1},
-    "se_resnet50": {"pointwise_conv2d_packed": 2 * 16 + 4, "squeeze_excite_packed": 16},
-    "xception": {"separable_conv2d_packed": 4 * 2 + 8 * 3 + 2, "pointwise_conv2d_packed": 4},
+    "mobilenet_v1": {"separable_conv2d_packed": 13, "conv2d_packed": 1},
+    "mobilenet_v2": {
+        "separable_conv2d_packed": 1,
+        "inverted_residual_packed": 16,
+        "pointwise_conv2d_packed": 1,
+        "conv2d_packed": 1,
+    },
+    "se_resnet50": {"pointwise_conv2d_packed": 2 * 16 + 4, "squeeze_excite_packed": 16, "conv2d_packed": 16 + 1},
+    "xception": {"separable_conv2d_packed": 4 * 2 + 8 * 3 + 2, "pointwise_conv2d_packed": 4, "conv2d_packed": 2},
 }
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 

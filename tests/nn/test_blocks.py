@@ -34,8 +34,8 @@ ACTIVATIONS = {
 }
 
 BLOCKS = {
-    "conv": (lambda: ConvBN(5, 8, 3, 2, "same", activation="relu6"), []),
-    "conv_padded": (lambda: ConvBN(5, 8, 3, padding=1), []),
+    "conv": (lambda: ConvBN(5, 8, 3, 2, "same", activation="relu6"), ["conv2d_packed"]),
+    "conv_padded": (lambda: ConvBN(5, 8, 3, padding=1), ["conv2d_packed"]),
     "depthwise": (lambda: DepthwiseConv2d(5, 3, padding=1, activation="relu6"), ["depthwise_conv2d_packed"]),
     "depthwise_asymmetric": (
         lambda: DepthwiseConv2d(5, (3, 5), 2, (0, 1, 2, 1), channel_multiplier=2, bias=False, pre_activation="relu"),
@@ -68,7 +68,7 @@ BLOCKS = {
     ),
     "separable_excite_skip": (lambda: SeparableConv2d(5, 5, squeezed_channels=1), ["inverted_residual_packed"]),
     "squeeze_excite": (lambda: SqueezeExcite(5, 3), ["squeeze_excite_packed"]),
-    "conv_tanh": (lambda: ConvBN(5, 8, 3, padding=1, activation="tanh"), []),
+    "conv_tanh": (lambda: ConvBN(5, 8, 3, padding=1, activation="tanh"), ["conv2d_packed"]),
 }
 SIZES = [(3, 5, 31, 29), (1, 5, 32, 40)]
 

@@ -5,6 +5,7 @@ a neighbour's pixels (copies are longer than what is wanted).
 """
 
 import ctypes
+import itertools
 import mmap
 
 import numpy as np
@@ -19,6 +20,7 @@ from ops.test_gradients import check_gradients, make_away_from_kinks
 import cnnfast
 from cnnfast.nn.fusion import fuse_conv2d
 from cnnfast.nn.layers import Conv2dSame
+from cnnfast.ops import _registration
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -67,6 +69,19 @@ def test_what_onednn_gets_wrong_is_not_left_to_it(row, dtype):
         ours = row in WRONG or dtype is torch.bfloat16
         assert kernels_of(case) == set() if ours else "aten::convolution" in kernels_of(case)
         check_gradients(make_away_from_kinks("conv2d", fresh_generator(), **row, dtype=dtype))
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("size", list(itertools.product((1, 5), (1, 4))), ids=str)
+def test_strides_where_dimensions_are_one(size, memory_format):
+    """As the fake promises, of the output and of x's gradient: ATen's own differ."""
+    for n, c, out, k in itertools.product((1, 2), (1, 3), (1, 4), (1, 3)):
+        x = torch.randn(n, c, *size).to(memory_format=memory_format)
+        weight, options = torch.randn(out, c, k, k), ([1, 1], [k // 2] * 4, [1, 1], 0)
+        y = torch.ops.cnnfast.conv2d(x, weight, None, None, *options)
+        gradient, *_ = torch.ops.cnnfast.conv2d_backward(y, x, weight, None, None, *options, 1)
+        assert y.stride() == _registration.empty_image(x, y.shape).stride(), (n, c, out, k)
+        assert gradient.stride() == _registration.empty_image(x, x.shape).stride(), (n, c, out, k)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
