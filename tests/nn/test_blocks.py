@@ -162,7 +162,7 @@ def test_fused_in_low_precision(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", [name for name in BLOCKS if BLOCKS[name][1]])
+@pytest.mark.parametrize("name", [name for name in BLOCKS if not name.startswith("conv")])  # ATen's on a GPU
 def test_where_kernels_take_plain_weights(name, dtype, monkeypatch):
     """As on a GPU: the plain op with folded weights in the parameters' dtype, one call a block."""
     monkeypatch.setattr(fusion, "_takes_packed", lambda op, device, backend: False)
