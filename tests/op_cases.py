@@ -94,8 +94,9 @@ class Case:
     def to(self, change: Callable[[Tensor], Tensor]) -> Case:
         return type(self)(self.op, {name: change(t) for name, t in self.tensors.items()}, dict(self.options))
 
-    def check(self, ours: Tensor, rounded: int | None = None) -> None:
-        rounded = ROUNDED[self.op] + ("gate" in self.tensors) if rounded is None else rounded
+    def check(self, ours: Tensor, rounded: int | None = None, packed: bool = False) -> None:
+        if rounded is None:
+            rounded = (PACKED_ROUNDED if packed else ROUNDED)[self.op] + ("gate" in self.tensors)
         assert_close_by_policy(ours, self.reference, terms=self.terms, rounded=rounded, **self.tensors, **self.options)
 
 

@@ -1,5 +1,7 @@
 #include "channels.h"
 
+#include <cstring>
+
 #include "ops.h"
 
 namespace cnnfast::cpu {
@@ -120,10 +122,16 @@ std::pair<int64_t, int64_t> BandSums::rows(int64_t band) const {
   return {begin, std::min(begin + band_rows_, shape_.height)};
 }
 
+std::pair<int64_t, int64_t> BandSums::scalars(int64_t band) const {
+  const auto [begin, end] = rows(band);
+  const int64_t row = shape_.width * shape_.channels;
+  return {(image(band) * shape_.height + begin) * row, (end - begin) * row};
+}
+
 void BandSums::add(int64_t band) {
   const auto [begin, end] = rows(band);
   const int64_t row_bytes = shape_.channels * compute_size(storage_);
-  const char* const from = bytes_of(y_) + (image(band) * shape_.height + begin) * shape_.bytes();
+  const char* const from = bytes_of(y_) + scalars(band).first * shape_.itemsize;
   char* const row_sums = scratch(Slot::sums, (end - begin) * row_bytes);
   const auto add_to = [&](const Tensor& partial, const char* by) {
     sum_rows(table_, storage_, shape_, from, by, 0, end - begin, row_sums);
@@ -169,6 +177,33 @@ void check_scale_shift(const Maybe& scale, const Maybe& shift, const Tensor& x) 
 
 Prologue prologue_of(const Maybe& scale, const Maybe& shift, int64_t activation_code) {
   return {per_channel(scale), per_channel(shift), activation_code};
+}
+
+Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation_code, Tensor* sums) {
+  if (activation_code == 0 && !sums) return grad;
+  const Tensor zs = channels_last(z);
+  const Storage storage = storage_of(grad, "grad");
+  const KernelTable& table = kernels(storage);
+  const int64_t itemsize = compute_size(storage);
+  const Tensor out = activation_code == 0 ? grad
+                                          : empty_channels_last(grad, grad.size(0), grad.size(1), grad.size(2),
+                                                                grad.size(3), grad.scalar_type());
+  BandSums bands(out, false);
+  for_each(bands.count(), [&](int64_t i) {
+    if (activation_code != 0) {
+      const auto [first, count] = bands.scalars(i);
+      ActivationGradTile t{};
+      t.grad = mutable_bytes_of(out) + first * itemsize;
+      t.z = bytes_of(zs) + first * itemsize;
+      t.count = count;
+      t.activation = activation(activation_code);
+      std::memcpy(t.grad, bytes_of(grad) + first * itemsize, count * itemsize);
+      table.activation_grad[compute_index(storage)](t);
+    }
+    if (sums) bands.add(i);
+  });
+  if (sums) *sums = bands.sum();
+  return out;
 }
 
 Tensor gradient_with_sums(const Tensor& grad, const Tensor& grad_sum, const Tensor& grad_squares, const Tensor& y) {

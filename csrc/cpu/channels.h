@@ -53,6 +53,8 @@ class BandSums {
   int64_t count() const { return n_ * per_image_; }
   int64_t image(int64_t band) const { return band / per_image_; }
   std::pair<int64_t, int64_t> rows(int64_t band) const;
+  // Where a band begins in y, and how many scalars it has.
+  std::pair<int64_t, int64_t> scalars(int64_t band) const;
   // To be called once the band is in y.
   void add(int64_t band);
   // Of all images, (C), in the compute type.
@@ -71,6 +73,10 @@ class BandSums {
   Rows shape_;
   int64_t n_, per_image_, band_rows_;
 };
+
+// grad * activation'(z), all of the compute type and channels_last; in the same pass its sums by channel, (C), which are a
+// bias's gradient, to `sums` if that is given. grad itself for the identity, which needs no z.
+Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation_code, Tensor* sums = nullptr);
 
 // The gradient of y where y and its sums (C) have one each: grad + grad_sum + 2 y grad_squares, in the compute type.
 Tensor gradient_with_sums(const Tensor& grad, const Tensor& grad_sum, const Tensor& grad_squares, const Tensor& y);

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstring>
 
+#include "channels.h"
 #include "ops.h"
 #include "stages.h"
 
@@ -258,9 +259,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x
   check_residual(grad, grad, conv.n, weight.size(0), conv.out_h, conv.out_w);
   const Tensor xs = channels_last(to_dtype(x, dtype)), ws = to_dtype(weight, dtype);
   Tensor g = channels_last(to_dtype(grad, dtype));
-  if (activation_code != 0) {
-    const Tensor z = conv2d(xs, ws, to_dtype(bias, dtype), to_dtype(residual, dtype), stride, padding, dilation, 0, 0);
-    g = activation_backward(g, z, activation_code);
+  const bool bias_wanted = output_mask & 4 && bias;
+  Tensor bias_sums;
+  if (activation_code != 0 || bias_wanted) {
+    const Tensor z = activation_code == 0 ? g
+                                          : conv2d(xs, ws, to_dtype(bias, dtype), to_dtype(residual, dtype), stride,
+                                                   padding, dilation, 0, 0);
+    g = activation_backward(g, z, activation_code, bias_wanted ? &bias_sums : nullptr);
   }
   Tensor dx = no_gradient(x), dweight = no_gradient(weight), dbias = no_gradient(bias ? *bias : weight);
   Tensor dresidual = no_gradient(residual ? *residual : x);
@@ -269,10 +274,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_backward(Tensor grad, Tensor x
     dx = as_if_empty(x, to_dtype(aten_conv.unpad(aten_conv.backward(g, padded, ws, false)), x.scalar_type()));
   if (output_mask & 2)
     dweight = weight_gradient(weight, torch::stable::contiguous(aten_conv.backward(g, padded, ws, true)));
-  if (output_mask & 4 && bias) {
-    const Ints dims{0, 2, 3};
-    dbias = weight_gradient(*bias, torch::stable::sum(g, dims));
-  }
+  if (bias_wanted) dbias = weight_gradient(*bias, bias_sums);
   if (output_mask & 8 && residual) dresidual = image_gradient(*residual, g);
   return {dx, dweight, dbias, dresidual};
 }

@@ -109,25 +109,6 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_stats(Tensor x, Tensor weigh
   return {in_format_of(x, op.y), sums.sum(), sums.squares()};
 }
 
-Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation_code) {
-  Tensor out = torch::stable::clone(channels_last(grad));
-  out = channels_last(out);
-  if (activation_code == 0) return out;
-  const Tensor zs = channels_last(z);
-  const Storage storage = storage_of(grad, "grad");
-  const KernelTable& table = kernels(storage);
-  const int64_t itemsize = compute_size(storage), block = 16384, count = out.numel();
-  for_each(ceil_div(count, block), [&](int64_t i) {
-    ActivationGradTile t{};
-    t.grad = mutable_bytes_of(out) + i * block * itemsize;
-    t.z = bytes_of(zs) + i * block * itemsize;
-    t.count = std::min(block, count - i * block);
-    t.activation = activation(activation_code);
-    table.activation_grad[compute_index(storage)](t);
-  });
-  return out;
-}
-
 Tensor image_gradient(const Tensor& of, const Tensor& gradient) {
   return in_format_of(of, to_dtype(gradient, of.scalar_type()));
 }

@@ -31,8 +31,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_poin
     const Maybe& pw_bias, const Maybe& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
     int64_t pre_activation, int64_t mid_activation, int64_t activation, int64_t output_mask, int64_t backend);
 
-// grad * activation'(z), a new tensor in channels_last; both of the compute type.
-Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation);
 // A gradient computed in the compute type, in the dtype (and for images the format) of the tensor that it belongs to.
 Tensor image_gradient(const Tensor& of, const Tensor& gradient);
 Tensor weight_gradient(const Tensor& of, const Tensor& gradient);

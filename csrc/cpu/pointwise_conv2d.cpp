@@ -211,9 +211,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Ten
   check_residual(grad, grad, conv.n, out_channels, conv.out_h, conv.out_w);
   const Tensor xs = channels_last(to_dtype(x, dtype)), ws = to_dtype(weight, dtype);
   Tensor g = channels_last(to_dtype(grad, dtype));
-  if (activation_code != 0) {
-    const Tensor z = pointwise_conv2d(xs, ws, to_dtype(bias, dtype), gate, to_dtype(residual, dtype), stride, 0, 0);
-    g = activation_backward(g, z, activation_code);
+  const bool bias_wanted = output_mask & 4 && bias;
+  Tensor bias_sums;
+  if (activation_code != 0 || bias_wanted) {
+    const Tensor z = activation_code == 0 ? g
+                                          : pointwise_conv2d(xs, ws, to_dtype(bias, dtype), gate,
+                                                             to_dtype(residual, dtype), stride, 0, 0);
+    g = activation_backward(g, z, activation_code, bias_wanted ? &bias_sums : nullptr);
   }
   const bool dense = stride[0] == 1 && stride[1] == 1;
   const KernelTable& table = kernels(storage);
@@ -264,10 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Ten
     }
     dweight = weight_gradient(weight, pointwise_grad_weight(g, sampled, storage));
   }
-  if (output_mask & 4 && bias) {
-    const Ints dims{0, 2, 3};
-    dbias = weight_gradient(*bias, torch::stable::sum(g, dims));
-  }
+  if (bias_wanted) dbias = weight_gradient(*bias, bias_sums);
   if (output_mask & 16 && residual) dresidual = image_gradient(*residual, g);
   return {dx, dweight, dbias, dgate, dresidual};
 }

@@ -165,7 +165,7 @@ class Norm(Case):
     def run_packed(self, packed: Tensor | None = None, **changes: Any) -> Tensor:
         return self.run(**changes)
 
-    def check(self, ours: Tensor, rounded: int | None = None) -> None:
+    def check(self, ours: Tensor, rounded: int | None = None, packed: bool = False) -> None:
         super().check(ours, rounded or 0)
 
 

@@ -20,6 +20,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numerics import draw, nan_filled, threads
 from op_cases import DTYPES, make
+from ops import test_stats
 from ops.fuzzing import ARGUMENTS, CASES, FUZZED, NORM, case_of, few, fuzz, one_of, placed, places, rows
 from ops.test_gradients import check_gradients, distance_from_kinks
 from ops.test_local_response_norm import check as check_norm
@@ -48,7 +49,7 @@ def check_forward(op: str, row: dict) -> None:
         assert torch.equal(snapshot(tensor), before[name]), f"{name} was written to"
     case.check(plain)
     if not same(packed, plain):
-        case.check(packed)
+        case.check(packed, packed=True)
     meta = case.to(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")).run()
     assert plain.stride() == packed.stride() == meta.stride()
 
@@ -81,6 +82,30 @@ def check_backward(op: str, row: dict) -> None:
 def test_gradients(op, cases):
     gentle = {"c": few, "out": few, "size": st.tuples(small, small), "special": st.none(), "decades": st.just(0.0)}
     fuzz(rows(op, **gentle, grad_place=places), lambda row: check_backward(op, row), cases)
+
+
+STATISTICS = st.fixed_dictionaries(
+    {name: how for name, (how, _) in ARGUMENTS.items() if name in ("n", "c", "out", "k", "stride", "dtype", "bias")}
+    | {
+        "size": st.tuples(one_of(*range(1, 13), 70), one_of(*range(1, 13))),
+        "padding": st.sampled_from(("same", 3, (3, 4), (7, 0, 3, 6))),
+        "prologue": st.sampled_from(sorted(test_stats.PROLOGUES)),
+        "layout": st.sampled_from(("nchw", "channels_last")),
+        "seed": st.integers(0, 2**32 - 1),
+    }
+)
+
+
+def check_statistics(op: str, row: dict) -> None:
+    padding = row["padding"] if row["padding"] == "same" or max(row["k"]) <= 4 else "same"  # the kernel has to fit
+    with nan_filled(), threads(1 + row["seed"] % 3):
+        test_stats.check(op, *test_stats.make(op, **row | {"padding": padding}))
+
+
+@pytest.mark.parametrize("cases", [CASES // 500, pytest.param(CASES, marks=SLOW)])
+@pytest.mark.parametrize("op", test_stats.OPS)
+def test_statistics(op, cases):
+    fuzz(STATISTICS, lambda row: check_statistics(op, row), cases)
 
 
 NO_TENSOR = one_of(
@@ -144,14 +169,10 @@ def check_mistakes(op: str, row: dict, form: str) -> None:
         return
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and name != "packed"}
     known = inspect.signature(case.reference).parameters
-    taken = type(case)(
-        op,
-        case.tensors | tensors,
-        {name: value for name, value in (case.options | arguments).items() if name in known and name not in tensors},
-    )
-    if form and arguments.get("residual") is None:
-        taken.tensors.pop("residual", None)
-    taken.check(ours)
+    options = {name: value for name, value in (case.options | arguments).items() if name in known}
+    tensors = {name: t for name, t in (case.tensors | tensors).items() if options.get(name, t) is not None}
+    taken = type(case)(op, tensors, {name: value for name, value in options.items() if name not in tensors})
+    taken.check(ours, packed=bool(form))
 
 
 @pytest.mark.parametrize("cases", [CASES // 200, pytest.param(CASES // 5, marks=SLOW)])

@@ -52,9 +52,10 @@ def make(
     stride=1,
     padding="same",
     bias=True,
+    seed=None,
 ):
     """Tensors and options by name."""
-    generator = fresh_generator()
+    generator = fresh_generator(seed)
     wide = torch.promote_types(dtype, torch.float32)
     scaled, shifted, activation = PROLOGUES[prologue]
     shapes = {
@@ -228,6 +229,28 @@ def test_compile(op):
             sum(t.square().sum() for t in outputs).backward()
         for name in eager:
             torch.testing.assert_close(traced[name].grad, eager[name].grad, rtol=1e-6, atol=1e-6)
+
+
+class Call(nn.Module):
+    def __init__(self, op, tensors, options):
+        super().__init__()
+        self.op, self.options = op, options
+        self.tensors = nn.ParameterDict({name: t for name, t in tensors.items() if name != "x"})
+
+    def forward(self, x):
+        return run(self.op, {"x": x, **self.tensors}, self.options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+def test_export(op):
+    tensors, options = make(op)
+    module = Call(op, tensors, options).requires_grad_(False).eval()
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    exported = torch.export.export(module, (tensors["x"],), dynamic_shapes={"x": dynamic}).module()
+    for n, size in ((2, (13, 11)), (3, (9, 10))):
+        x = draw(fresh_generator(), (n, 19, *size)).to(memory_format=torch.channels_last)
+        assert all(map(torch.equal, exported(x), module(x)))
 
 
 @pytest.mark.parametrize("op", SOME)
