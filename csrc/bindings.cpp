@@ -11,8 +11,7 @@ namespace {
 
 int64_t packed_bytes(int op, int64_t in, int64_t mid, int64_t out, int64_t taps, int64_t itemsize, int64_t squeezed,
                      bool no_expansion) {
-  if (op < static_cast<int>(cnnfast::PackedOp::depthwise_conv2d) ||
-      op > static_cast<int>(cnnfast::kLastPackedOp)) {
+  if (op < static_cast<int>(cnnfast::PackedOp::depthwise_conv2d) || op > static_cast<int>(cnnfast::kLastPackedOp)) {
     throw py::value_error("op is " + std::to_string(op) + "; expected a code of csrc/packing.h's PackedOp");
   }
   return cnnfast::packed_bytes(static_cast<cnnfast::PackedOp>(op), in, mid, out, taps, itemsize, squeezed,
