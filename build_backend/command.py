@@ -32,6 +32,9 @@ STABLE_ABI = ("-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # the second. The third warns of the ABI of functions that pass vectors: ours are static.
 QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi", "-Wno-unknown-warning-option")
 CXX_FLAGS = (CXX_STANDARD, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", *QUIET, f"-I{CSRC}")
+SANITIZERS = ("address,undefined", "thread")
+# Of kernels that sanitizers watch: compiled quickly, since they are run a little.
+SANITIZED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 LINK_FLAGS = ("-Wl,-z,defs", "-Wl,--as-needed")  # an undefined symbol is found here, not at the first call
 EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -49,6 +52,14 @@ def linked(folder: Path, name: str, target: Path) -> str:
     return name
 
 
+def sanitizer_flags() -> list[str]:
+    """What $CNNFAST_SANITIZE asks for, of the compiler and of the linker."""
+    wish = os.environ.get("CNNFAST_SANITIZE", "")
+    if wish not in ("", *SANITIZERS):
+        raise BuildError(f"CNNFAST_SANITIZE is {wish!r}; it can be {' or '.join(SANITIZERS)}, or unset.")
+    return [*SANITIZED_FLAGS, f"-fsanitize={wish}"] if wish else []
+
+
 def object_of(source: Path) -> str:
     return str(source.relative_to(CSRC).with_suffix(".o"))
 
@@ -62,6 +73,7 @@ def plan(
     ninja = NinjaFile()
     ninja.rules(RULES.format(cxx=" ".join(compiler.command)))
     have = [f"-D{isa.macro}" for isa in isas]
+    sanitized = sanitizer_flags()
 
     pybind = linked(folder, f"pybind11-{pybind11.__version__}", Path(pybind11.get_include()))
     python_includes = [f"-isystem {pybind}", f"-isystem {sysconfig.get_path('include')}"]
@@ -71,17 +83,19 @@ def plan(
     torch_root = linked(folder, f"torch-{torch.version}", torch.root)
     torch_flags = [*STABLE_ABI, f"-isystem {torch_root}/include"]
     objects = [
-        ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *have, *torch_flags])
+        ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *sanitized, *have, *torch_flags])
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
     ]
     objects += [
-        ninja.build("cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
+        ninja.build(
+            "cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, *sanitized, f"-DCNNFAST_ISA={isa.name}", *isa.flags]
+        )
         for isa in isas
         for source in sources(f"cpu/kernels/{isa.source}")
     ]
     # libstdc++ first: torch's libraries export some of its symbols, and another torch may not.
     torch_libraries = ["-lstdc++", f"-L{torch_root}/lib", "-ltorch_cpu", "-lc10"]
-    ninja.build("link", "libcnnfast_ops.so", objects, [*LINK_FLAGS, *torch_libraries])
+    ninja.build("link", "libcnnfast_ops.so", objects, [*LINK_FLAGS, *sanitized, *torch_libraries])
     libraries = [EXTENSION, "libcnnfast_ops.so"]
 
     if cuda is not None:
@@ -111,6 +125,12 @@ def jobs(gigabytes_each: float) -> int:
     return max(1, min(cores, int(free / gigabytes_each)))
 
 
+def build_folder() -> Path:
+    """Where objects are kept between builds; those of a sanitizer in a folder of their own."""
+    wish = os.environ.get("CNNFAST_SANITIZE", "").replace(",", "-")
+    return ROOT / "build" / "-".join(filter(None, ("ninja", sysconfig.get_config_var("SOABI"), wish)))
+
+
 def build(destination: Path) -> list[Path]:
     """Builds everything that this machine can into `destination` (the package's folder); returns the files."""
     compiler, torch = find_compiler(), require_torch()
@@ -118,8 +138,10 @@ def build(destination: Path) -> list[Path]:
     cuda, reason = find_cuda(torch, sources("cuda/**/*.cu"))
     if cuda is None:
         notes.append(f"CUDA kernels left out: {reason}")
+    if sanitizer_flags():
+        notes.append(f"CPU kernels built with -fsanitize={os.environ['CNNFAST_SANITIZE']}, for tests")
 
-    folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
+    folder = build_folder()
     folder.mkdir(parents=True, exist_ok=True)
     ninja, libraries = plan(folder, compiler, isas, torch, cuda)
     ninja.write(folder / "build.ninja")

@@ -1,10 +1,12 @@
-"""Some of the equality and gradient tests in a few seconds, for a process with another $CNNFAST_ISA (test_backends.py).
+"""Some of the equality and gradient tests in a few seconds, for a process with another $CNNFAST_ISA (test_backends.py)
+or under a sanitizer (build/test_sanitizers.py). Usage: sample.py ISA [CASES], so many fuzzed ones an op besides.
 
 Each op in three dtypes, in both layouts, with channels of whole and of broken panels, sums of several chains, the
 strips of the depthwise kernels and what is outside them. Run as a program: pytest itself takes twice as long to start.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from numerics import fresh_generator, nan_filled
@@ -12,6 +14,7 @@ from op_cases import OPS, make
 from ops.test_equality import check_both_forms
 from ops.test_gradients import check_gradients, make_away_from_kinks
 
+import cnnfast
 from cnnfast import _C
 
 ROWS = (
@@ -40,7 +43,7 @@ ROWS = (
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def main(isa: str) -> None:
+def main(isa: str, cases: int = 0) -> None:
     assert _C.isa == isa, f"the kernels are those of {_C.isa}, not {isa}"
     for op in OPS:
         for dtype in DTYPES:
@@ -48,7 +51,15 @@ def main(isa: str) -> None:
                 with nan_filled():
                     check_both_forms(make(op, fresh_generator(), **row, dtype=dtype, decades=3))
             check_gradients(make_away_from_kinks(op, fresh_generator(), **ROWS[-1], dtype=dtype))
+    if cases:
+        from ops import test_fuzz
+
+        for op in test_fuzz.FUZZED:
+            test_fuzz.test_forward(op, cases)
+            if op != test_fuzz.DENSE or op in OPS:
+                test_fuzz.test_gradients(op, cases // 5)
+    print(f"{Path(cnnfast.__file__).parent}: ok")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -88,6 +88,7 @@ ODD = [
     {"c": 8, "size": (3, 2), "k": (3, 3), "padding": (4, 0, 0, 5), "out": 48},  # outputs that see padding only
     {"c": 13, "size": (53, 3), "k": (5, 2), "padding": "same", "stride": (1, 3), "out": 15},
     {"c": 2, "size": (19, 23), "k": (3, 3), "padding": "same", "stride": 2, "multiplier": 7, "out": 3},
+    {"c": 64, "size": (2, 30), "k": (3, 3), "padding": (100, 100, 1, 1)},  # bands of rows that see padding only
 ]
 
 
