@@ -5,12 +5,14 @@ Each op in three dtypes, in both layouts, with channels of whole and of broken p
 strips of the depthwise kernels and what is outside them. Run as a program: pytest itself takes twice as long to start.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
 import torch
 from numerics import fresh_generator, nan_filled
 from op_cases import OPS, make
+from ops import test_stats
 from ops.test_equality import check_both_forms
 from ops.test_gradients import check_gradients, make_away_from_kinks
 
@@ -27,6 +29,7 @@ ROWS = (
         "stride": 2,
         "activation": "silu",
         "excite": True,
+        "pointwise_first": True,
         "layout": "nchw",
     },
     {
@@ -51,13 +54,16 @@ def main(isa: str, cases: int = 0) -> None:
                 with nan_filled():
                     check_both_forms(make(op, fresh_generator(), **row, dtype=dtype, decades=3))
             check_gradients(make_away_from_kinks(op, fresh_generator(), **ROWS[-1], dtype=dtype))
+    for op, dtype in itertools.product(test_stats.OPS, DTYPES[:2]):
+        test_stats.check(op, *test_stats.make(op, dtype=dtype))
     if cases:
         from ops import test_fuzz
 
         for op in test_fuzz.FUZZED:
             test_fuzz.test_forward(op, cases)
-            if op != test_fuzz.DENSE or op in OPS:
-                test_fuzz.test_gradients(op, cases // 5)
+            test_fuzz.test_gradients(op, cases // 5)
+        for op in test_stats.OPS:
+            test_fuzz.test_statistics(op, cases)
     print(f"{Path(cnnfast.__file__).parent}: ok")
 
 
