@@ -85,8 +85,7 @@ void for_each(int64_t count, const F& task) {
   constexpr bool helped = std::is_invocable_v<F, const Worker&, int64_t>;
   const int64_t threads = torch::stable::get_num_threads();
   Team team(count, helped ? threads : std::min(count, threads));
-  CNNFAST_HAPPENS_BEFORE(region_begins);
-  torch::stable::parallel_for(0, team.size(), 1, [&](int64_t begin, int64_t end) {
+  const auto work = [&](int64_t begin, int64_t end) {
     CNNFAST_HAPPENS_AFTER(region_begins);
     for (int64_t seat = begin; seat < end; ++seat) {
       if constexpr (helped) {
@@ -97,7 +96,9 @@ void for_each(int64_t count, const F& task) {
       }
     }
     CNNFAST_HAPPENS_BEFORE(region_ends);
-  });
+  };
+  CNNFAST_HAPPENS_BEFORE(region_begins);
+  torch::stable::parallel_for(0, team.size(), 1, work);
   CNNFAST_HAPPENS_AFTER(region_ends);
 }
 
