@@ -20,7 +20,20 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numerics import draw, nan_filled, threads
 from op_cases import DTYPES, OPS, make
-from ops.fuzzing import ARGUMENTS, CASES, DENSE, FUZZED, NORM, case_of, few, fuzz, one_of, placed, places, rows
+from ops.fuzzing import (
+    ARGUMENTS,
+    CASES,
+    DENSE,
+    FUZZED,
+    NORM,
+    case_of,
+    few,
+    fuzz,
+    one_of,
+    placed,
+    places_of_gradients,
+    rows,
+)
 from ops.test_gradients import check_gradients, distance_from_kinks
 from ops.test_local_response_norm import check as check_norm
 
@@ -80,7 +93,7 @@ def check_backward(op: str, row: dict) -> None:
 @pytest.mark.parametrize("op", [op for op in FUZZED if op != DENSE or op in OPS])
 def test_gradients(op, cases):
     gentle = {"c": few, "out": few, "size": st.tuples(small, small), "special": st.none(), "decades": st.just(0.0)}
-    fuzz(rows(op, **gentle, grad_place=places), lambda row: check_backward(op, row), cases)
+    fuzz(rows(op, **gentle, grad_place=places_of_gradients), lambda row: check_backward(op, row), cases)
 
 
 NO_TENSOR = one_of(
