@@ -152,7 +152,7 @@ void run_with_excite(const InvertedResidual& op, const Bands& bands, Tensor& y) 
       op.first_stages(from, 0, begin, end, k, tile + begin * op.tile_row_bytes());
       op.sum_rows(tile, begin, end, k, row_sums);
     });
-    op.excite.gates(op.table, op.storage, row_sums, conv.out_h, pixels, gates);
+    op.excite.gates(worker, op.table, op.storage, row_sums, conv.out_h, pixels, gates);
     worker.each_part(ceil_div(pixels, block), [&](int64_t part) {
       const int64_t first = part * block, count = std::min(block, pixels - first);
       char* rows = tile + first * op.row * op.itemsize();

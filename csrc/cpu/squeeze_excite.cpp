@@ -12,7 +12,8 @@ namespace cnnfast::cpu {
 
 namespace {
 
-constexpr int64_t kGateChain = 32;  // channels
+constexpr int64_t kGateChain = 32;            // channels
+constexpr int64_t kSharedBytes = 128 * 1024;  // of a product's weights
 
 ScaleTile scale_tile(const Rows& rows, Storage y_storage, int64_t activation_code) {
   ScaleTile t{};
@@ -24,8 +25,8 @@ ScaleTile scale_tile(const Rows& rows, Storage y_storage, int64_t activation_cod
 
 }  // namespace
 
-void Excite::gates(const KernelTable& table, Storage storage, const char* row_sums, int64_t rows, int64_t pixels,
-                   char* gates) const {
+void Excite::gates(const Worker& worker, const KernelTable& table, Storage storage, const char* row_sums, int64_t rows,
+                   int64_t pixels, char* gates) const {
   const Storage compute = compute_storage(storage);
   const int64_t itemsize = compute_size(storage);
   char* const mean = scratch(Slot::excite, (reduce.in + round_up(reduce.out, kPanel)) * itemsize);
@@ -33,21 +34,28 @@ void Excite::gates(const KernelTable& table, Storage storage, const char* row_su
   add_rows(table, storage, row_sums, rows, reduce.in, 1.0 / static_cast<double>(pixels), mean);
   // Short chains that are added up: there is little to do, and a gate's error is the same for a whole channel.
   const auto product = [&](const PointwiseWeights& weights, const char* from, char* to, int64_t activation_code) {
-    const GemmTile whole = packed_gemm(weights, compute, compute, activation_code);
-    for (int64_t k = 0; k < weights.in; k += kGateChain) {
-      GemmTile g = whole;
-      g.rows = 1;
-      g.depth = std::min(kGateChain, weights.in - k);
-      g.a = from + k * itemsize;
-      g.b = weights.panels + k * kPanel * itemsize;
-      g.y = to;
-      if (k > 0) {
-        g.bias = nullptr;
-        g.residual = to;
+    GemmTile whole = packed_gemm(weights, compute, compute, activation_code);
+    whole.rows = 1;
+    const auto columns = [&](int64_t first, int64_t count) {
+      const GemmTile part = columns_of(whole, first, count);
+      for (int64_t k = 0; k < weights.in; k += kGateChain) {
+        GemmTile g = part;
+        g.depth = std::min(kGateChain, weights.in - k);
+        g.a = from + k * itemsize;
+        g.b = static_cast<const char*>(part.b) + k * kPanel * itemsize;
+        g.y = to + first * itemsize;
+        if (k > 0) {
+          g.bias = nullptr;
+          g.residual = g.y;
+        }
+        if (k + g.depth < weights.in) g.activation = cpu::activation(0);
+        multiply(table, g);
       }
-      if (k + g.depth < weights.in) g.activation = cpu::activation(0);
-      multiply(table, g);
-    }
+    };
+    // Weights that are slow to read: idle threads help with them.
+    const int64_t at_once = weights.in * weights.out * itemsize > kSharedBytes ? 4 * kPanel : weights.out;
+    worker.each_part(ceil_div(weights.out, at_once),
+                     [&](int64_t k) { columns(k * at_once, std::min(at_once, weights.out - k * at_once)); });
   };
   product(reduce, mean, hidden, activation);
   product(expand, hidden, gates, gate_activation);
@@ -79,7 +87,7 @@ Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t ac
       const auto [begin, end] = rows[k];
       sum_rows(table, storage, rows, bytes_of(xs) + image, nullptr, begin, end, row_sums);
     });
-    excite.gates(table, storage, row_sums, rows.height, rows.height * rows.width, gates);
+    excite.gates(worker, table, storage, row_sums, rows.height, rows.height * rows.width, gates);
     worker.each_part(rows.parts(), [&](int64_t k) {
       const auto [begin, end] = rows[k];
       const int64_t first = image + begin * rows.bytes();

@@ -11,8 +11,8 @@ struct Excite {
 
   int64_t channels() const { return expand.out; }
   // gates[channels] from the sums of each of the image's rows (rows x channels); both of the compute type.
-  void gates(const KernelTable& table, Storage storage, const char* row_sums, int64_t rows, int64_t pixels,
-             char* gates) const;
+  void gates(const Worker& worker, const KernelTable& table, Storage storage, const char* row_sums, int64_t rows,
+             int64_t pixels, char* gates) const;
 };
 
 // The same on tensors, for backward: everything of the compute type, images channels_last.

@@ -51,20 +51,28 @@ dilations = one_of(1, 1, 1, 1, 2, 3, (1, 2), (2, 1), (1, 3), (3, 2))
 margins = one_of(0, 1, 2, 3, rarely=(4, 6, 11, 25))
 paddings = st.one_of(st.just("same"), margins, st.tuples(margins, margins), st.tuples(*[margins] * 4))
 
+
 # Where a tensor lies: its dimensions from the innermost, the step along each and the gap after each, in elements; how
 # far it is from the buffer's aligned beginning; which dimensions repeat one element.
-places = st.one_of(
-    one_of(*LAYOUTS),
-    st.fixed_dictionaries(
-        {
-            "order": one_of(*[(1, 3, 2, 0), (3, 2, 1, 0)] * 12, *itertools.permutations(range(4))),
-            "steps": one_of(*itertools.product((1, 1, 2), repeat=4)),
-            "gaps": one_of(*itertools.product((0, 0, 1, 5), repeat=4)),
-            "offset": st.integers(0, 16),
-            "expanded": one_of(*[()] * 9, (0,), (1,), (2,), (3,), (2, 3), (0, 1)),
-        }
-    ),
-)
+def places_with(*expanded: tuple[int, ...]) -> st.SearchStrategy:
+    return st.one_of(
+        one_of(*LAYOUTS),
+        st.fixed_dictionaries(
+            {
+                "order": one_of(*[(1, 3, 2, 0), (3, 2, 1, 0)] * 12, *itertools.permutations(range(4))),
+                "steps": one_of(*itertools.product((1, 1, 2), repeat=4)),
+                "gaps": one_of(*itertools.product((0, 0, 1, 5), repeat=4)),
+                "offset": st.integers(0, 16),
+                "expanded": one_of(*expanded),
+            }
+        ),
+    )
+
+
+places = places_with(*[()] * 9, (0,), (1,), (2,), (3,), (2, 3), (0, 1))
+# For the gradient of the output: where it and x repeat themselves, so do the terms of sums, and their roundings add up
+# in one direction, PyTorch's too. The bound's sqrt(K) is for others.
+places_of_gradients = places_with(())
 
 # What op_cases.make takes, and which ops have it. `size` is that of the output at stride 1: see _row.
 ARGUMENTS: dict[str, tuple[st.SearchStrategy, Sequence[str]]] = {

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numerics import draw, nan_filled, threads
 from op_cases import DTYPES, make
 from ops import test_stats
-from ops.fuzzing import ARGUMENTS, CASES, FUZZED, NORM, case_of, few, fuzz, one_of, placed, places, rows
+from ops.fuzzing import ARGUMENTS, CASES, FUZZED, NORM, case_of, few, fuzz, one_of, placed, places_of_gradients, rows
 from ops.test_gradients import check_gradients, distance_from_kinks
 from ops.test_local_response_norm import check as check_norm
 
@@ -81,7 +81,7 @@ def check_backward(op: str, row: dict) -> None:
 @pytest.mark.parametrize("op", FUZZED)
 def test_gradients(op, cases):
     gentle = {"c": few, "out": few, "size": st.tuples(small, small), "special": st.none(), "decades": st.just(0.0)}
-    fuzz(rows(op, **gentle, grad_place=places), lambda row: check_backward(op, row), cases)
+    fuzz(rows(op, **gentle, grad_place=places_of_gradients), lambda row: check_backward(op, row), cases)
 
 
 STATISTICS = st.fixed_dictionaries(
