@@ -117,6 +117,7 @@ def _in_float64(plain: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 # To catch wrong results, not to judge rounding: the tests do that, far more narrowly.
 ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+NETWORK = 5  # times that for logits: the worst of 1,000 of PyTorch's in bfloat16 is 0.21 off (mobilenet_v2)
 
 
 def mismatch(output: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:
@@ -133,8 +134,9 @@ def mismatch(output: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -
     channels = squares.mean((0, 2, 3) if expected.dim() == 4 else (1,), keepdim=True).sqrt()
     scale = expected.abs() + channels + 0.05 * squares.mean().sqrt()  # the last: a ReLU may leave almost nothing
     worst = ((output.double() - expected).abs() / scale.clamp_min(1e-30)).max().item()
-    if not worst <= ALLOWED[dtype]:  # also where it is NaN
-        return f"wrong output: off by {worst:.1e} of its channel's size, allowed {ALLOWED[dtype]:.0e}"
+    allowed = ALLOWED[dtype] * (NETWORK if expected.dim() == 2 else 1)
+    if not worst <= allowed:  # also where it is NaN
+        return f"wrong output: off by {worst:.1e} of its channel's size, allowed {allowed:.0e}"
     return None
 
 

@@ -39,7 +39,7 @@ def interleave(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[s
     counts = {name: calls_per_sample(call, seconds) for name, call in calls.items()}
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
+    for i in range(rounds if names else 0):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             samples[name].append(sample(calls[name], counts[name]))
     return samples

@@ -2,6 +2,8 @@
 // Tiling: float at stride 1 multiplies x where it lies, rows or output channels split among the threads; so it does at
 // larger strides, a row of the output at a time, where rows are long and the weights stay in L2. Else, and in low
 // precision, or with a gate or scale on x, a tile of pixels is gathered into scratch first.
+#include <cstring>
+
 #include "ops.h"
 #include "stages.h"
 
@@ -77,8 +79,15 @@ struct Pointwise {
                     ow = pixel % conv.out_w;
       run = std::min(count - done, dense() ? image - pixel : conv.out_w - ow);
       const int64_t from = (n * conv.h + oh * conv.window.stride_h) * conv.w + ow * conv.window.stride_w;
-      prologue.apply(table, storage, n, bytes_of(x) + from * conv.c * stored, conv.window.stride_w * conv.c, run,
-                     conv.c, to + done * row_bytes, tile.a_storage, tile.a_row);
+      const char* const pixels = bytes_of(x) + from * conv.c * stored;
+      if (!prologue.any() && tile.a_storage == storage) {
+        for (int64_t p = 0; p < run; ++p)
+          std::memcpy(to + (done + p) * row_bytes, pixels + p * conv.window.stride_w * conv.c * stored,
+                      conv.c * stored);
+        continue;
+      }
+      prologue.apply(table, storage, n, pixels, conv.window.stride_w * conv.c, run, conv.c, to + done * row_bytes,
+                     tile.a_storage, tile.a_row);
     }
     clear_tail(tile, to, count);
     return to;

@@ -114,6 +114,20 @@ def test_quantiles():
     assert timing.quantiles([[3.0]]) == timing.Quantiles(3.0, 3.0, 3.0)
 
 
+def test_interleave_of_nobody():
+    """Where no contender's output is right, there is nothing to time; the report says why."""
+    assert timing.interleave({}, 3, 0.001) == {}
+
+
+def test_logits_may_be_five_times_farther_off():
+    expected = torch.randn(1, 1000, dtype=torch.float64)
+    off = (expected + 0.3 * torch.ones_like(expected)).bfloat16()
+    assert measure.mismatch(off, expected, torch.bfloat16) is None
+    image = expected.reshape(1, 10, 10, 10)
+    assert "off by" in measure.mismatch(off.reshape(image.shape), image, torch.bfloat16)
+    assert "off by" in measure.mismatch(-off, expected, torch.bfloat16)
+
+
 def test_interleave_rotates():
     order = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
