@@ -142,13 +142,9 @@ def _layers(case: OpCase) -> list[PlainConv]:
 
 
 def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Pack the weights of `plain`; the call is one op. conv2d is packed for the padding that its plain form lacks."""
+    """Pack the weights of `plain`; the call is one op."""
     convs = plain.convs()
     before, after = case.padding
-    if case.group == "conv2d" and not case.tf_same:
-        (conv,) = convs
-        weight = conv.weight.contiguous(memory_format=torch.channels_last)  # as model.to(memory_format=...) leaves it
-        return lambda: ops.conv2d(x, weight, conv.bias, case.stride, before, activation=case.activation)
     options: dict[str, Any] = {"out_channels": case.out_channels, "stride": case.stride, "activation": case.activation}
     if case.group != "pointwise_conv2d":
         options |= {"kernel_size": case.kernel, "padding": (before, after, before, after)}
