@@ -52,8 +52,9 @@ def conv2d(
     residual and activation are one pass over its result, in place; zeros that aren't alike on both sides (x would be
     copied to be padded) and what oneDNN computes wrongly are the packed form's. bfloat16 and float16 are storage; one
     intermediate is rounded to them, PyTorch's result, where a residual, an activation or a float32 bias is added to it.
-    The gradients are computed in float32 (float64 for float64). The same call gives the same bits; with other threads
-    or neighbours in the batch PyTorch may add in another order.
+    In bfloat16 a NaN or Inf may reach neighbouring pixels, as PyTorch's does. The gradients are computed in float32
+    (float64 for float64). The same call gives the same bits; with other threads or neighbours in the batch PyTorch may
+    add in another order.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's

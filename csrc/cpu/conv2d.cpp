@@ -178,10 +178,10 @@ struct AtenConv {
 };
 
 // Whether oneDNN, ATen's engine, can be left a convolution of this type. With PyTorch 2.13 it returned garbage or crashed
-// for an output of one column at a stride above 1, and in bfloat16 for windows with gaps in or between them
+// for an output of one column at a stride above 1, and in bfloat16 and float16 for windows with gaps in or between them
 // (docs/decisions.md).
 bool trusted(const AtenConv& aten_conv, const Window& w, Storage storage) {
-  if (!aten_conv.direct || storage != Storage::bf16) return aten_conv.direct;
+  if (!aten_conv.direct || storage_size(storage) == compute_size(storage)) return aten_conv.direct;
   return w.dilation_h == 1 && w.dilation_w == 1 && w.stride_h <= std::min<int64_t>(2, w.kernel_h) &&
          w.stride_w <= std::min<int64_t>(2, w.kernel_w);
 }

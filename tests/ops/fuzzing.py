@@ -194,7 +194,9 @@ def case_of(op: str, row: dict[str, Any], **more: Any) -> tuple[Case, torch.Gene
     if row.get("float_biases") and row["dtype"] is not torch.float64:
         case.tensors |= {name: t.float() for name, t in case.tensors.items() if name.endswith("bias")}
     pixels = [case.tensors[name] for name in ("x", "residual") if name in case.tensors and case.x.numel()]
-    if row["special"] is not None and pixels:
+    # oneDNN multiplies pixels beside a window by zeros in the 16-bit types: there a NaN spreads, in PyTorch's own as well.
+    spreads = op == "conv2d" and row["dtype"] in (torch.bfloat16, torch.float16)
+    if row["special"] is not None and pixels and not spreads:
         image = pixels[row["seed"] % len(pixels)]
         image[tuple(row["seed"] % side for side in image.shape)] = row["special"]
     for name in ("x", "residual"):
