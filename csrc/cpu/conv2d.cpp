@@ -144,8 +144,10 @@ struct AtenConv {
     const auto alike = [](int64_t before, int64_t after, int64_t step) {
       return after <= before && before < after + step;
     };
-    direct = alike(w.pad_top, below, w.stride_h) && alike(w.pad_left, right, w.stride_w) &&
-             (conv.out_w > 1 || w.stride_w == 1);  // oneDNN: see trusted()
+    // oneDNN: see trusted(). Windows of nothing but zeros made it crash in float32, too.
+    const bool sees_x = w.pad_top <= (w.kernel_h - 1) * w.dilation_h && w.pad_left <= (w.kernel_w - 1) * w.dilation_w;
+    direct = alike(w.pad_top, below, w.stride_h) && alike(w.pad_left, right, w.stride_w) && sees_x &&
+             (conv.out_w > 1 || w.stride_w == 1);
     padding = direct ? Ints{w.pad_top, w.pad_left} : Ints{0, 0};
     edges = {w.pad_left, right, w.pad_top, below};
     if (conv.out_w == 1) stride[1] = 1;
