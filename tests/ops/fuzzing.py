@@ -198,7 +198,7 @@ def case_of(op: str, row: dict[str, Any], **more: Any) -> tuple[Case, torch.Gene
     if row.get("float_biases") and row["dtype"] is not torch.float64:
         case.tensors |= {name: t.float() for name, t in case.tensors.items() if name.endswith("bias")}
     pixels = [case.tensors[name] for name in ("x", "residual") if name in case.tensors and case.x.numel()]
-    # In bfloat16 oneDNN multiplies pixels beside a window by zeros: a NaN spreads, in PyTorch's own convolution as well.
+    # In bfloat16 oneDNN multiplies pixels beside a window by zeros: a NaN spreads, in PyTorch's own as well.
     spreads = op == "conv2d" and row["dtype"] is torch.bfloat16
     if row["special"] is not None and pixels and not spreads:
         image = pixels[row["seed"] % len(pixels)]
