@@ -75,6 +75,11 @@ def output_size(
     return spare_h // stride[0] + 1, spare_w // stride[1] + 1
 
 
+def pointwise_output_size(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
+    """That of a 1x1 kernel without padding."""
+    return output_size(shape, (1, 1), stride, (0, 0, 0, 0), (1, 1))
+
+
 def check_x(x: Tensor) -> torch.Size:
     """x: (N, C, H, W), any N, of a float dtype."""
     if not isinstance(x, Tensor):

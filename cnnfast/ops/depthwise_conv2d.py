@@ -76,18 +76,14 @@ def depthwise_conv2d(
 
     MobileNets, https://arxiv.org/abs/1704.04861; Xception, https://arxiv.org/abs/1610.02357.
     """
-    shape = check_x(x)
-    weight_shape = check_depthwise_weight("weight", weight, x, shape[1])
-    check_bias("bias", bias, x, weight_shape[0])
-    strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    output_size(shape, weight_shape[2:], strides, pads, dilations)
+    geometry = _check_plain(x, weight, bias, stride, padding, dilation)
     pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
     code = backends.code("depthwise_conv2d", backend, x.device.type)
     if code == backends.REFERENCE:
         return reference.depthwise_conv2d(
             x, weight, bias, stride, padding, dilation, pre_activation=pre_activation, activation=activation
         )
-    return _op(x, weight, bias, strides, pads, dilations, pre, post, code)
+    return _op(x, weight, bias, *geometry, pre, post, code)
 
 
 def pack_depthwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -152,17 +148,13 @@ def depthwise_conv2d_squeeze(
         y, (N, C * multiplier, Ho, Wo), and its means over each image's pixels, (N, C * multiplier, 1, 1), both of x's
         dtype; the means are those of y as it is stored, summed in float32 (float64 for float64).
     """
-    shape = check_x(x)
-    weight_shape = check_depthwise_weight("weight", weight, x, shape[1])
-    check_bias("bias", bias, x, weight_shape[0])
-    strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
-    output_size(shape, weight_shape[2:], strides, pads, dilations)
+    geometry = _check_plain(x, weight, bias, stride, padding, dilation)
     pre, post = activations.code("pre_activation", pre_activation), activations.code("activation", activation)
     code = backends.code("depthwise_conv2d_squeeze", backend, x.device.type)
     if code == backends.REFERENCE:
         options = dict(pre_activation=pre_activation, activation=activation)
         return reference.depthwise_conv2d_squeeze(x, weight, bias, stride, padding, dilation, **options)
-    return _squeeze_op(x, weight, bias, strides, pads, dilations, pre, post, code)
+    return _squeeze_op(x, weight, bias, *geometry, pre, post, code)
 
 
 def depthwise_conv2d_squeeze_packed(
@@ -185,6 +177,18 @@ def depthwise_conv2d_squeeze_packed(
         check_inference("depthwise_conv2d_squeeze_packed", "call depthwise_conv2d_squeeze", x=x)
     code = backends.code("depthwise_conv2d_squeeze_packed", backend, x.device.type)
     return _squeeze_packed_op(x, packed, out_channels, *arguments, pre, post, code)
+
+
+def _check_plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints | str, dilation: Ints
+) -> tuple[Sequence[int], ...]:
+    """stride, padding and dilation as the schemas take them."""
+    shape = check_x(x)
+    weight_shape = check_depthwise_weight("weight", weight, x, shape[1])
+    check_bias("bias", bias, x, weight_shape[0])
+    strides, pads, dilations = pair("stride", stride), edges(padding), pair("dilation", dilation)
+    output_size(shape, weight_shape[2:], strides, pads, dilations)
+    return strides, pads, dilations
 
 
 def _check_packed(

@@ -24,16 +24,14 @@ from cnnfast.ops.arguments import (
     check_residual,
     check_weight,
     check_x,
-    output_size,
     pair,
+    pointwise_output_size,
     positive,
 )
 
 _op = torch.ops.cnnfast.pointwise_conv2d.default
 _packed_op = torch.ops.cnnfast.pointwise_conv2d_packed.default
 _pack_op = torch.ops.cnnfast.pack_pointwise_conv2d.default
-
-_ONE, _NONE = (1, 1), (0, 0, 0, 0)  # a 1x1 kernel's size, dilation and padding, for output_size
 
 
 def pointwise_conv2d(
@@ -79,7 +77,7 @@ def pointwise_conv2d(
     check_gate(gate, x)
     strides = pair("stride", stride)
     if residual is not None:
-        check_residual(residual, x, (shape[0], weight_shape[0], *output_size(shape, _ONE, strides, _NONE, _ONE)))
+        check_residual(residual, x, (shape[0], weight_shape[0], *pointwise_output_size(shape, strides)))
     post = activations.code("activation", activation)
     code = backends.code("pointwise_conv2d", backend, x.device.type)
     if code == backends.REFERENCE:
@@ -125,7 +123,7 @@ def pointwise_conv2d_packed(
     check_gate(gate, x)
     strides = pair("stride", stride)
     if residual is not None:
-        check_residual(residual, x, (shape[0], out_channels, *output_size(shape, _ONE, strides, _NONE, _ONE)))
+        check_residual(residual, x, (shape[0], out_channels, *pointwise_output_size(shape, strides)))
     post = activations.code("activation", activation)
     if torch.is_grad_enabled():
         check_inference("pointwise_conv2d_packed", "call pointwise_conv2d", x=x, gate=gate, residual=residual)
@@ -135,7 +133,7 @@ def pointwise_conv2d_packed(
 
 @fake("pointwise_conv2d")
 def _(x, weight, bias, gate, residual, stride, activation, backend=0):
-    return empty_image(x, (x.shape[0], weight.shape[0], *output_size(x.shape, _ONE, stride, _NONE, _ONE)))
+    return empty_image(x, (x.shape[0], weight.shape[0], *pointwise_output_size(x.shape, stride)))
 
 
 @fake("pointwise_conv2d_backward")
@@ -151,7 +149,7 @@ def _(weight, bias):
 
 @fake("pointwise_conv2d_packed")
 def _(x, packed, gate, residual, out_channels, stride, activation, backend=0):
-    return empty_image(x, (x.shape[0], out_channels, *output_size(x.shape, _ONE, stride, _NONE, _ONE)))
+    return empty_image(x, (x.shape[0], out_channels, *pointwise_output_size(x.shape, stride)))
 
 
 register_gradients("pointwise_conv2d", activation_after_residual=True)

@@ -36,6 +36,7 @@ from cnnfast.ops.arguments import (
     edges,
     output_size,
     pair,
+    pointwise_output_size,
 )
 
 Stats = tuple[Tensor, Tensor, Tensor]
@@ -44,8 +45,6 @@ _conv2d_op = torch.ops.cnnfast.conv2d_stats.default
 _depthwise_op = torch.ops.cnnfast.depthwise_conv2d_stats.default
 _pointwise_op = torch.ops.cnnfast.pointwise_conv2d_stats.default
 _separable_op = torch.ops.cnnfast.separable_conv2d_stats.default
-
-_ONE, _NONE = (1, 1), (0, 0, 0, 0)  # a 1x1 kernel's size, dilation and padding, for output_size
 
 
 def conv2d_stats(
@@ -223,7 +222,7 @@ def _(x, weight, bias, scale, shift, stride, padding, dilation, pre_activation, 
 
 @fake("pointwise_conv2d_stats")
 def _(x, weight, bias, scale, shift, stride, pre_activation, backend=0):
-    return _empty_stats(x, weight.shape[0], output_size(x.shape, _ONE, stride, _NONE, _ONE))
+    return _empty_stats(x, weight.shape[0], pointwise_output_size(x.shape, stride))
 
 
 @fake("separable_conv2d_stats")

@@ -52,15 +52,25 @@ Tensor channel_sums(const Tensor& x, const Maybe& by, double factor) {
   return sums;
 }
 
-Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
-                       int64_t activation_code) {
+namespace {
+
+// Image n's numbers of a scale or shift, (N, C, 1, 1) or (1, C, 1, 1) of the compute type.
+const char* of_image(const Maybe& t, int64_t n) {
+  return t ? bytes_of(*t) + (t->size(0) > 1 ? n * t->size(1) * static_cast<int64_t>(t->element_size()) : 0) : nullptr;
+}
+
+// (C) as (1, C, 1, 1).
+Tensor per_channel(const Tensor& t) { return torch::stable::view(torch::stable::contiguous(t), {1, t.numel(), 1, 1}); }
+
+}  // namespace
+
+Maybe per_channel(const Maybe& t) { return t ? Maybe(per_channel(*t)) : std::nullopt; }
+
+void scale_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
+                    int64_t activation_code, const Tensor& y) {
   const Storage storage = storage_of(x, "x");
   const KernelTable& table = kernels(storage);
   const Rows rows = rows_of(x);
-  Tensor y = empty_channels_last(x, x.size(0), rows.channels, rows.height, rows.width, x.scalar_type());
-  const auto of_image = [&](const Maybe& t, int64_t n) {
-    return t ? bytes_of(*t) + (t->size(0) > 1 ? n * rows.channels * compute_size(storage) : 0) : nullptr;
-  };
   for_each(y.numel() ? x.size(0) * rows.parts() : 0, [&](int64_t i) {
     const int64_t n = i / rows.parts();
     const auto [begin, end] = rows[i % rows.parts()];
@@ -77,19 +87,22 @@ Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, 
     t.activation = activation(activation_code);
     table.scale_channels[static_cast<int>(storage)](t);
   });
+}
+
+Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
+                       int64_t activation_code) {
+  const Tensor y = empty_channels_last(x, x.size(0), x.size(1), x.size(2), x.size(3), x.scalar_type());
+  scale_channels(x, scale, shift, residual, activation_code, y);
   return y;
 }
 
 void Prologue::apply(const KernelTable& table, Storage storage, int64_t n, const char* x, int64_t x_pixel,
                      int64_t pixels, int64_t channels, char* y, Storage y_storage, int64_t y_pixel) const {
-  const auto of_image = [&](const Maybe& t) {
-    return t ? bytes_of(*t) + (t->size(0) > 1 ? n * channels * compute_size(storage) : 0) : nullptr;
-  };
   ScaleTile t{};
   t.x = x;
   t.x_pixel = x_pixel;
-  t.scale = of_image(scale);
-  t.shift = of_image(shift);
+  t.scale = of_image(scale, n);
+  t.shift = of_image(shift, n);
   t.y = y;
   t.y_pixel = y_pixel;
   t.y_storage = y_storage;
@@ -159,14 +172,6 @@ Tensor BandSums::means() const {
   return to_dtype(means, y_.scalar_type());
 }
 
-namespace {
-
-// (C) as (1, C, 1, 1).
-Tensor per_channel(const Tensor& t) { return torch::stable::view(torch::stable::contiguous(t), {1, t.numel(), 1, 1}); }
-Maybe per_channel(const Maybe& t) { return t ? Maybe(per_channel(*t)) : std::nullopt; }
-
-}  // namespace
-
 void check_scale_shift(const Maybe& scale, const Maybe& shift, const Tensor& x) {
   STD_TORCH_CHECK(!shift || scale, "shift must come with scale");
   for (const Maybe& t : {scale, shift})
@@ -221,10 +226,6 @@ ScaledInput::ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift
       scale_(scale),
       shift_(shift) {}
 
-Tensor ScaledInput::activated(int64_t activation_code) const {
-  return activation_code ? scaled_channels(value_, std::nullopt, std::nullopt, std::nullopt, activation_code) : value_;
-}
-
 std::tuple<Tensor, Tensor, Tensor> ScaledInput::backward(const Tensor& grad, int64_t wanted) const {
   const Ints dims{0, 2, 3};
   const auto bit = [&](int i) { return wanted >> i & 1; };
@@ -234,6 +235,27 @@ std::tuple<Tensor, Tensor, Tensor> ScaledInput::backward(const Tensor& grad, int
   return {bit(0) ? image_gradient(x_, dx) : dx,
           bit(1) && scale_ ? over_images(xs_) : no_gradient(scale_ ? *scale_ : x_),
           bit(2) && shift_ ? over_images(std::nullopt) : no_gradient(shift_ ? *shift_ : x_)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stats_backward(const Tensor& grad, const Tensor& grad_sum,
+                                                                  const Tensor& grad_squares, const Tensor& x,
+                                                                  const Tensor& weight, const Maybe& bias,
+                                                                  const Maybe& scale, const Maybe& shift,
+                                                                  const Tensor& y, int64_t pre_activation,
+                                                                  int64_t output_mask, const ConvBackward& backward) {
+  check_scale_shift(scale, shift, x);
+  const ScaledInput input(x, scale, shift);
+  const ScalarType dtype = input.value().scalar_type();
+  const Tensor activated =
+      pre_activation ? scaled_channels(input.value(), std::nullopt, std::nullopt, std::nullopt, pre_activation)
+                     : input.value();
+  const bool input_wanted = output_mask & 0b11001;
+  auto [dinput, dweight, dbias] =
+      backward(gradient_with_sums(grad, grad_sum, grad_squares, y), activated, to_dtype(weight, dtype),
+               to_dtype(bias, dtype), (output_mask & 6) | input_wanted);
+  if (input_wanted) dinput = activation_backward(dinput, input.value(), pre_activation);
+  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
+  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : no_gradient(x), dscale, dshift};
 }
 
 }  // namespace cnnfast::cpu

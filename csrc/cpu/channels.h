@@ -1,6 +1,8 @@
 // Sums over pixels and scales by channel, of tiles and of whole images: what squeeze-excite and batch normalisation ask of
 // the ops beside them.
 #pragma once
+#include <functional>
+
 #include "common.h"
 
 namespace cnnfast::cpu {
@@ -32,6 +34,11 @@ Tensor channel_sums(const Tensor& x, const Maybe& by, double factor);
 // activation(x * scale + shift + residual); scale and shift (N, C, 1, 1), or (1, C, 1, 1) for all images.
 Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
                        int64_t activation_code);
+// The same to y, which may be x.
+void scale_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,
+                    int64_t activation_code, const Tensor& y);
+// (C) as (1, C, 1, 1).
+Maybe per_channel(const Maybe& t);
 
 // What an op does to its input on the way in: activation(x * scale + shift). scale and shift as scaled_channels takes
 // them, of the compute type.
@@ -86,7 +93,6 @@ class ScaledInput {
  public:
   ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift);
   const Tensor& value() const { return value_; }  // of the compute type, channels_last
-  Tensor activated(int64_t activation_code) const;
   // From its gradient those of x, scale and shift, where `wanted`'s bits 0, 1 and 2 ask for them.
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, int64_t wanted) const;
 
@@ -98,5 +104,17 @@ class ScaledInput {
 // scale and shift (C): what an op with statistics takes.
 void check_scale_shift(const Maybe& scale, const Maybe& shift, const Tensor& x);
 Prologue prologue_of(const Maybe& scale, const Maybe& shift, int64_t activation_code);
+
+// The gradients of x, weight, bias, scale and shift that <op>_stats_backward returns, by the backward of the op itself:
+// (gradient of y, its input, weight, bias, output_mask) to the gradients of input, weight and bias. pre_activation: 0
+// where that one passes it.
+using ConvBackward = std::function<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                                      const Maybe&, int64_t)>;
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stats_backward(const Tensor& grad, const Tensor& grad_sum,
+                                                                  const Tensor& grad_squares, const Tensor& x,
+                                                                  const Tensor& weight, const Maybe& bias,
+                                                                  const Maybe& scale, const Maybe& shift,
+                                                                  const Tensor& y, int64_t pre_activation,
+                                                                  int64_t output_mask, const ConvBackward& backward);
 
 }  // namespace cnnfast::cpu

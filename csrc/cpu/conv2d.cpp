@@ -17,6 +17,11 @@ namespace cnnfast::cpu {
 
 namespace {
 
+// Of `out` windows side by side, from the first scalar to the last.
+int64_t reach(int64_t out, int64_t kernel, int64_t stride, int64_t dilation) {
+  return (out - 1) * stride + (kernel - 1) * dilation + 1;
+}
+
 // An image's rows with the zeros around them that windows reach: lines of the compute type, from which the kernel reads
 // windows where they lie.
 struct Lines {
@@ -28,11 +33,11 @@ struct Lines {
   int64_t itemsize() const { return compute_size(storage); }
   int64_t width() const {
     const Window& w = conv.window;
-    return (conv.out_w - 1) * w.stride_w + (w.kernel_w - 1) * w.dilation_w + 1;
+    return reach(conv.out_w, w.kernel_w, w.stride_w, w.dilation_w);
   }
   int64_t count(int64_t out_rows) const {
     const Window& w = conv.window;
-    return (out_rows - 1) * w.stride_h + (w.kernel_h - 1) * w.dilation_h + 1;
+    return reach(out_rows, w.kernel_h, w.stride_h, w.dilation_h);
   }
   int64_t bytes() const { return width() * conv.c * itemsize(); }
   // x's own rows are such lines.
@@ -92,18 +97,19 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   whole.a_tap = w.dilation_w * conv.c;
   whole.a_tap_line = w.dilation_h * line;
 
-  const int64_t halo = std::max<int64_t>(0, lines.count(1) - w.stride_h), itemsize = compute_size(storage);
-  const Bands bands = bands_of(conv, w.stride_h * lines.bytes(), halo, weights.in * out_channels * itemsize);
+  const int64_t itemsize = compute_size(storage);
+  const Bands bands = bands_of(conv, w.stride_h * lines.bytes(), halo_of(conv), weights.in * out_channels * itemsize);
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
-    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
-    const int64_t rows = std::min(bands.rows, conv.out_h - begin), first = begin * w.stride_h - w.pad_top;
+    const auto [n, begin, end] = bands[i];
+    const int64_t rows = end - begin, first = begin * w.stride_h - w.pad_top;
     GemmTile g = whole;
     g.rows = rows * conv.out_w;
     if (in_place) {
       g.a = bytes_of(xs) + (n * conv.h + first) * line * itemsize;
     } else {
       char* const tile = scratch(Slot::gathered, lines.count(rows) * lines.bytes());
-      worker.each_part(lines.count(rows), [&](int64_t k) { lines.copy(n, first + k, tile + k * lines.bytes()); });
+      worker.each_part(lines.count(rows),
+                       [&, n = n](int64_t k) { lines.copy(n, first + k, tile + k * lines.bytes()); });
       g.a = tile;
     }
     const int64_t to = (n * conv.out_h + begin) * conv.out_w * out_channels * storage_size(storage);
@@ -116,8 +122,6 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
 
 namespace {
 
-constexpr int64_t kFinishedBytes = 64 * 1024;  // of y, that a thread finishes at a time
-
 // An op of ATen's through the dispatcher, by the stable ABI; what it returns is at the front.
 template <class... Arguments>
 std::array<StableIValue, sizeof...(Arguments)> aten(const char* op, const Arguments&... arguments) {
@@ -128,18 +132,14 @@ std::array<StableIValue, sizeof...(Arguments)> aten(const char* op, const Argume
 
 Tensor tensor_of(StableIValue value) { return torch::stable::detail::to<Tensor>(value); }
 
-// Zeros after x (below or right) for windows to end where the padded x does; negative: rows or columns that none reaches.
-int64_t padding_after(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, int64_t before, int64_t out) {
-  return (out - 1) * stride + (kernel - 1) * dilation + 1 - size - before;
-}
-
 // A convolution as ATen takes it: the same zeros on both sides, or of an x that has been padded or cropped to the windows.
 struct AtenConv {
   explicit AtenConv(const Conv& conv)
       : stride{conv.window.stride_h, conv.window.stride_w}, dilation{conv.window.dilation_h, conv.window.dilation_w} {
     const Window& w = conv.window;
-    const int64_t below = padding_after(conv.h, w.kernel_h, w.stride_h, w.dilation_h, w.pad_top, conv.out_h);
-    const int64_t right = padding_after(conv.w, w.kernel_w, w.stride_w, w.dilation_w, w.pad_left, conv.out_w);
+    // Zeros after x for windows to end where the padded x does; negative: rows or columns that none reaches.
+    const int64_t below = reach(conv.out_h, w.kernel_h, w.stride_h, w.dilation_h) - conv.h - w.pad_top;
+    const int64_t right = reach(conv.out_w, w.kernel_w, w.stride_w, w.dilation_w) - conv.w - w.pad_left;
     // Zeros before an x that is padded alike may be more than the windows need after it, by less than a stride.
     const auto alike = [](int64_t before, int64_t after, int64_t step) {
       return after <= before && before < after + step;
@@ -200,27 +200,6 @@ Tensor as_if_empty(const Tensor& x, const Tensor& result) {
   return y;
 }
 
-// y = activation(y + bias + residual) in place; y in channels_last.
-void finish(Tensor& y, const Maybe& bias, const Maybe& residual, int64_t activation_code) {
-  const Storage storage = storage_of(y, "y");
-  const KernelTable& table = kernels(storage);
-  const int64_t c = y.size(1), pixels = y.numel() / c, pixel = c * storage_size(storage);
-  const int64_t block = std::max<int64_t>(1, kFinishedBytes / pixel);
-  const Maybe shift = bias ? Maybe(torch::stable::contiguous(to_dtype(*bias, compute_dtype(storage)))) : std::nullopt;
-  const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
-  for_each(ceil_div(pixels, block), [&](int64_t i) {
-    ScaleTile t{};
-    t.x = t.y = mutable_bytes_of(y) + i * block * pixel;
-    t.x_pixel = t.y_pixel = t.channels = c;
-    t.shift = shift ? bytes_of(*shift) : nullptr;
-    t.residual = rs ? bytes_of(*rs) + i * block * pixel : nullptr;
-    t.y_storage = storage;
-    t.pixels = std::min(block, pixels - i * block);
-    t.activation = activation(activation_code);
-    table.scale_channels[static_cast<int>(storage)](t);
-  });
-}
-
 void check_weight(const Tensor& weight, const Tensor& x) {
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
   STD_TORCH_CHECK(weight.dim() == 4 && x.dim() == 4 && weight.size(1) == x.size(1) && weight.numel() > 0,
@@ -243,9 +222,12 @@ Tensor conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, 
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_channels), "bias must have shape (", out_channels,
                   ")");
   const bool added_here = bias && bias->scalar_type() != x.scalar_type();  // which ATen refuses
-  Tensor y = channels_last(aten_conv.forward(channels_last(x), weight, added_here ? std::nullopt : bias));
-  if (added_here || residual || activation_code != 0)
-    finish(y, added_here ? bias : std::nullopt, residual, activation_code);
+  const Tensor y = channels_last(aten_conv.forward(channels_last(x), weight, added_here ? std::nullopt : bias));
+  if (added_here || residual || activation_code != 0) {
+    const Maybe shift = added_here ? per_channel(to_dtype(bias, compute_dtype(storage_of(x, "x")))) : std::nullopt;
+    scale_channels(y, std::nullopt, shift, residual ? Maybe(channels_last(*residual)) : std::nullopt, activation_code,
+                   y);
+  }
   return as_if_empty(x, y);
 }
 

@@ -23,17 +23,12 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_stats(Tensor x, Tensor weight, Maybe b
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_stats_backward(
     Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
     Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t output_mask, int64_t backend) {
-  check_scale_shift(scale, shift, x);
-  const ScaledInput input(x, scale, shift);
-  const ScalarType dtype = input.value().scalar_type();
-  const bool input_wanted = output_mask & 0b11001;
-  const auto [dactivated, dweight, dbias, dresidual] = conv2d_backward(
-      gradient_with_sums(grad, grad_sum, grad_squares, y), input.activated(pre_activation), to_dtype(weight, dtype),
-      to_dtype(bias, dtype), std::nullopt, stride, padding, dilation, 0, (output_mask & 6) | input_wanted, backend);
-  const auto [dx, dscale, dshift] =
-      input.backward(input_wanted ? activation_backward(dactivated, input.value(), pre_activation) : dactivated,
-                     (output_mask & 1) | (output_mask >> 2 & 6));
-  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : no_gradient(x), dscale, dshift};
+  return stats_backward(grad, grad_sum, grad_squares, x, weight, bias, scale, shift, y, pre_activation, output_mask,
+                        [&](const Tensor& g, const Tensor& input, const Tensor& w, const Maybe& b, int64_t mask) {
+                          const auto [dinput, dw, db, dresidual] = conv2d_backward(g, input, w, b, std::nullopt, stride,
+                                                                                   padding, dilation, 0, mask, backend);
+                          return std::tuple(dinput, dw, db);
+                        });
 }
 
 }  // namespace cnnfast::cpu

@@ -54,8 +54,8 @@ Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, In
                                Ints padding, Ints dilation, int64_t pre_activation, int64_t activation_code,
                                int64_t backend) {
   check_backend(backend);
-  const Prologue prologue{std::nullopt, std::nullopt, pre_activation};
-  const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, prologue, activation_code);
+  const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, {{}, {}, pre_activation},
+                     activation_code);
   const Conv& conv = op.conv;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rows =
@@ -81,8 +81,8 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_squeeze_packed(Tensor x, Tensor pack
                                                            int64_t pre_activation, int64_t activation_code,
                                                            int64_t backend) {
   check_backend(backend);
-  const Prologue prologue{std::nullopt, std::nullopt, pre_activation};
-  const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, prologue, activation_code);
+  const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, {{}, {}, pre_activation},
+                     activation_code);
   const Tensor means = op.with_sums(false).means();
   return {in_format_of(x, op.y), means};
 }
@@ -213,15 +213,12 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_squeeze_backward(Tensor grad
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_stats_backward(
     Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
     Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t output_mask, int64_t backend) {
-  check_scale_shift(scale, shift, x);
-  const ScaledInput input(x, scale, shift);
-  const ScalarType dtype = input.value().scalar_type();
-  const bool input_wanted = output_mask & 0b11001;
-  const auto [dinput, dweight, dbias] = depthwise_conv2d_backward(
-      gradient_with_sums(grad, grad_sum, grad_squares, y), input.value(), to_dtype(weight, dtype),
-      to_dtype(bias, dtype), stride, padding, dilation, pre_activation, 0, (output_mask & 6) | input_wanted, backend);
-  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
-  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : no_gradient(x), dscale, dshift};
+  // The kernels apply pre_activation themselves.
+  return stats_backward(grad, grad_sum, grad_squares, x, weight, bias, scale, shift, y, 0, output_mask,
+                        [&](const Tensor& g, const Tensor& input, const Tensor& w, const Maybe& b, int64_t mask) {
+                          return depthwise_conv2d_backward(g, input, w, b, stride, padding, dilation, pre_activation, 0,
+                                                           mask, backend);
+                        });
 }
 
 }  // namespace cnnfast::cpu

@@ -124,8 +124,8 @@ struct InvertedResidual {
 
 void run(const InvertedResidual& op, const Bands& bands, Tensor& y) {
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
-    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
-    const int64_t end = std::min(begin + bands.rows, op.conv.out_h), w = op.conv.out_w;
+    const auto [n, begin, end] = bands[i];
+    const int64_t w = op.conv.out_w;
     char* tile = scratch(Slot::depthwise, bands.rows * op.tile_row_bytes());
     const auto [first, last] = input_rows(op.conv, begin, end);
     const char* from = op.input(worker, n, first, last);
@@ -147,8 +147,8 @@ void run_with_excite(const InvertedResidual& op, const Bands& bands, Tensor& y) 
     char* gates = row_sums + conv.out_h * op.expanded * op.scalar();
     const char* from = op.input(worker, n, 0, conv.h);
     worker.each_part(bands.per_image * op.chunks(), [&](int64_t part) {
-      const int64_t k = part % op.chunks(), begin = part / op.chunks() * bands.rows;
-      const int64_t end = std::min(begin + bands.rows, conv.out_h);
+      const int64_t k = part % op.chunks();
+      const auto [first_image, begin, end] = bands[part / op.chunks()];
       op.first_stages(from, 0, begin, end, k, tile + begin * op.tile_row_bytes());
       op.sum_rows(tile, begin, end, k, row_sums);
     });
@@ -219,9 +219,8 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
   op.depthwise.y_row = conv.out_w * row;
   op.projection.y_row = op.projection.residual_row = out_channels;
 
-  const int64_t halo = (conv.window.kernel_h - 1) * conv.window.dilation_h + 1 - conv.window.stride_h;
-  const Bands bands = bands_of(conv, op.tile_row_bytes(), expands ? std::max<int64_t>(halo, 0) : 0,
-                               expanded_channels * out_channels * itemsize);
+  const Bands bands =
+      bands_of(conv, op.tile_row_bytes(), expands ? halo_of(conv) : 0, expanded_channels * out_channels * itemsize);
   if (header.squeezed_channels)
     run_with_excite(op, bands, y);
   else

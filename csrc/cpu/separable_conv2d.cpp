@@ -95,8 +95,8 @@ void run(const Separable& op, const Tensor& y) {
   const Conv& conv = op.conv;
   const Bands bands = bands_of(conv, op.tile_bytes(1), 0, op.pointwise.depth * op.pointwise.cols * op.itemsize());
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
-    const int64_t begin = i % bands.per_image * bands.rows;
-    op.rows(worker, i / bands.per_image, begin, std::min(begin + bands.rows, conv.out_h), y);
+    const auto [n, begin, end] = bands[i];
+    op.rows(worker, n, begin, end, y);
   });
 }
 
@@ -155,9 +155,8 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
     return separable_conv2d_pointwise_first(x, packed, residual, out_channels, kernel_size, stride, padding, dilation,
                                             pre_activation, mid_activation, activation_code);
   }
-  const Prologue prologue{std::nullopt, std::nullopt, pre_activation};
-  Separable op(x, packed, residual, out_channels, kernel_size, stride, padding, dilation, prologue, mid_activation,
-               activation_code);
+  Separable op(x, packed, residual, out_channels, kernel_size, stride, padding, dilation, {{}, {}, pre_activation},
+               mid_activation, activation_code);
   const Conv& conv = op.conv;
   if (!pools) {
     const Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());

@@ -129,15 +129,14 @@ Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, c
   op.depthwise.x_pixel = kChunk;
   op.depthwise.x_row = conv.w * kChunk;
 
-  const int64_t halo = (conv.window.kernel_h - 1) * conv.window.dilation_h + 1 - conv.window.stride_h;
   const int64_t row_bytes = conv.window.stride_h * conv.w * (kChunk * op.scalar() + conv.c * storage_size(operand));
-  const Bands bands = bands_of(conv, row_bytes, std::max<int64_t>(halo, 0), conv.c * mid * storage_size(operand));
+  const Bands bands = bands_of(conv, row_bytes, halo_of(conv), conv.c * mid * storage_size(operand));
   for_each(op.y.numel() ? bands.count : 0, [&](const Worker& worker, int64_t i) {
-    const int64_t n = i / bands.per_image, begin = i % bands.per_image * bands.rows;
-    const int64_t end = std::min(begin + bands.rows, conv.out_h);
+    const auto [n, begin, end] = bands[i];
     const auto [first, last] = input_rows(conv, begin, end);
     const char* const from = op.input(worker, n, first, last);
-    worker.each_part(op.chunks(), [&](int64_t k) { op.chunk(from, n, begin, end, k); });
+    worker.each_part(op.chunks(),
+                     [&, n = n, begin = begin, end = end](int64_t k) { op.chunk(from, n, begin, end, k); });
   });
   return in_format_of(x, op.y);
 }

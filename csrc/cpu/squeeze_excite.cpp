@@ -15,14 +15,6 @@ namespace {
 constexpr int64_t kGateChain = 32;            // channels
 constexpr int64_t kSharedBytes = 128 * 1024;  // of a product's weights
 
-ScaleTile scale_tile(const Rows& rows, Storage y_storage, int64_t activation_code) {
-  ScaleTile t{};
-  t.x_pixel = t.y_pixel = t.channels = rows.channels;
-  t.y_storage = y_storage;
-  t.activation = activation(activation_code);
-  return t;
-}
-
 }  // namespace
 
 void Excite::gates(const Worker& worker, const KernelTable& table, Storage storage, const char* row_sums, int64_t rows,
@@ -77,7 +69,10 @@ Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t ac
   const Rows rows = rows_of(x);
   Tensor y = empty_channels_last(x, x.size(0), rows.channels, rows.height, rows.width, x.scalar_type());
   const KernelTable& table = kernels(storage);
-  const ScaleTile whole = scale_tile(rows, storage, post_activation);
+  ScaleTile whole{};
+  whole.x_pixel = whole.y_pixel = whole.channels = rows.channels;
+  whole.y_storage = storage;
+  whole.activation = activation(post_activation);
   const int64_t itemsize = compute_size(storage);
   for_each(y.numel() ? x.size(0) : 0, [&](const Worker& worker, int64_t n) {
     const int64_t image = n * rows.height * rows.bytes();

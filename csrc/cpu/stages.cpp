@@ -18,7 +18,7 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight
   };
   // Weights that are many times the image: rather a larger tile than to read them again for each band.
   const int64_t image_bytes = out_h * row_bytes;
-  if (weight_bytes > 8 * image_bytes && image_bytes <= 4 * kTileBytes) return {out_h, 1, conv.n};
+  if (weight_bytes > 8 * image_bytes && image_bytes <= 4 * kTileBytes) return {out_h, 1, conv.n, conv.out_h};
   int64_t per_image = bands_within(kTileBytes);
   // Bands that a halo dominates: rather a larger tile.
   if (!halo_is_small(per_image)) per_image = bands_within(4 * kTileBytes);
@@ -34,7 +34,7 @@ Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight
   }
   const int64_t rows = rows_of(per_image);
   per_image = ceil_div(out_h, rows);
-  return {rows, per_image, conv.n * per_image};
+  return {rows, per_image, conv.n * per_image, conv.out_h};
 }
 
 // Input rows that output rows [begin, end) read.

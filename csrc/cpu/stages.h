@@ -18,13 +18,26 @@ inline int64_t padded_row(int64_t channels, int64_t itemsize) {
 }
 
 // How a fused op walks its output: bands of rows of an image.
+struct Band {
+  int64_t n, begin, end;  // rows [begin, end) of image n
+};
 struct Bands {
-  int64_t rows, per_image, count;
+  int64_t rows, per_image, count, height;
+
+  Band operator[](int64_t i) const {
+    const int64_t begin = i % per_image * rows;
+    return {i / per_image, begin, std::min(begin + rows, height)};
+  }
 };
 // row_bytes: of the intermediate, for one output row. halo: input rows that neighbouring bands both compute.
 // weight_bytes: of the product that reads the intermediate.
 Bands bands_of(const Conv& conv, int64_t row_bytes, int64_t halo, int64_t weight_bytes);
 
+// Input rows that the last output row of a band and the first of the next both read.
+inline int64_t halo_of(const Conv& conv) {
+  const Window& w = conv.window;
+  return std::max<int64_t>(0, (w.kernel_h - 1) * w.dilation_h + 1 - w.stride_h);
+}
 // Input rows that output rows [begin, end) read.
 std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t end);
 
