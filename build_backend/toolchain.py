@@ -63,7 +63,7 @@ ISAS = (
     Isa("generic"),
     Isa("avx2", ("-mavx2", "-mfma", "-mf16c"), X86),
     Isa("avx512", AVX512, X86),
-    Isa("amx", (*AVX512, "-mamx-tile", "-mamx-bf16"), X86, "amx.cpp"),
+    Isa("amx", (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"), X86, "amx.cpp"),
 )
 
 

@@ -4,13 +4,16 @@
 // Layout   a: rows of pixels, channels contiguous, readable and finite up to a depth of whole tiles; b: panels of kPanel
 //          output channels, in a panel for each pair of the depth 16 columns x 2 (packing.h): a tile of b is 1 KiB.
 // Tile     32 rows x 2 panels: four accumulators, two tiles of a and two of b, 32 of the depth at a time.
-// Loops    panels outside, rows inside: two panels (depth * 64 bytes) stay in L1 while the rows stream past. Rows that
-//          don't fill a block are taken together with some of the block before: the same sums again.
+// Loops    panels outside, rows inside: two panels (depth * 64 bytes) stay in L1 while the rows stream past, read with the
+//          hint that they need not stay there; the next two panels, used once a call and so far away, are fetched into L2
+//          meanwhile. Rows that don't fill a block are taken together with some of the block before: the same sums again.
 // Sums     an accumulator starts with the bias; pairs of the depth are added in order, in float32; then the residual. An
 //          output's bits depend on its row of a and its column of b alone.
-// Rate     4 tile products of 16 cycles for 32 x 32 x 32: 1024 multiply-adds in 16 cycles, where FMA does 512.
-// Limits   The unit takes subnormals as zero and flushes results below 2^-126.
+// Rate     4 tile products of 16 cycles for 32 x 32 x 32: 8192 multiply-adds in 16 cycles, where FMA does 512.
+// Limits   The unit, and AVX-512's rounding to bfloat16, take subnormals as zero and flush results below 2^-126.
 #include <immintrin.h>
+
+#include <type_traits>
 
 #include "activations.h"
 
@@ -42,21 +45,29 @@ class Tiles {
   ~Tiles() { _tile_release(); }
 };
 
-// sums[16 R][32] of rows [row, row + 16 R), panels [panel, panel + P).
+// Lines [begin, end) of the 2 KiB that a pair of panels has for each kPairDepth of the depth.
+struct Lines {
+  int64_t begin, end;
+};
+constexpr int64_t kStepBytes = 2 * kPairDepth * kPanel * 2, kStepLines = kStepBytes / 64;
+
+// sums[16 R][32] of rows [row, row + 16 R), panels [panel, panel + P); lines `ahead` of the next pair into L2.
 template <int R, int P>
-CNNFAST_INLINE void multiply(const GemmTile& t, int64_t row, int64_t panel, float* sums) {
+CNNFAST_INLINE void multiply(const GemmTile& t, int64_t row, int64_t panel, Lines ahead, float* sums) {
   const int64_t a_bytes = t.a_row * 2;
   const char* a0 = static_cast<const char*>(t.a) + row * a_bytes;
   const char* a1 = a0 + (R > 1 ? kTileRows * a_bytes : 0);
   const char* b0 = static_cast<const char*>(t.b) + panel * t.b_panel * 2;
   const char* b1 = b0 + (P > 1 ? t.b_panel * 2 : 0);
+  const char* next = b0 + 2 * t.b_panel * 2;
   const float* bias = static_cast<const float*>(t.bias) + panel * kPanel;
   _tile_loadd(0, bias, 0);  // each row the same: a distance of 0
   if constexpr (P > 1) _tile_loadd(1, bias + kPanel, 0);
   if constexpr (R > 1) _tile_loadd(2, bias, 0);
   if constexpr (R > 1 && P > 1) _tile_loadd(3, bias + kPanel, 0);
   for (int64_t k = 0; k < t.depth; k += kPairDepth) {
-    _tile_loadd(4, a0, a_bytes);
+    for (int64_t line = ahead.begin; line < ahead.end; ++line) _mm_prefetch(next + line * 64, _MM_HINT_T1);
+    _tile_stream_loadd(4, a0, a_bytes);
     _tile_loadd(6, b0, kPairBytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (P > 1) {
@@ -64,10 +75,11 @@ CNNFAST_INLINE void multiply(const GemmTile& t, int64_t row, int64_t panel, floa
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (R > 1) {
-      _tile_loadd(5, a1, a_bytes);
+      _tile_stream_loadd(5, a1, a_bytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (P > 1) _tile_dpbf16ps(3, 5, 7);
     }
+    next += kStepBytes;
     a0 += kPairDepth * 2;
     a1 += kPairDepth * 2;
     b0 += kPairDepth * kPanel * 2;
@@ -84,36 +96,44 @@ CNNFAST_INLINE void multiply(const GemmTile& t, int64_t row, int64_t panel, floa
 // sums to y: residual, activation, storage T.
 template <int P, class T>
 CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t panel, float* sums) {
-  const int64_t column = panel * kPanel;
+  const int64_t column = panel * kPanel, left = smaller(t.cols - column, kPanel),
+                right = P > 1 ? smaller(t.cols - column - kPanel, kPanel) : 0;
   const Clamp<float> clamp(t.activation);
-  const bool curved = !is_clamp(t.activation);
-  if (curved) {
-    if (t.residual)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int p = 0; p < P; ++p) {
-          float* at = sums + (2 * r + p) * kPanel;
-          const T* residual = static_cast<const T*>(t.residual) + (row + r) * t.residual_row + column + p * kPanel;
-          store(at, add(load<float>(at), load<float>(residual, t.cols - column - p * kPanel)));
-        }
+  const T* residual = t.residual ? static_cast<const T*>(t.residual) + row * t.residual_row + column : nullptr;
+  T* y = static_cast<T*>(t.y) + row * t.y_row + column;
+  if (!is_clamp(t.activation)) {
+    if (residual)
+      for (int64_t r = 0; r < rows; ++r) {
+        float* const at = sums + 2 * r * kPanel;
+        store(at, add(load<float>(at), load<float>(residual + r * t.residual_row, left)));
+        if (P > 1)
+          store(at + kPanel, add(load<float>(at + kPanel), load<float>(residual + r * t.residual_row + kPanel, right)));
+      }
+    residual = nullptr;
     curve(sums, 2 * rows, t.activation.code);
   }
-  for (int64_t r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) {
-      const int64_t count = t.cols - column - p * kPanel;
-      Vec<float> y = load<float>(sums + (2 * r + p) * kPanel);
-      if (!curved) {
-        if (t.residual)
-          y = add(y, load<float>(static_cast<const T*>(t.residual) + (row + r) * t.residual_row + column + p * kPanel,
-                                 count));
-        y = clamp(y);
-      }
-      store(static_cast<T*>(t.y) + (row + r) * t.y_row + column + p * kPanel, y, count);
+  const __mmask32 kept = static_cast<__mmask32>((uint64_t{1} << (left + right)) - 1);
+  for (int64_t r = 0; r < rows; ++r, y += t.y_row, sums += 2 * kPanel) {
+    Vec<float> v0 = load<float>(sums), v1 = P > 1 ? load<float>(sums + kPanel) : v0;
+    if (residual) {
+      v0 = add(v0, load<float>(residual, left));
+      if (P > 1) v1 = add(v1, load<float>(residual + kPanel, right));
+      residual += t.residual_row;
     }
+    v0 = clamp(v0);
+    v1 = clamp(v1);
+    if constexpr (std::is_same_v<T, bf16>) {
+      _mm512_mask_storeu_epi16(y, kept, (__m512i)_mm512_cvtne2ps_pbh(v1.v, v0.v));
+    } else {
+      store(y, v0, left);
+      if (P > 1) store(y + kPanel, v1, right);
+    }
+  }
 }
 
+// Columns of panels [panel, panel + P).
 template <int P>
-void panels(const GemmTile& t, int64_t panel) {
+void panels(const GemmTile& t, int64_t panel, bool another_pair) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
   if constexpr (P == 1)
     for (float& sum : sums) sum = 0;  // its other half goes through the activation too
@@ -125,18 +145,15 @@ void panels(const GemmTile& t, int64_t panel) {
     else
       finish<P, float>(t, row, rows, panel, sums);
   };
-  if (t.rows < 2 * kTileRows) {
-    for (int64_t row = 0; row < t.rows; row += kTileRows) {
-      const int64_t first = larger(0, smaller(row, t.rows - kTileRows));
-      multiply<1, P>(t, first, panel, sums);
-      done(first, smaller(t.rows, kTileRows));
-    }
-    return;
-  }
-  for (int64_t row = 0; row < t.rows; row += 2 * kTileRows) {
-    const int64_t first = smaller(row, t.rows - 2 * kTileRows);
-    multiply<2, P>(t, first, panel, sums);
-    done(first, 2 * kTileRows);
+  const int64_t block = t.rows < 2 * kTileRows ? kTileRows : 2 * kTileRows, blocks = (t.rows + block - 1) / block;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t first = larger(0, smaller(i * block, t.rows - block));
+    const Lines ahead = another_pair ? Lines{kStepLines * i / blocks, kStepLines * (i + 1) / blocks} : Lines{0, 0};
+    if (block == kTileRows)
+      multiply<1, P>(t, first, panel, ahead, sums);
+    else
+      multiply<2, P>(t, first, panel, ahead, sums);
+    done(first, smaller(t.rows, block));
   }
 }
 
@@ -147,8 +164,8 @@ void gemm_bf16(const GemmTile& t) {
   const Tiles tiles(smaller(t.rows, kTileRows));
   const int64_t count = (t.cols + kPanel - 1) / kPanel;
   int64_t panel = 0;
-  for (; panel + 1 < count; panel += 2) panels<2>(t, panel);
-  if (panel < count) panels<1>(t, panel);
+  for (; panel + 1 < count; panel += 2) panels<2>(t, panel, panel + 3 < count);
+  if (panel < count) panels<1>(t, panel, false);
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
