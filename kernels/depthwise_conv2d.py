@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import activate, gate
+from .activation import RELU6, activate, activate_loaded, gate
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, spatial_blocks, spatial_grid, vector
 from .packing import accumulator, pack_depthwise_conv2d, padded, taps_major, unpack_depthwise
 
@@ -96,8 +96,7 @@ def depthwise_conv2d_fwd_kernel(
         for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
             m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None] & m_k[None, :]
             b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x, 0.0).to(weight.dtype.element_ty)
-            if PRE_ACTIVATION != 0:
-                b_x = activate(b_x, PRE_ACTIVATION)
+            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION)
             for o in tl.static_range(BLOCK_H):
                 if hits(r - o * STRIDE_H, KH, DILATION_H):
                     b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
@@ -219,9 +218,8 @@ def depthwise_conv2d_bwd_weight_kernel(
             for j in tl.static_range(KW):
                 m_w = (top + r >= 0) & (top + r < H) & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
                 p_tap = p_x + (i_n * C * H * W + (top + r) * x_h + j * DILATION_W * x_w)
-                b_x = tl.load(p_tap, m_w[:, None] & m_k[None, :], 0.0).to(zero.dtype)
-                if PRE_ACTIVATION != 0:
-                    b_x = activate(b_x, PRE_ACTIVATION)
+                m_x = m_w[:, None] & m_k[None, :]
+                b_x = activate_loaded(tl.load(p_tap, m_x, 0.0).to(zero.dtype), m_x, PRE_ACTIVATION)
                 for i in tl.static_range(TAP_ROWS):
                     if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
                         b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
@@ -288,7 +286,9 @@ def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activ
     x, channels_last = dense(x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
-    y = torch.empty((N, K, OH, OW), dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+    # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
+    dtype = x.dtype if grad is None or activation <= RELU6.value else accumulator(x)
+    y = torch.empty((N, K, OH, OW), dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
     if y.numel() == 0:
         return y
     if grad is not None:
@@ -321,7 +321,7 @@ def depthwise_conv2d_packed(
 
 
 def before_activation(grad, x, rows, bias, K, kernel, stride, padding, dilation, pre_activation, activation):
-    """grad * activation'(what entered it), recomputed; x's dtype holds it without rounding."""
+    """grad * activation'(what entered it), recomputed, unrounded."""
     if activation == 0:
         return grad
     return forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation)

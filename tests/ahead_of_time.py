@@ -6,7 +6,9 @@ when a kernel is decorated: an interpreted kernel can't be compiled.
 """
 
 import contextlib
+import importlib
 import pathlib
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -43,8 +45,8 @@ class Compiled:
 
 
 @contextlib.contextmanager
-def recording(module):
-    """The launches that `module`'s kernels get meanwhile, as a list; nothing runs."""
+def recording():
+    """The launches that cnnfast.kernels' kernels get meanwhile, as a list; nothing runs."""
     launches = []
 
     class Recorder:
@@ -54,13 +56,19 @@ def recording(module):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: launches.append(Launch(self.kernel, grid, args, kwargs))
 
-    kernels = {name: value for name, value in vars(module).items() if is_kernel(name, value)}
+    package = importlib.import_module("cnnfast.kernels")
+    modules = [
+        importlib.import_module(f"cnnfast.kernels.{info.name}") for info in pkgutil.iter_modules(package.__path__)
+    ]
+    kernels = [
+        (module, name, value) for module in modules for name, value in vars(module).items() if is_kernel(name, value)
+    ]
     try:
-        for name, kernel in kernels.items():
+        for module, name, kernel in kernels:
             setattr(module, name, Recorder(kernel))
         yield launches
     finally:
-        for name, kernel in kernels.items():
+        for module, name, kernel in kernels:
             setattr(module, name, kernel)
 
 

@@ -142,11 +142,13 @@ def _cuda_kernel(op: str, name: str) -> Callable:
     activation_names = {i: a.name for i, a in enumerate(arguments) if a.name.endswith("activation")}
 
     def kernel(*args: Any) -> Any:
-        for i, argument in activation_names.items():
-            activations.check_on_gpu(argument, args[i])
-        backend = args[backend_position] if len(args) > backend_position else 0  # defaults are dropped on the way
+        backend = backends.NAMES[args[backend_position] if len(args) > backend_position else 0]  # a default is dropped
         args = args[:backend_position]
-        if backends.choose(name.removesuffix("_backward"), backends.NAMES[backend], "cuda") == "cuda":
+        if backend == "auto" and any(args[i] > activations.LAST_IN_CUDA for i in activation_names):
+            backend = "triton"
+        if backends.choose(name.removesuffix("_backward"), backend, "cuda") == "cuda":
+            for i, argument in activation_names.items():
+                activations.check_in_cuda(argument, args[i])
             return getattr(torch.ops.cnnfast_cuda, name)(*args)
         return getattr(importlib.import_module(f"cnnfast.kernels.{op}"), name)(*args)
 

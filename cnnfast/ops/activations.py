@@ -14,9 +14,9 @@ CODES: dict[str | None, int] = {
     "gelu": 5,
     "tanh": 6,
 }
-LAST_ON_GPU = 2  # the GPU kernels have no others yet
+LAST_IN_CUDA = 2  # the CUDA C++ kernels have no others yet; Triton's have all
 
-__all__ = ["CODES", "FUNCTIONS", "check_on_gpu", "code"]
+__all__ = ["CODES", "FUNCTIONS", "check_in_cuda", "code"]
 
 
 def code(name: str, activation: str | None) -> int:
@@ -27,11 +27,9 @@ def code(name: str, activation: str | None) -> int:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, CODES))}, got {activation!r}") from None
 
 
-def check_on_gpu(name: str, code: int) -> None:
-    """Raises for an activation that only the CPU's kernels and the reference have."""
-    if code > LAST_ON_GPU:
+def check_in_cuda(name: str, code: int) -> None:
+    """Raises for an activation that the CUDA C++ kernels lack."""
+    if code > LAST_IN_CUDA:
         names = {value: key for key, value in CODES.items()}
-        known = ", ".join(repr(key) for key, value in CODES.items() if value <= LAST_ON_GPU)
-        raise ValueError(
-            f"{name} must be one of {known} on a GPU, where no kernel has another yet, got {names[code]!r}"
-        )
+        known = ", ".join(repr(key) for key, value in CODES.items() if value <= LAST_IN_CUDA)
+        raise ValueError(f"{name} must be one of {known} with backend 'cuda', got {names[code]!r}")

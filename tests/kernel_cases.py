@@ -1,0 +1,70 @@
+"""The launches that docs/kernels.md is made of: every op's forward pass and gradients at the networks' shapes.
+
+Its launchers run on meta tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+NHWC, NCHW = torch.channels_last, torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: torch.dtype
+    launch: Callable[[], object]  # forward, then all gradients
+    wide: bool = True  # x is to be loaded 16 bytes a thread at a time
+    quick: bool = False  # compiled in the default test run, too
+
+
+def empty(*shape: int, dtype: torch.dtype, memory_format: torch.memory_format = NCHW) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+def depthwise_conv2d(shape, k, stride, dtype, memory_format=NHWC, pre_activation=0, activation=0):
+    kernels = importlib.import_module("cnnfast.kernels.depthwise_conv2d")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, bias = empty(shape[1], 1, k, k, dtype=dtype), empty(shape[1], dtype=dtype)
+    args = (x, weight, bias, (stride, stride), (), (1, 1), pre_activation, activation)
+    y = kernels.depthwise_conv2d(*args)
+    kernels.depthwise_conv2d_backward(torch.empty_like(y), *args, 0b111)
+
+
+def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
+    launch = functools.partial(op, *args, dtype=dtype, **options)
+    return Case(dtype, launch, options.get("memory_format", NHWC) is NHWC, quick)
+
+
+DEPTHWISE = functools.partial(case, depthwise_conv2d)
+CASES = {
+    "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
+    "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
+    "depthwise 5x5, bf16": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, activation=2),
+    "depthwise 5x5, silu, bf16": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, activation=4),
+    "depthwise 5x5 / 2, bf16": DEPTHWISE((32, 144, 56, 56), 5, 2, dtype=BFLOAT16, activation=2),
+    "depthwise 3x3, fp16": DEPTHWISE((32, 144, 56, 56), 3, 1, dtype=FLOAT16, activation=2),
+    "depthwise 3x3, fp32": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=FLOAT32, pre_activation=1),
+    "depthwise 3x3, gelu, tanh, fp32": DEPTHWISE(
+        (32, 728, 19, 19), 3, 1, dtype=FLOAT32, pre_activation=5, activation=6
+    ),
+    "depthwise 5x5, fp32": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=FLOAT32, activation=2),
+    "depthwise 5x5 / 2, fp32": DEPTHWISE((32, 144, 56, 56), 5, 2, dtype=FLOAT32, activation=2),
+    "depthwise 3x3, fp32, NCHW": DEPTHWISE(
+        (32, 728, 19, 19), 3, 1, dtype=FLOAT32, memory_format=NCHW, pre_activation=1
+    ),
+    "depthwise 5x5, bf16, NCHW": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, memory_format=NCHW, activation=2),
+    "depthwise 7x7, fp32": DEPTHWISE((32, 384, 28, 28), 7, 1, dtype=FLOAT32),
+    "depthwise 3x3, fp64": DEPTHWISE((4, 728, 19, 19), 3, 1, dtype=FLOAT64, pre_activation=1),
+}
+# Kernels that read partial sums, a few bytes a thread.
+NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel"}
+# By kernel: (dtype, target) -> what its assembly must hold, for those that multiply matrices.
+PRODUCTS: dict[str, Callable[[torch.dtype, str], re.Pattern]] = {}
