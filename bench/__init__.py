@@ -5,5 +5,6 @@ ceilings  what this machine can do at all: GEMM rate, copy bandwidth
 peers     the same layers run by eager PyTorch and by torch.compile
 measure   one case in one process; many cases in fresh processes
 ops       the cases of `cnnfast bench ops`;  models: those of `cnnfast bench models`
+gpu       the parts of `cnnfast bench gpu`;  gpu_tests: the first of them;  device: a GPU's times and ceilings
 report    samples -> rows, tables, JSON
 """

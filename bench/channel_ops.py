@@ -40,6 +40,12 @@ class SqueezeExciteCase:
     def name(self) -> str:
         return f"{self.channels} @{self.size} ({self.network})"
 
+    def op(self, plain: nn.Module, backend: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The op's plain, differentiable form, with the weights of the module that `build` made."""
+        fc1, fc2 = (module for module in plain.modules() if isinstance(module, nn.Conv2d))
+        weights = fc1.weight, fc2.weight, fc1.bias, fc2.bias
+        return lambda x: ops.squeeze_excite(x, *weights, residual=x, post_activation="relu", backend=backend)
+
     def build(self, settings: Settings) -> Problem:
         plain = PlainSqueezeExcite(self.channels, self.reduction).to(settings.dtype)
         x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
@@ -70,6 +76,10 @@ class LocalResponseNormCase:
     @property
     def name(self) -> str:
         return f"{self.channels} @{self.size} ({self.network})"
+
+    def op(self, plain: nn.Module, backend: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The op as `build`'s module has it."""
+        return lambda x: ops.local_response_norm(x, 5, 1e-4, 0.75, self.k, backend=backend)
 
     def build(self, settings: Settings) -> Problem:
         plain = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=self.k)

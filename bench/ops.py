@@ -113,6 +113,18 @@ class OpCase:
         symmetric = (self.kernel // 2, self.kernel // 2)
         return same_padding(self.size, self.kernel, self.stride) if self.tf_same else symmetric
 
+    def op(self, plain: nn.Module, backend: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The op's plain, differentiable form, with the weights of the module that `build` made."""
+        convs = [module for module in plain.modules() if isinstance(module, nn.Conv2d)]
+        run, options = getattr(ops, self.group), _options(self)
+
+        def call(x: torch.Tensor) -> torch.Tensor:
+            residual = {"residual": x} if self.residual else {}
+            tensors = (*(conv.weight for conv in convs), *(conv.bias for conv in convs))
+            return run(x, *tensors, **options, **residual, backend=backend)
+
+        return call
+
     def build(self, settings: Settings) -> Problem:
         plain = PlainBlock(*_layers(self), residual=self.residual).to(settings.dtype).eval()
         x = torch.randn(settings.batch, self.in_channels, self.size, self.size).to(settings.dtype)
@@ -141,15 +153,23 @@ def _layers(case: OpCase) -> list[PlainConv]:
     ]
 
 
+def _options(case: OpCase) -> dict[str, Any]:
+    """What the op takes besides tensors."""
+    before, after = case.padding
+    options: dict[str, Any] = {"stride": case.stride, "activation": case.activation}
+    if case.group != "pointwise_conv2d":
+        options["padding"] = (before, after, before, after)
+    if case.group == "separable_conv2d":
+        options |= {"pre_activation": case.pre_activation, "mid_activation": case.mid_activation}
+    return options
+
+
 def _ours(case: OpCase, plain: PlainBlock, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Pack the weights of `plain`; the call is one op."""
     convs = plain.convs()
-    before, after = case.padding
-    options: dict[str, Any] = {"out_channels": case.out_channels, "stride": case.stride, "activation": case.activation}
+    options = _options(case) | {"out_channels": case.out_channels}
     if case.group != "pointwise_conv2d":
-        options |= {"kernel_size": case.kernel, "padding": (before, after, before, after)}
-    if case.group == "separable_conv2d":
-        options |= {"pre_activation": case.pre_activation, "mid_activation": case.mid_activation}
+        options["kernel_size"] = case.kernel
     if case.group == "inverted_residual":
         options |= {"expanded_channels": case.expanded, "residual": x if case.residual else None}
     packed = getattr(ops, f"pack_{case.group}")(*(conv.weight for conv in convs), *(conv.bias for conv in convs))

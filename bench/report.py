@@ -124,15 +124,15 @@ def losses(rows: Sequence[Row]) -> list[Row]:
 # ---- text
 
 
-def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> None:
+def print_report(rows: Sequence[Row], peers: Sequence[str], title: str, console: Console) -> None:
     if not console.is_terminal and console.width < 165:
         console = Console(file=console.file, width=165)  # a log has no width that a table must fit
-    console.print(_table(rows, settings))
+    console.print(_table(rows, peers, title))
     for row in rows:
         for name, problem in row.problems.items():
             text = textwrap.shorten(f"{row.group} {row.name}: {name}: {problem}", 300)
             console.print(text, style="red", markup=False, highlight=False)
-    to_beat = [name for name in TO_BEAT if name in settings.peers]
+    to_beat = [name for name in TO_BEAT if name in peers]
     better = f"the better of {' and '.join(to_beat)}" if len(to_beat) > 1 else "".join(to_beat)
     for group, mean in geometric_means(rows).items():
         console.print(f"{group}: {mean:.2f}x {better} (geometric mean)", highlight=False)
@@ -144,14 +144,17 @@ def print_report(rows: Sequence[Row], settings: Settings, console: Console) -> N
         console.print(text, markup=False, highlight=False)
 
 
-def _table(rows: Sequence[Row], settings: Settings) -> Table:
+def title_of(settings: Settings) -> str:
     dtype = str(settings.dtype).removeprefix("torch.")
-    title = f"batch {settings.batch}, {dtype}, {settings.threads} threads; ratios: cnnfast's speed to the peer's"
+    return f"batch {settings.batch}, {dtype}, {settings.threads} threads; ratios: cnnfast's speed to the peer's"
+
+
+def _table(rows: Sequence[Row], peers: Sequence[str], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for heading in ("ms p50", "p20-p80", "GFLOP/s", "GB/s", "% ceiling", "peak MB"):
         table.add_column(heading, justify="right")
-    for name in settings.peers:
+    for name in peers:
         table.add_column(f"vs {name.replace('_', ' ')}", justify="right")
     group = None
     for row in rows:
@@ -161,7 +164,7 @@ def _table(rows: Sequence[Row], settings: Settings) -> Table:
             table.add_row(group, style="bold")
         timing = row.timings.get(OURS)
         cells = _cells(timing) if timing else ["see below", *[""] * 5]
-        table.add_row(row.name, *cells, *(_ratio(row, name) for name in settings.peers))
+        table.add_row(row.name, *cells, *(_ratio(row, name) for name in peers))
     return table
 
 

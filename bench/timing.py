@@ -13,6 +13,7 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 Call = Callable[[], object]
+Sampler = Callable[[Call, int], float]  # (call, how often in a row) -> seconds a call
 Samples = Sequence[Sequence[float]]  # a list of rounds for each process
 
 
@@ -24,19 +25,21 @@ def sample(call: Call, count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def calls_per_sample(call: Call, seconds: float) -> int:
+def calls_per_sample(call: Call, seconds: float, sample: Sampler = sample) -> int:
     """How many calls in a row take about `seconds`."""
     call()
     return max(1, round(seconds / max(sample(call, 2), 1e-7)))
 
 
-def interleave(calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
+def interleave(
+    calls: Mapping[str, Call], rounds: int, seconds: float, sample: Sampler = sample
+) -> dict[str, list[float]]:
     """Seconds a call, a number a round, of every contender.
 
     Each round times all of them for about `seconds` each (A B C, B C A, ...), so that a busy machine slows all alike
-    and none always runs behind the same other one.
+    and none always runs behind the same other one. `sample` is what times a call, on a GPU by its own clock.
     """
-    counts = {name: calls_per_sample(call, seconds) for name, call in calls.items()}
+    counts = {name: calls_per_sample(call, seconds, sample) for name, call in calls.items()}
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds if names else 0):

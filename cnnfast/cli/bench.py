@@ -14,7 +14,7 @@ from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     summary = "time cnnfast against eager PyTorch and torch.compile, after comparing the outputs"
     parser = subparsers.add_parser("bench", help=summary, description=summary)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models|gpu")
     ops = kinds.add_parser("ops", help="each op at the real networks' shapes")
     ops.add_argument("--op", action="append", dest="names", metavar="NAME", help="only this op (repeatable)")
     models = kinds.add_parser("models", help="whole networks, each in a fresh process")
@@ -28,11 +28,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         kind.add_argument("--processes", type=positive_int, default=1, metavar="N", help="repeat in N (default: 1)")
         kind.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in bench/results/)")
         add_threads(kind)
+    gpu = kinds.add_parser("gpu", help="on a GPU: its tests, every op, whole networks, each part in under ten minutes")
+    gpu.add_argument("--part", choices=("tests", "ops", "models"), required=True, help="in this order, in three calls")
+    gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="for <part>.json, gpu.json and the logs")
+    gpu.add_argument("--minutes", type=positive_int, default=8, metavar="N", help="(default: 8)")
+    gpu.add_argument("--rehearse", action="store_true", help="on the CPU, a few small cases: nothing is measured")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """1 if an output was wrong or a contender could not run."""
+    if args.kind == "gpu":
+        return _run_gpu(args)
     from cnnfast.bench import ceilings, peers, report
     from cnnfast.bench.measure import Settings, run_cases
 
@@ -55,11 +62,47 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             progress.print(f"interrupted: reporting {len(measurements)} of {total} measurements")
     rows = report.make_rows(measurements)
-    report.print_report(rows, settings, Console())
+    report.print_report(rows, settings.peers, report.title_of(settings), Console())
     if path := args.json or (None if args.quick else report.default_path(args.kind)):
         report.write_json(report.to_json(rows, measurements, settings, dram_rate), path)
         progress.print(f"written: {path}", soft_wrap=True)
     return 1 if any(row.problems for row in rows) else 0
+
+
+def _run_gpu(args: argparse.Namespace) -> int:
+    """1 if a test is red, an output was wrong or cnnfast could not run."""
+    import torch
+
+    from cnnfast.bench import gpu, report
+    from cnnfast.bench.device import Device
+    from cnnfast.bench.measure import OURS
+
+    if not args.rehearse and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device; --rehearse goes through a part without one")
+    tests = Path(gpu.__file__).parents[1] / "tests/gpu"
+    if args.part == "tests" and not tests.is_dir():
+        raise UsageError(f"--part tests needs the source tree, with {tests.name} in it, which an installed wheel lacks")
+    if args.part == "models":
+        require("timm", "bench")
+    device = Device("cpu" if args.rehearse else "cuda")
+    result, rows = gpu.run_part(args.part, args.out, args.minutes, device, tests)
+    console = Console(highlight=False)
+    if args.part == "tests":
+        for name, counts in result["counts"].items():
+            console.print(
+                f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items()) or 'none ran'}"
+            )
+        console.print(*[f"{name}: cut off after {args.minutes} minutes" for name in result["unfinished"]], sep="\n")
+        failed = any(counts.get("failed", 0) + counts.get("error", 0) for counts in result["counts"].values())
+    else:
+        report.print_report(
+            rows, gpu.PEERS, f"{result['device']['name']}; ratios: cnnfast's speed to the peer's", console
+        )
+        for name in result["left_out"]:
+            console.print(f"not reached in {args.minutes} minutes: {name}", markup=False)
+        failed = any(OURS in row.problems for row in rows)
+    Console(stderr=True, highlight=False).print(f"written: {args.out / args.part}.json, gpu.json", soft_wrap=True)
+    return 1 if failed else 0
 
 
 def _cases(args: argparse.Namespace):

@@ -158,7 +158,7 @@ def test_report_says_where_it_loses(capsys):
     assert rows[0].timings["cnnfast"].gflop_per_s == pytest.approx(0.5)
     assert report.geometric_means(rows)["op"] == pytest.approx(1.5)
     assert [row.name for row in report.losses(rows)] == ["lost"]
-    report.print_report(rows, quick_settings("eager_channels_last", "inductor"), Console(width=200))
+    report.print_report(rows, ("eager_channels_last", "inductor"), "title", Console(width=200))
     text = capsys.readouterr().out
     assert "op: 1.50x the better of eager_channels_last and inductor" in text
     assert "op lost: 0.75 (0.75-0.75) eager_channels_last" in text
