@@ -38,6 +38,16 @@ def depthwise_conv2d(shape, k, stride, dtype, memory_format=NHWC, pre_activation
     kernels.depthwise_conv2d_backward(torch.empty_like(y), *args, 0b111)
 
 
+def conv2d(shape, out, k, dtype, memory_format=NHWC, activation=1):
+    kernels = importlib.import_module("cnnfast.kernels.conv2d")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, bias = empty(out, shape[1], k, k, dtype=dtype), empty(out, dtype=FLOAT32)
+    residual = empty(shape[0], out, *shape[2:], dtype=dtype, memory_format=memory_format)
+    args = (x, weight, bias, residual, (1, 1), (), (1, 1), activation)
+    y = kernels.conv2d(*args)
+    kernels.conv2d_backward(torch.empty_like(y), *args, 0b1111)
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
     return Case(dtype, launch, options.get("memory_format", NHWC) is NHWC, quick)
@@ -63,6 +73,11 @@ CASES = {
     "depthwise 5x5, bf16, NCHW": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, memory_format=NCHW, activation=2),
     "depthwise 7x7, fp32": DEPTHWISE((32, 384, 28, 28), 7, 1, dtype=FLOAT32),
     "depthwise 3x3, fp64": DEPTHWISE((4, 728, 19, 19), 3, 1, dtype=FLOAT64, pre_activation=1),
+    "conv2d 3x3, bf16": case(conv2d, (32, 256, 14, 14), 256, 3, dtype=BFLOAT16, quick=True),
+    "conv2d 3x3, silu, fp32, NCHW": case(
+        conv2d, (32, 64, 56, 56), 64, 3, dtype=FLOAT32, memory_format=NCHW, activation=4
+    ),
+    "conv2d 3x3, fp64": case(conv2d, (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
 }
 # Kernels that read partial sums, a few bytes a thread.
 NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel"}
