@@ -18,26 +18,28 @@ import triton.language as tl
 from torch.nn.functional import pad
 
 from .activation import activate, gate
-from .launch import cdiv, dense, memory_format, output_size
+from .launch import cdiv, dense, memory_format, output_size, vector
 from .packing import accumulator
 
 __all__ = ["conv2d", "conv2d_backward"]
 
-SIZES = ["vectors", "K", "image"]
+SIZES = ["vectors", "k_vectors", "image"]
 BLOCK = 1024
 
 
 # y becomes activation(y + bias + residual), or with `grad` grad * activation'(y + bias + residual).
 @triton.jit(do_not_specialize=SIZES)
 def conv2d_epilogue_kernel(
-    y, bias, residual, grad, vectors, K, image,
-    VECTOR: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
+    y, bias, residual, grad, vectors, k_vectors, image,
+    VECTOR: tl.constexpr, K_VECTOR: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = o < vectors.to(tl.int64) * VECTOR
     dtype: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     b_y = tl.load(y + o, mask, 0.0).to(dtype)
     if bias is not None:
+        K = k_vectors * K_VECTOR
         o_k = o % K if CHANNELS_LAST else o // image % K
         b_y += tl.load(bias + o_k, mask, 0.0).to(dtype)
     if residual is not None:
@@ -56,12 +58,12 @@ def finish(y, bias, residual, grad, activation, channels_last):
         return
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format(channels_last))
-    vector = min(y.numel() & -y.numel(), 16 // y.element_size())
+    v, k = vector(y.numel(), y), vector(y.shape[1], y)
     with torch.cuda.device_of(y):
         conv2d_epilogue_kernel[(cdiv(y.numel(), BLOCK),)](
-            y, bias, residual, grad, y.numel() // vector, y.shape[1], y.shape[2] * y.shape[3],
-            VECTOR=vector, ACTIVATION=activation, CHANNELS_LAST=channels_last,
-            BLOCK_C=BLOCK, num_warps=4 if y.element_size() > 2 else 2,
+            y, bias, residual, grad, y.numel() // v, y.shape[1] // k, y.shape[2] * y.shape[3],
+            VECTOR=v, K_VECTOR=k, ACTIVATION=activation, CHANNELS_LAST=channels_last,
+            BLOCK_C=BLOCK, num_warps=4,
         )  # fmt: skip
 
 

@@ -253,18 +253,21 @@ def depthwise_conv2d_bwd_weight_sum_kernel(
         tl.store(grad_bias + o_k, total.to(grad_bias.dtype.element_ty), (o_k < K) & (tap == TAPS))
 
 
-def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h):
+def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, grad=None):
     """Tile of the weight-gradient kernel: a thread holds about 100 registers of running sums, whatever the filter.
 
     Only 80, and one vector of x at most, unless x comes as 16-bit pairs: the compiler has many loads in flight, and
     those of wider elements, or of single ones (NCHW), take a register an element; with 100 sums beside them it spills.
-    5x5 at stride 1 in float32 is an exception, which doesn't, and whose loads stay 16 bytes wide.
+    5x5 at stride 1 in float32 is an exception, which doesn't, and whose loads stay 16 bytes wide; not so beside a grad
+    of another dtype (float32, behind a curved activation).
     """
+    mixed = grad is not None and grad.dtype != x.dtype
+    x = grad if mixed else x
     tap_rows = kernel[0] if kernel[0] * kernel[1] <= 49 else max(49 // kernel[1], 1)
     per_thread = 16 // x.element_size() if channels_last else 4
     registers = 2 if x.dtype == torch.float64 else 1
     fits = x.element_size() == 2 or (x.element_size() == 4 and stride_h == 1 and max(kernel) <= 5)
-    most = 100 if channels_last and fits else 80
+    most = 100 if channels_last and fits and not mixed else 80
     while per_thread > 1 and per_thread * tap_rows * kernel[1] * registers > most:
         per_thread //= 2
     block_c = fitting_power(channels, 16, 64 if channels_last else 16)
@@ -355,7 +358,7 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0])
+    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad)
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])

@@ -41,7 +41,7 @@ def depthwise_conv2d(shape, k, stride, dtype, memory_format=NHWC, pre_activation
 def conv2d(shape, out, k, dtype, memory_format=NHWC, activation=1):
     kernels = importlib.import_module("cnnfast.kernels.conv2d")
     x = empty(*shape, dtype=dtype, memory_format=memory_format)
-    weight, bias = empty(out, shape[1], k, k, dtype=dtype), empty(out, dtype=FLOAT32)
+    weight, bias = empty(out, shape[1], k, k, dtype=dtype), empty(out, dtype=torch.promote_types(dtype, FLOAT32))
     residual = empty(shape[0], out, *shape[2:], dtype=dtype, memory_format=memory_format)
     args = (x, weight, bias, residual, (1, 1), (), (1, 1), activation)
     y = kernels.conv2d(*args)
