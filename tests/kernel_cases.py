@@ -5,6 +5,7 @@ Its launchers run on meta tensors.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
@@ -38,12 +39,39 @@ def depthwise_conv2d(shape, k, stride, dtype, memory_format=NHWC, pre_activation
     kernels.depthwise_conv2d_backward(torch.empty_like(y), *args, 0b111)
 
 
+def pointwise_conv2d(
+    shape, out, stride=1, dtype=BFLOAT16, memory_format=NHWC, gate=False, residual=False, activation=0, tf32=False
+):
+    kernels = importlib.import_module("cnnfast.kernels.pointwise_conv2d")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, bias = empty(out, shape[1], 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    height, width = (-(-size // stride) for size in shape[2:])
+    added = empty(shape[0], out, height, width, dtype=dtype, memory_format=memory_format) if residual else None
+    gates = empty(*shape[:2], 1, 1, dtype=dtype) if gate else None
+    args = (x, weight, bias, gates, added, (stride, stride), activation)
+    with float32_by("tf32" if tf32 else "ieee"):
+        y = kernels.pointwise_conv2d(*args)
+        kernels.pointwise_conv2d_backward(torch.empty_like(y), *args, 0b11111)
+
+
+@contextlib.contextmanager
+def float32_by(precision):
+    """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, precision
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
     return Case(dtype, launch, options.get("memory_format", NHWC) is NHWC, quick)
 
 
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
+POINTWISE = functools.partial(case, pointwise_conv2d)
 CASES = {
     "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
     "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
@@ -63,8 +91,23 @@ CASES = {
     "depthwise 5x5, bf16, NCHW": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, memory_format=NCHW, activation=2),
     "depthwise 7x7, fp32": DEPTHWISE((32, 384, 28, 28), 7, 1, dtype=FLOAT32),
     "depthwise 3x3, fp64": DEPTHWISE((4, 728, 19, 19), 3, 1, dtype=FLOAT64, pre_activation=1),
+} | {
+    "pointwise 728 -> 728, bf16": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, activation=1, quick=True),
+    "pointwise 96 -> 24, fp16": POINTWISE((32, 96, 56, 56), 24, dtype=FLOAT16, residual=True),
+    "pointwise 320 -> 1280, gate, bf16": POINTWISE((32, 320, 7, 7), 1280, dtype=BFLOAT16, gate=True, activation=2),
+    "pointwise 672 -> 112, gate, silu, bf16": POINTWISE(
+        (32, 672, 14, 14), 112, dtype=BFLOAT16, gate=True, activation=4
+    ),
+    "pointwise 64 -> 128 / 2, bf16": POINTWISE((32, 64, 56, 56), 128, 2, dtype=BFLOAT16),
+    "pointwise 144 -> 40, fp32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32),
+    "pointwise 144 -> 40, TF32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, tf32=True),
+    "pointwise 728 -> 728, fp32": POINTWISE((32, 728, 19, 19), 728, dtype=FLOAT32, activation=1),
+    "pointwise 728 -> 728, TF32": POINTWISE((32, 728, 19, 19), 728, dtype=FLOAT32, activation=1, tf32=True),
+    "pointwise 144 -> 40, fp32, NCHW": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, memory_format=NCHW),
+    "pointwise 728 -> 728, bf16, NCHW": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
+    "pointwise 144 -> 40, fp64": POINTWISE((4, 144, 28, 28), 40, dtype=FLOAT64),
 }
 # Kernels that read partial sums, a few bytes a thread.
-NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel"}
+NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel", "pointwise_conv2d_bwd_sum_kernel"}
 # By kernel: (dtype, target) -> what its assembly must hold, for those that multiply matrices.
 PRODUCTS: dict[str, Callable[[torch.dtype, str], re.Pattern]] = {}

@@ -23,10 +23,10 @@ TILE = ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_S", "BLOCK_P", "BLOCK_K", "BLOCK_
 
 
 @functools.cache
-def launches(case: str) -> dict[str, Launch]:
+def launches(case: str, target: str = "sm_90") -> dict[str, Launch]:
     """By kernel name, those of the forward pass and of all gradients; of two launches of a kernel the first."""
     by_name: dict[str, Launch] = {}
-    with recording() as recorded:
+    with recording(target) as recorded:
         CASES[case].launch()
     for launch in recorded:
         by_name.setdefault(launch.kernel.__name__, launch)
@@ -34,12 +34,12 @@ def launches(case: str) -> dict[str, Launch]:
 
 
 def compiled(case: str, kernel: str, target: str) -> Compiled:
-    return compile_for(launches(case)[kernel], target)
+    return compile_for(launches(case, target)[kernel], target)
 
 
 def wanted_load(case: str, kernel: str, target: str) -> int:
     """Bytes that a thread should load at once: its share of a tile's row, 16 at most; for channels_last."""
-    launch = launches(case)[kernel]
+    launch = launches(case, target)[kernel]
     if not CASES[case].wide or kernel in NARROW:
         return 1
     threads = launch.kwargs["num_warps"] * TARGETS[target].warp_size
