@@ -24,7 +24,7 @@ import triton.language as tl
 
 from .activation import RELU6, activate
 from .activation import gate as gradient_through
-from .launch import cdiv, dense, tensor_cores, fitting_power, memory_format, next_power_of_2, output_size, vector
+from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
 from .packing import accumulator, padded
 
 __all__ = ["pointwise_conv2d", "pointwise_conv2d_backward"]
@@ -92,10 +92,8 @@ def product(
     """x [pixel, c] * gate [c] times weight: [k, c], or TRANSPOSED [c, k]."""
     o_c = tl.arange(0, BLOCK_C)
     p_x = x + elements(i_n, o_p, o_c, pixels, C, CHANNELS_LAST)  # [BP, BC]
-    if TRANSPOSED:
-        p_w = weight + ((o_c * K)[:, None] + o_k[None, :])  # [BC, BK]
-    else:
-        p_w = weight + (o_c[:, None] + (o_k * C)[None, :])
+    o_w = (o_c * K)[:, None] + o_k[None, :] if TRANSPOSED else o_c[:, None] + (o_k * C)[None, :]
+    p_w = weight + o_w  # [BC, BK]
     acc = tl.zeros((BLOCK_P, BLOCK_K), sums_in(x.dtype.element_ty))
     for c in range(0, C, BLOCK_C):
         m_c = c + o_c < C  # both sides: 0 times a neighbour's NaN is NaN
@@ -191,7 +189,8 @@ def pointwise_conv2d_bwd_input_kernel(
 # Gradients of weight and bias, first stage: BLOCK_K x BLOCK_C of the weight's, summed over `tiles` tiles of BLOCK_P
 # pixels, which follow each other (and on into the next image).
 # Grid  (block of C, block of K, chunk of tiles), the first fastest: programs in flight together share pixels in L2.
-# Bytes ideally x and grad once; really besides the partial sums, and x (grad) once more from L2 per further block of K (C).
+# Bytes ideally x and grad once; really besides the partial sums, and from L2 x (grad) once more per further block of
+#       K (C).
 # partial[chunk, k, c], partial_bias[chunk, k]: the second stage is the kernel below.
 @triton.jit(do_not_specialize=SIZES + ["tiles_total", "tiles"])
 def pointwise_conv2d_bwd_weight_kernel(
@@ -259,19 +258,19 @@ def pointwise_conv2d_bwd_sum_kernel(
 def product_blocks(C, K, image, dtype, on_tensor_cores):
     """Tile of the forward and input-gradient kernels, for C input and K output channels of the product.
 
-    It depends on the size of an image, not on the batch: a pixel's sum has the same order beside any neighbours. Most of
-    the networks' products are bound by memory: up to 128 output channels are one block, which reads x once. Three
+    It depends on the size of an image, not on the batch: a pixel's sum has the same order beside any neighbours. Most
+    of the networks' products are bound by memory: up to 128 output channels are one block, which reads x once. Three
     stages of 128 bytes of a row of x and of weight are at most 96 KiB, what the smallest GPUs with tensor cores have.
-    Plain multiplications read their operands again and again from shared memory into registers: smaller tiles.
+    Plain multiplications hold their operands in registers: fewer channels.
     """
     if dtype == torch.float64:
         return dict(BLOCK_P=32, BLOCK_K=32, BLOCK_C=16, num_warps=4, num_stages=2)
     if not on_tensor_cores:
-        return dict(BLOCK_P=64, BLOCK_K=side(K, 64), BLOCK_C=16, num_warps=4, num_stages=3)
+        return dict(BLOCK_P=128, BLOCK_K=side(K, 64), BLOCK_C=16, num_warps=8, num_stages=3)
     block_p = 128 if image > 256 else 64
     block_k = side(K, 128)
     block_c = max(fitting_power(C, 32, 128 // dtype.itemsize), 16)
-    warps = 8 if block_p * block_k > 8192 else 4
+    warps = 8 if block_p * block_k >= 4096 else 4
     return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
 
 
@@ -280,10 +279,10 @@ def weight_blocks(C, K, dtype, on_tensor_cores, channels_last):
     if dtype == torch.float64:
         return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=4, num_stages=2)
     if not on_tensor_cores:
-        return dict(BLOCK_P=16, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=4, num_stages=3)
+        return dict(BLOCK_P=32, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=4, num_stages=3)
     block_k, block_c = (side(size, 128 if channels_last else 64) for size in (K, C))
     block_p = (128 if channels_last else 64) // dtype.itemsize
-    warps = 8 if block_k * block_c > 8192 else 4
+    warps = 8 if block_k * block_c > 4096 else 4
     return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
 
 
@@ -298,7 +297,7 @@ class Geometry:
     def __init__(self, x, weight, gate, stride):
         self.x, channels_last = dense(x)
         self.format = memory_format(channels_last)
-        N, C, H, W = self.x.shape
+        N, _, H, W = self.x.shape
         OH, OW, _, _ = output_size((H, W), (1, 1), stride, (0, 0, 0, 0), (1, 1))
         self.y_shape, self.image = (N, weight.shape[0], OH, OW), OH * OW
         channels_last |= H * W == 1  # where both formats are one
@@ -335,7 +334,8 @@ def forward(x, weight, bias, gate, residual, grad, stride, activation):
     with torch.cuda.device_of(x):
         pointwise_conv2d_fwd_kernel[(g.tiles(blocks) * cdiv(K, blocks["BLOCK_K"]),)](
             g.x, weight.contiguous(), bias, gate if gate is None else gate.contiguous(), residual, grad, y,
-            *g.sizes, *vectors, ACTIVATION=activation, TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+            *g.sizes, *vectors, ACTIVATION=activation, TENSOR_CORES=on_tensor_cores,
+            **constants, **g.constants, **blocks,
         )  # fmt: skip
     return y
 
@@ -386,8 +386,9 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     with torch.cuda.device_of(x):
         if chunks:
             pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
-                grad.contiguous(memory_format=g.format), g.x.to(grad.dtype), gate if gate is None else gate.contiguous(),
-                partial, partial_bias, *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
+                grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
+                gate if gate is None else gate.contiguous(), partial, partial_bias,
+                *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
                 TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
             )  # fmt: skip
         add_up(partial, grad_weight)
@@ -410,7 +411,7 @@ def pointwise_conv2d(x, weight, bias, gate, residual, stride, activation):
 
 
 def pointwise_conv2d_backward(grad, x, weight, bias, gate, residual, stride, activation, output_mask):
-    """Gradients of (x, weight, bias, gate, residual): 0 elements for one that output_mask leaves out, or of no tensor."""
+    """Gradients of (x, weight, bias, gate, residual): 0 elements for one that output_mask leaves out or None."""
     wanted = [bool(output_mask >> i & 1) and t is not None for i, t in enumerate((x, weight, bias, gate, residual))]
     grads = [(x if t is None else t).new_empty(0) for t in (x, weight, bias, gate, residual)]
     if activation != 0:

@@ -67,7 +67,9 @@ def float32_by(precision):
 
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
-    return Case(dtype, launch, options.get("memory_format", NHWC) is NHWC, quick)
+    # TF32's wgmma and tcgen05 want the axis of the sum innermost: what isn't so stored goes there number by number.
+    wide = options.get("memory_format", NHWC) is NHWC and not options.get("tf32")
+    return Case(dtype, launch, wide, quick)
 
 
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
@@ -91,7 +93,6 @@ CASES = {
     "depthwise 5x5, bf16, NCHW": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, memory_format=NCHW, activation=2),
     "depthwise 7x7, fp32": DEPTHWISE((32, 384, 28, 28), 7, 1, dtype=FLOAT32),
     "depthwise 3x3, fp64": DEPTHWISE((4, 728, 19, 19), 3, 1, dtype=FLOAT64, pre_activation=1),
-} | {
     "pointwise 728 -> 728, bf16": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, activation=1, quick=True),
     "pointwise 96 -> 24, fp16": POINTWISE((32, 96, 56, 56), 24, dtype=FLOAT16, residual=True),
     "pointwise 320 -> 1280, gate, bf16": POINTWISE((32, 320, 7, 7), 1280, dtype=BFLOAT16, gate=True, activation=2),
@@ -109,5 +110,24 @@ CASES = {
 }
 # Kernels that read partial sums, a few bytes a thread.
 NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel", "pointwise_conv2d_bwd_sum_kernel"}
-# By kernel: (dtype, target) -> what its assembly must hold, for those that multiply matrices.
-PRODUCTS: dict[str, Callable[[torch.dtype, str], re.Pattern]] = {}
+
+
+def product(dtype: torch.dtype, target: str, options: dict, side: str = "BLOCK_P") -> re.Pattern:
+    """What multiplies matrices; `side`: the one of its tiles that goes along an instruction's rows."""
+    kind = {FLOAT16: "f16", BFLOAT16: "bf16", FLOAT32: "xf32"}.get(dtype)
+    if not options["TENSOR_CORES"]:
+        if target == "gfx942":
+            return re.compile(r"v_mfma_f(32|64)_\w+_f\1\b")
+        return re.compile(r"\A(?![\s\S]*\b(?:UTC\w*MMA|HG?MMA))[\s\S]*\b(?:FFMA|DFMA|DMMA)")
+    if target == "gfx942":
+        return re.compile(rf"v_mfma_f32_\w+_{kind}\b")
+    large = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} if options[side] >= 64 else {}
+    return re.compile(rf"\b{large.get(target, 'HMMA')}\b")
+
+
+# By kernel: (dtype, target, options) -> what its assembly must hold, for those that multiply matrices.
+PRODUCTS: dict[str, Callable[[torch.dtype, str, dict], re.Pattern]] = {
+    "pointwise_conv2d_fwd_kernel": product,
+    "pointwise_conv2d_bwd_input_kernel": product,
+    "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side="BLOCK_K"),
+}

@@ -47,8 +47,11 @@ def wanted_load(case: str, kernel: str, target: str) -> int:
 
 
 def elements_of_a_load(options: dict) -> int:
-    """What all threads of a program load together of x: a row of a tile of pixels, or a block of a matrix."""
-    return options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options.get("BLOCK_P", 1) * options["BLOCK_C"]
+    """What all threads of a program load together of x: a row of a tile of pixels; of matrices the smaller one."""
+    if "BLOCK_P" in options:
+        sides = sorted(options[name] for name in ("BLOCK_P", "BLOCK_K", "BLOCK_C"))
+        return sides[0] * sides[1]
+    return options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options["BLOCK_C"]
 
 
 def objections(case: str, kernel: str, target: str, result: Compiled) -> list[str]:
@@ -61,8 +64,10 @@ def objections(case: str, kernel: str, target: str, result: Compiled) -> list[st
     wanted = wanted_load(case, kernel, target)
     if result.narrowest_load < wanted:
         wrong.append(f"a load is {result.narrowest_load} bytes wide, not {wanted}")
-    if kernel in PRODUCTS and not (instruction := PRODUCTS[kernel](CASES[case].dtype, target)).search(result.assembly):
-        wrong.append(f"no {instruction.pattern} is in its code")
+    if kernel in PRODUCTS:
+        instruction = PRODUCTS[kernel](CASES[case].dtype, target, launches(case, target)[kernel].kwargs)
+        if not instruction.search(result.assembly):
+            wrong.append(f"no {instruction.pattern} is in its code")
     return [f"{kernel}, {case}, {target}: {text}" for text in wrong]
 
 
