@@ -52,7 +52,8 @@ def tensor_cores(x):
     compute capability 8.0 on (triton-lang/triton#5066).
     """
     if x.dtype == torch.float32:
-        allowed = torch.backends.cudnn.conv.fp32_precision == "tf32" and torch.version.hip is None
+        setting = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        allowed = setting == "tf32" and torch.version.hip is None
     else:
         allowed = x.dtype != torch.float64
     return allowed and capability(x.device) >= (8, 0)

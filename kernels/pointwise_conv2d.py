@@ -274,12 +274,16 @@ def product_blocks(C, K, image, dtype, on_tensor_cores):
     return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
 
 
-def weight_blocks(C, K, dtype, on_tensor_cores, channels_last):
-    """Tile of the weight-gradient kernel, of the gradient's dtype; NCHW's loads of single numbers take registers."""
+def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
+    """Tile of the weight-gradient kernel, of the gradient's dtype.
+
+    NCHW's loads of single numbers take registers, and so does the gate where products are plain multiplications.
+    """
     if dtype == torch.float64:
         return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=4, num_stages=2)
     if not on_tensor_cores:
-        return dict(BLOCK_P=32, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=4, num_stages=3)
+        block_p, warps = (16, 8) if gated else (32, 4)
+        return dict(BLOCK_P=block_p, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=warps, num_stages=3)
     block_k, block_c = (side(size, 128 if channels_last else 64) for size in (K, C))
     block_p = (128 if channels_last else 64) // dtype.itemsize
     warps = 8 if block_k * block_c > 4096 else 4
@@ -302,7 +306,8 @@ class Geometry:
         self.y_shape, self.image = (N, weight.shape[0], OH, OW), OH * OW
         channels_last |= H * W == 1  # where both formats are one
         together = channels_last and stride[0] * stride[1] == 1 and gate is None
-        self.images, self.pixels = (1, N * H * W) if together else (N, OH * OW)
+        self.images = 1 if together else N
+        self.pixels = N * H * W if together else OH * OW
         v = 1 if channels_last else vector(self.pixels, x)
         self.sizes = (H, W, OW, self.pixels // v)
         self.constants = dict(
@@ -340,9 +345,9 @@ def forward(x, weight, bias, gate, residual, grad, stride, activation):
     return y
 
 
-# Where `grad` is float32 beside another dtype (after a curved activation), the other factor is converted before the
-# launch: of one that is converted inside, Triton 3.7 takes the product by TF32 on compute capability 10.0, whatever
-# input_precision says.
+# Where `grad` is float32 beside another dtype (after a curved activation), what it is multiplied with is converted
+# before the launch: of what is converted inside, Triton 3.7 takes the product by TF32 on compute capability 10.0,
+# whatever input_precision says.
 def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
     """(gradient of x, of gate), None where not wanted."""
     g = Geometry(x, weight, gate, stride)
@@ -373,7 +378,8 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
-    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None)
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
     tiles_total = g.tiles(blocks)
@@ -387,7 +393,7 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
         if chunks:
             pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
                 grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
-                gate if gate is None else gate.contiguous(), partial, partial_bias,
+                gate if gate is None else gate.to(grad.dtype).contiguous(), partial, partial_bias,
                 *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
                 TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
             )  # fmt: skip

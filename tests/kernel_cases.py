@@ -100,7 +100,7 @@ CASES = {
         (32, 672, 14, 14), 112, dtype=BFLOAT16, gate=True, activation=4
     ),
     "pointwise 64 -> 128 / 2, bf16": POINTWISE((32, 64, 56, 56), 128, 2, dtype=BFLOAT16),
-    "pointwise 144 -> 40, fp32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32),
+    "pointwise 144 -> 40, gate, fp32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, gate=True),
     "pointwise 144 -> 40, TF32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, tf32=True),
     "pointwise 728 -> 728, fp32": POINTWISE((32, 728, 19, 19), 728, dtype=FLOAT32, activation=1),
     "pointwise 728 -> 728, TF32": POINTWISE((32, 728, 19, 19), 728, dtype=FLOAT32, activation=1, tf32=True),
