@@ -40,6 +40,25 @@ def output_size(size, kernel, stride, padding, dilation):
     return *out, *before
 
 
+def capability(device):
+    """Compute capability of a GPU; a new one's for tensors that are on none (the interpreter's)."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def tensor_cores(x):
+    """Whether tl.dot is to multiply x's dtype on tensor cores; else by float32 (float64) multiplications.
+
+    float32, which is TF32 then, only where PyTorch's setting for convolutions allows it. Triton uses tensor cores from
+    compute capability 8.0 on (triton-lang/triton#5066).
+    """
+    if x.dtype == torch.float32:
+        setting = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        allowed = setting == "tf32" and torch.version.hip is None
+    else:
+        allowed = x.dtype != torch.float64
+    return allowed and capability(x.device) >= (8, 0)
+
+
 def vector(channels, x):
     """Elements of one load: the widest power of two, up to 16 bytes, that divides the channels of every pixel."""
     return min(channels & -channels, 16 // x.element_size())

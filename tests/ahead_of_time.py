@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -39,14 +40,14 @@ class Compiled:
     registers: int
     spilled: int  # bytes of stack or local memory a thread; 0 wanted
     shared: int  # bytes a program
-    narrowest_load: int  # bytes a thread, from global memory
+    narrowest_load: int  # bytes a thread, from global memory, in loops where there are any
     instructions: int
     assembly: str
 
 
 @contextlib.contextmanager
-def recording():
-    """The launches that cnnfast.kernels' kernels get meanwhile, as a list; nothing runs."""
+def recording(target_name):
+    """The launches that cnnfast.kernels' kernels get meanwhile, as for the target, as a list; nothing runs."""
     launches = []
 
     class Recorder:
@@ -63,10 +64,12 @@ def recording():
     kernels = [
         (module, name, value) for module in modules for name, value in vars(module).items() if is_kernel(name, value)
     ]
+    arch = re.fullmatch(r"(?:sm_|gfx)(\d+)(\d)\w*", target_name).groups()
     try:
         for module, name, kernel in kernels:
             setattr(module, name, Recorder(kernel))
-        yield launches
+        with mock.patch("cnnfast.kernels.launch.capability", lambda device: tuple(map(int, arch))):
+            yield launches
     finally:
         for module, name, kernel in kernels:
             setattr(module, name, kernel)
@@ -89,6 +92,23 @@ def compile_for(launch, target_name):
     return (amd_resources if target.backend == "hip" else nvidia_resources)(built)
 
 
+def in_loops(assembly):
+    """Its lines from a label to a later branch to it; all if there is no loop."""
+    lines = assembly.splitlines()
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := re.match(r"(\$?\.?L\w+):", line))}
+    inside = set()
+    for i, line in enumerate(lines):
+        target = re.search(r"\b(?:bra|s_c?branch)\S*\s+(\S+?);?(?:\s|$)", line)
+        if target and labels.get(target[1], i) < i:
+            inside.update(range(labels[target[1]], i))
+    return "\n".join(lines[i] for i in sorted(inside)) if inside else assembly
+
+
+def narrowest(widths):
+    """Of the loads in the code, but those that together load less than an eighth of its bytes, such as a gate."""
+    return min(width for width in widths if widths.count(width) * width * 8 >= sum(widths))
+
+
 def nvidia_resources(built):
     """From the machine code, by the tools that come with Triton."""
     tools = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -98,12 +118,14 @@ def nvidia_resources(built):
         run = lambda tool, *args: subprocess.run([tools / tool, *args, cubin.name], capture_output=True, text=True)  # noqa: E731
         usage = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", run("cuobjdump", "-res-usage").stdout))
         assembly = run("nvdisasm", "-c").stdout
-    loads = re.findall(r"\bld\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", built.asm["ptx"])
+    code = in_loops(built.asm["ptx"])
+    loads = re.findall(r"\bld\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", code)
+    copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global [^;]*?\], (0x\w+)", code)
     return Compiled(
         registers=int(usage["REG"]),
         spilled=int(usage["STACK"]) + int(usage["LOCAL"]),
         shared=built.metadata.shared,
-        narrowest_load=min(int(count or 1) * int(bits) // 8 for count, bits in loads),
+        narrowest_load=narrowest([int(n or 1) * int(bits) // 8 for n, bits in loads] + [int(n, 16) for n in copies]),
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, re.M)),
         assembly=assembly,
     )
@@ -114,12 +136,12 @@ def amd_resources(built):
     assembly = built.asm["amdgcn"]
     note = lambda name: int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))  # noqa: E731
     widths = dict(dwordx4=16, dwordx3=12, dwordx2=8, dword=4, ushort=2, ubyte=1)
-    loads = re.findall(r"(?:global|buffer)_load_([a-z0-9]+)", assembly)
+    loads = re.findall(r"(?:global|buffer)_load_([a-z0-9]+)", in_loops(assembly))
     return Compiled(
         registers=note("vgpr_count"),
         spilled=4 * note("vgpr_spill_count") + note("private_segment_fixed_size"),
         shared=built.metadata.shared,
-        narrowest_load=min(widths[load] for load in loads),
+        narrowest_load=narrowest([widths[load] for load in loads]),
         instructions=len(re.findall(r"^\t[vs]_|^\t(?:global|buffer|ds)_", assembly, re.M)),
         assembly=assembly,
     )

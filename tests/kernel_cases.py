@@ -5,6 +5,7 @@ Its launchers run on meta tensors.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
@@ -48,12 +49,41 @@ def conv2d(shape, out, k, dtype, memory_format=NHWC, activation=1):
     kernels.conv2d_backward(torch.empty_like(y), *args, 0b1111)
 
 
+def pointwise_conv2d(
+    shape, out, stride=1, dtype=BFLOAT16, memory_format=NHWC, gate=False, residual=False, activation=0, tf32=False
+):
+    kernels = importlib.import_module("cnnfast.kernels.pointwise_conv2d")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, bias = empty(out, shape[1], 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    height, width = (-(-size // stride) for size in shape[2:])
+    added = empty(shape[0], out, height, width, dtype=dtype, memory_format=memory_format) if residual else None
+    gates = empty(*shape[:2], 1, 1, dtype=dtype) if gate else None
+    args = (x, weight, bias, gates, added, (stride, stride), activation)
+    with float32_by("tf32" if tf32 else "ieee"):
+        y = kernels.pointwise_conv2d(*args)
+        kernels.pointwise_conv2d_backward(torch.empty_like(y), *args, 0b11111)
+
+
+@contextlib.contextmanager
+def float32_by(precision):
+    """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, precision
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
-    return Case(dtype, launch, options.get("memory_format", NHWC) is NHWC, quick)
+    # TF32's wgmma and tcgen05 want the axis of the sum innermost: what isn't so stored goes there number by number.
+    wide = options.get("memory_format", NHWC) is NHWC and not options.get("tf32")
+    return Case(dtype, launch, wide, quick)
 
 
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
+POINTWISE = functools.partial(case, pointwise_conv2d)
 CASES = {
     "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
     "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
@@ -78,8 +108,41 @@ CASES = {
         conv2d, (32, 64, 56, 56), 64, 3, dtype=FLOAT32, memory_format=NCHW, activation=4
     ),
     "conv2d 3x3, fp64": case(conv2d, (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
+    "pointwise 728 -> 728, bf16": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, activation=1, quick=True),
+    "pointwise 96 -> 24, fp16": POINTWISE((32, 96, 56, 56), 24, dtype=FLOAT16, residual=True),
+    "pointwise 320 -> 1280, gate, bf16": POINTWISE((32, 320, 7, 7), 1280, dtype=BFLOAT16, gate=True, activation=2),
+    "pointwise 672 -> 112, gate, silu, bf16": POINTWISE(
+        (32, 672, 14, 14), 112, dtype=BFLOAT16, gate=True, activation=4
+    ),
+    "pointwise 64 -> 128 / 2, bf16": POINTWISE((32, 64, 56, 56), 128, 2, dtype=BFLOAT16),
+    "pointwise 144 -> 40, gate, fp32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, gate=True),
+    "pointwise 144 -> 40, TF32": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, tf32=True),
+    "pointwise 728 -> 728, fp32": POINTWISE((32, 728, 19, 19), 728, dtype=FLOAT32, activation=1),
+    "pointwise 728 -> 728, TF32": POINTWISE((32, 728, 19, 19), 728, dtype=FLOAT32, activation=1, tf32=True),
+    "pointwise 144 -> 40, fp32, NCHW": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, memory_format=NCHW),
+    "pointwise 728 -> 728, bf16, NCHW": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
+    "pointwise 144 -> 40, fp64": POINTWISE((4, 144, 28, 28), 40, dtype=FLOAT64),
 }
 # Kernels that read partial sums, a few bytes a thread.
-NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel"}
-# By kernel: (dtype, target) -> what its assembly must hold, for those that multiply matrices.
-PRODUCTS: dict[str, Callable[[torch.dtype, str], re.Pattern]] = {}
+NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel", "pointwise_conv2d_bwd_sum_kernel"}
+
+
+def product(dtype: torch.dtype, target: str, options: dict, side: str = "BLOCK_P") -> re.Pattern:
+    """What multiplies matrices; `side`: the one of its tiles that goes along an instruction's rows."""
+    kind = {FLOAT16: "f16", BFLOAT16: "bf16", FLOAT32: "xf32"}.get(dtype)
+    if not options["TENSOR_CORES"]:
+        if target == "gfx942":
+            return re.compile(r"v_mfma_f(32|64)_\w+_f\1\b")
+        return re.compile(r"\A(?![\s\S]*\b(?:UTC\w*MMA|HG?MMA))[\s\S]*\b(?:FFMA|DFMA|DMMA)")
+    if target == "gfx942":
+        return re.compile(rf"v_mfma_f32_\w+_{kind}\b")
+    large = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} if options[side] >= 64 else {}
+    return re.compile(rf"\b{large.get(target, 'HMMA')}\b")
+
+
+# By kernel: (dtype, target, options) -> what its assembly must hold, for those that multiply matrices.
+PRODUCTS: dict[str, Callable[[torch.dtype, str, dict], re.Pattern]] = {
+    "pointwise_conv2d_fwd_kernel": product,
+    "pointwise_conv2d_bwd_input_kernel": product,
+    "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side="BLOCK_K"),
+}

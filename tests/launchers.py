@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from numerics import assert_gradients_by_policy, draw, nan_filled
-from op_cases import Case, drawn_away_from_kinks, make
+from op_cases import Case, drawn_away_from_kinks, make, with_exact_gate
 
 import cnnfast.kernels
 from cnnfast.ops import activations
@@ -86,7 +86,7 @@ def check_gradients(
 
 
 def away_from_kinks(op: str, generator: torch.Generator, **row: Any) -> Case:
-    return drawn_away_from_kinks(lambda: make(op, generator, away_from_kinks=True, **row))
+    return drawn_away_from_kinks(lambda: with_exact_gate(make(op, generator, away_from_kinks=True, **row)))
 
 
 def padded_by_nan(tensor: torch.Tensor) -> torch.Tensor:

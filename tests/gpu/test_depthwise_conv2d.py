@@ -4,16 +4,18 @@ Fails if an element is wrong or unwritten, a kernel runs on another stream or de
 be captured or compiled, addresses beyond 2^31 elements wrongly, or gives other bits the second time.
 """
 
+import functools
 import importlib
 
 import pytest
 import torch
-from numerics import assert_gradients_by_policy, draw, fresh_generator, nan_filled
-from op_cases import DTYPES, all_pairs, drawn_away_from_kinks, identifier, make
+from gpu import calls
+from gpu.calls import DEVICE, require, run
+from numerics import fresh_generator, nan_filled
+from op_cases import DTYPES, all_pairs, identifier, make
 
 import cnnfast
 
-DEVICE = "cuda"
 pytestmark = pytest.mark.gpu
 PAIRS = all_pairs(
     {
@@ -50,45 +52,23 @@ SMALL = {
 }
 
 
+on_gpu = functools.partial(calls.on_gpu, "depthwise_conv2d")
+away_from_kinks = functools.partial(calls.away_from_kinks, "depthwise_conv2d")
+
+
 @pytest.fixture(params=("triton", "cuda"))
 def backend(request):
     require("depthwise_conv2d", request.param)
     return request.param
 
 
-def require(op, backend):
-    reasons = cnnfast.ops.can_run(op, backend, torch.device(DEVICE))
-    if reasons:
-        pytest.skip("; ".join(reasons))
-
-
-def on_gpu(*args, **row):
-    return make("depthwise_conv2d", *args, **row).to(lambda tensor: tensor.to(DEVICE))
-
-
-def away_from_kinks(generator, **row):
-    return drawn_away_from_kinks(lambda: on_gpu(generator, away_from_kinks=True, **row))
-
-
-def run(case, backend):
-    with nan_filled():
-        return case.run(backend=backend)
-
-
-def gradients(case, grad, backend):
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in case.tensors.items()}
-    with nan_filled():
-        case.run(**leaves, backend=backend).backward(grad)
-    return {name: leaf.grad for name, leaf in leaves.items()}
-
-
-def check_gradients(case, generator, backend):
-    shape = case.reference(**case.tensors, **case.options).shape
-    grad = draw(generator, shape, case.x.dtype).to(DEVICE)
-    ours = gradients(case, grad, backend)
+def terms(case, shape):
     pixels = max(shape[0] * shape[2] * shape[3], 1)
-    terms = {"x": case.terms * case.tensors["weight"].shape[0] // case.x.shape[1], "weight": pixels, "bias": pixels}
-    assert_gradients_by_policy(ours, case.reference, grad, case.tensors, case.options, terms=terms)
+    multiplier = case.tensors["weight"].shape[0] // case.x.shape[1]
+    return {"x": case.terms * multiplier, "weight": pixels, "bias": pixels}
+
+
+check_gradients = functools.partial(calls.check_gradients, terms=terms)
 
 
 @pytest.mark.parametrize("row", PAIRS, ids=identifier)
@@ -152,79 +132,32 @@ def test_special_values(backend):
 
 
 def test_repeatable_and_independent_of_the_batch(backend):
-    generator = fresh_generator()
-    case = on_gpu(generator, n=16, c=96, size=(28, 28), activation=None)
-    y = run(case, backend)
-    grad = draw(generator, y.shape).to(DEVICE)
-    first, second = gradients(case, grad, backend), gradients(case, grad, backend)
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-    assert torch.equal(case.run(x=case.x[5:6], backend=backend), y[5:6])
+    case = on_gpu(fresh_generator(), n=16, c=96, size=(28, 28), activation=None)
+    calls.check_repeatable_and_independent_of_the_batch(case, backend)
 
 
 def test_side_stream(backend):
-    """On another stream, behind work that takes long: a kernel on the default stream would read x too early."""
-    case = on_gpu(fresh_generator(), n=4, c=64, size=(56, 56))
-    expected = run(case, backend)
-    x = torch.zeros_like(case.x)
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)
-        x.copy_(case.x)
-        y = case.run(x=x, backend=backend)
-    stream.synchronize()
-    assert torch.equal(y, expected)
+    calls.check_side_stream(on_gpu(fresh_generator(), n=4, c=64, size=(56, 56)), backend)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_device_that_is_not_the_current_one(backend):
-    case = make("depthwise_conv2d", fresh_generator(), c=24, activation=None).to(lambda tensor: tensor.to("cuda:1"))
-    assert torch.cuda.current_device() == 0
-    y = run(case, backend)
-    grad = torch.randn_like(y)
-    computed = gradients(case, grad, backend)
-    assert y.device == computed["x"].device == torch.device("cuda:1")
-    case.check(y)
-    with torch.cuda.device(1):
-        assert torch.equal(run(case, backend), y)
+    case = on_gpu(fresh_generator(), device="cuda:1", c=24, activation=None)
+    calls.check_device_that_is_not_the_current_one(case, backend)
 
 
 def test_cuda_graph(backend):
-    case = on_gpu(fresh_generator(), n=4, c=64, size=(28, 28))
-    x = case.x.clone(memory_format=torch.preserve_format)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        case.run(x=x, backend=backend)  # compiled before the capture
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = case.run(x=x, backend=backend)
-    for _ in range(2):
-        x.copy_(torch.randn_like(x))
-        graph.replay()
-        torch.cuda.synchronize()
-        assert torch.equal(y, case.run(x=x, backend=backend))
+    calls.check_cuda_graph(on_gpu(fresh_generator(), n=4, c=64, size=(28, 28)), backend)
 
 
 @pytest.mark.parametrize("dynamic", (False, True))
 def test_compile(dynamic, backend):
-    case = on_gpu(fresh_generator(), n=4, c=24, size=(14, 14), activation=None)
-    weight = case.tensors["weight"].clone().requires_grad_()
+    weight = on_gpu(fresh_generator(), c=24).tensors["weight"].requires_grad_()
 
     def step(x, weight):
         return cnnfast.depthwise_conv2d(x * 2, weight, padding=1, activation="relu", backend=backend) + 1
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
-    for n in (4, 6):
-        x = torch.randn(n, 24, 14, 14, device=DEVICE).to(memory_format=torch.channels_last)
-        ours, expected = compiled(x, weight), step(x, weight)
-        torch.testing.assert_close(ours, expected)
-        assert ours.stride() == expected.stride()
-        (theirs,) = torch.autograd.grad(expected.sum(), weight)
-        (grad,) = torch.autograd.grad(ours.sum(), weight)
-        torch.testing.assert_close(grad, theirs, rtol=1e-4, atol=1e-3)
+    calls.check_compile(step, (weight,), [(n, 24, 14, 14) for n in (4, 6)], dynamic)
 
 
 @pytest.mark.parametrize("layout", ("channels_last", "nchw"))

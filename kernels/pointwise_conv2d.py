@@ -1,0 +1,435 @@
+"""Pointwise convolution, forward and gradients: y = activation(conv1x1(x * gate, weight, stride) + bias + residual).
+
+Layout    x (N, C, H, W) dense, channels_last (the fast path: a matrix of pixels x channels, 16-byte loads along C) or
+          NCHW; y in x's format. weight [K, C] row by row; the input's gradient multiplies by the same rows, not by a
+          transposed copy. gate [N, C].
+Tile      BLOCK_P pixels of one image x BLOCK_K output channels, a loop over BLOCK_C input channels. A tensor in
+          channels_last, without stride and gate, counts as one image of all the batch's pixels.
+Grid      one axis: a tile a program, channel blocks fastest, so that programs in flight together share x in L2.
+Bytes     ideally every tensor once; really x once more from L2 for each further block of BLOCK_K output channels.
+Numbers   bfloat16 and float16 on tensor cores with float32 sums (before compute capability 8.0, where Triton has none,
+          in float32); float32 by IEEE multiplications, by TF32 ones where torch.backends.cudnn.conv.fp32_precision
+          says "tf32"; float64 in float64. x * gate is rounded to x's dtype; nothing else is in between: gradients
+          before a curved activation are float32, and so are their products.
+Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; N H W, C K and the number of
+          tiles stay below 2^31.
+Repeats   No atomics: every sum has a fixed order, and that of a pixel depends on C, K, its image's size and stride
+          alone, not on its neighbours in the batch.
+Registers and shared memory per target: docs/kernels.md.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .activation import RELU6, activate
+from .activation import gate as gradient_through
+from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
+from .packing import accumulator, padded
+
+__all__ = ["pointwise_conv2d", "pointwise_conv2d_backward"]
+
+SIZES = ["H", "W", "OW", "pixel_vectors", "c_vectors", "k_vectors"]  # one compiled kernel serves every size
+
+
+@triton.constexpr_function
+def sums_in(dtype):
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
+@triton.jit
+def locate(pixels, channels, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr):
+    """This program's (tile of all images, image, pixel [BP], channel [BK])."""
+    n_k = tl.cdiv(channels, BLOCK_K)
+    n_p = tl.cdiv(pixels, BLOCK_P)
+    i_tile = tl.program_id(0) // n_k
+    o_p = i_tile % n_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_k = tl.program_id(0) % n_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    return i_tile, (i_tile // n_p).to(tl.int64), o_p, o_k
+
+
+@triton.jit
+def sampled(o_p, W, OW, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr):
+    """The pixel of x that pixel o_p of y is made of."""
+    if STRIDE_H * STRIDE_W == 1:
+        return o_p
+    else:
+        return o_p // OW * STRIDE_H * W + o_p % OW * STRIDE_W
+
+
+@triton.jit
+def elements(i_n, o_p, o_c, pixels, channels, CHANNELS_LAST: tl.constexpr):
+    """Offsets of an image's [pixel, channel]."""
+    if CHANNELS_LAST:
+        return i_n * pixels * channels + (o_p.to(tl.int64) * channels)[:, None] + o_c[None, :]
+    else:
+        return i_n * pixels * channels + o_p[:, None] + (o_c.to(tl.int64) * pixels)[None, :]
+
+
+@triton.jit
+def times_gate(b_x, gate, i_n, o_c, m_c, C):
+    """x * gate, rounded once."""
+    b_gate = tl.load(gate + i_n * C + o_c, m_c, 0.0)
+    dtype: tl.constexpr = sums_in(b_x.dtype)
+    return (b_x.to(dtype) * b_gate.to(dtype)[None, :]).to(b_x.dtype)
+
+
+@triton.jit
+def multiply_add(a, b, acc, TENSOR_CORES: tl.constexpr):
+    """acc + a b, on tensor cores in the dtype of a and b, else in acc's."""
+    if TENSOR_CORES:
+        return tl.dot(a, b, acc, input_precision="tf32", out_dtype=acc.dtype)
+    else:
+        return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def product(
+    x, weight, gate, i_n, o_p, m_p, o_k, m_k, pixels, C, K,
+    TRANSPOSED: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """x [pixel, c] * gate [c] times weight: [k, c], or TRANSPOSED [c, k]."""
+    o_c = tl.arange(0, BLOCK_C)
+    p_x = x + elements(i_n, o_p, o_c, pixels, C, CHANNELS_LAST)  # [BP, BC]
+    o_w = (o_c * K)[:, None] + o_k[None, :] if TRANSPOSED else o_c[:, None] + (o_k * C)[None, :]
+    p_w = weight + o_w  # [BC, BK]
+    acc = tl.zeros((BLOCK_P, BLOCK_K), sums_in(x.dtype.element_ty))
+    for c in range(0, C, BLOCK_C):
+        m_c = c + o_c < C  # both sides: 0 times a neighbour's NaN is NaN
+        b_x = tl.load(p_x, m_p[:, None] & m_c[None, :], 0.0)
+        b_w = tl.load(p_w, m_c[:, None] & m_k[None, :], 0.0)
+        if gate is not None:
+            b_x = times_gate(b_x, gate, i_n, c + o_c, m_c, C)
+        acc = multiply_add(b_x, b_w, acc, TENSOR_CORES)
+        p_x += BLOCK_C if CHANNELS_LAST else BLOCK_C * pixels.to(tl.int64)
+        p_w += BLOCK_C * K if TRANSPOSED else BLOCK_C
+    return acc
+
+
+# Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from.
+@triton.jit(do_not_specialize=SIZES)
+def pointwise_conv2d_fwd_kernel(
+    x, weight, bias, gate, residual, grad, y, H, W, OW, pixel_vectors, c_vectors, k_vectors,
+    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    TENSOR_CORES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pixels = pixel_vectors * PIXEL_VECTOR  # in two factors, so that the compiler knows how rows are aligned
+    C = c_vectors * C_VECTOR
+    K = k_vectors * K_VECTOR
+    _, i_n, o_p, o_k = locate(pixels, K, BLOCK_P, BLOCK_K)
+    m_p = o_p < pixels
+    m_k = o_k < K
+    o_x = sampled(o_p, W, OW, STRIDE_H, STRIDE_W)
+    x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
+    b_y = product(
+        x, weight, gate, i_n, o_x, m_p, o_k, m_k, x_pixels, C, K, False, CHANNELS_LAST, TENSOR_CORES,
+        BLOCK_P, BLOCK_K, BLOCK_C,
+    )  # fmt: skip
+    o_y = elements(i_n, o_p, o_k, pixels, K, CHANNELS_LAST)  # [BP, BK]
+    m_y = m_p[:, None] & m_k[None, :]
+    if bias is not None:
+        b_y += tl.load(bias + o_k, m_k, 0.0).to(b_y.dtype)[None, :]
+    if residual is not None:
+        b_y += tl.load(residual + o_y, m_y, 0.0).to(b_y.dtype)
+    if grad is None:
+        b_y = activate(b_y, ACTIVATION)
+    else:
+        b_y = gradient_through(b_y, tl.load(grad + o_y, m_y, 0.0).to(b_y.dtype), ACTIVATION)
+    tl.store(y + o_y, b_y.to(y.dtype.element_ty), m_y)
+
+
+# Gradient of x: each pixel of `grad` writes the STRIDE_H x STRIDE_W pixels of x that begin with its own, those but the
+# first 0 (times the gate, as PyTorch's). With `partial` also the gate's gradient, summed over the tile's pixels:
+# partial[image, tile, c]; x's pixels that a stride skips aren't read for it. The roles of C and K are swapped.
+# Bytes ideally grad and grad_x once, and x where the gate's gradient is wanted.
+@triton.jit(do_not_specialize=SIZES)
+def pointwise_conv2d_bwd_input_kernel(
+    grad, x, weight, gate, grad_x, partial, H, W, OW, pixel_vectors, c_vectors, k_vectors,
+    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pixels = pixel_vectors * PIXEL_VECTOR
+    C = c_vectors * C_VECTOR
+    K = k_vectors * K_VECTOR
+    i_tile, i_n, o_p, o_k = locate(pixels, K, BLOCK_P, BLOCK_K)
+    m_p = o_p < pixels
+    m_k = o_k < K
+    b_x = product(
+        grad, weight, None, i_n, o_p, m_p, o_k, m_k, pixels, C, K, True, CHANNELS_LAST, TENSOR_CORES,
+        BLOCK_P, BLOCK_K, BLOCK_C,
+    )  # fmt: skip
+    x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
+    o_x = elements(i_n, sampled(o_p, W, OW, STRIDE_H, STRIDE_W), o_k, x_pixels, K, CHANNELS_LAST)  # [BP, BK]
+    m_x = m_p[:, None] & m_k[None, :]
+    if partial is not None:
+        b_sum = tl.where(m_x, b_x * tl.load(x + o_x, m_x, 0.0).to(b_x.dtype), 0.0)
+        tl.store(partial + i_tile.to(tl.int64) * K + o_k, tl.sum(b_sum, 0), m_k)
+    if grad_x is not None:
+        b_zero = tl.zeros((BLOCK_P, BLOCK_K), b_x.dtype)
+        if gate is not None:
+            b_gate = tl.load(gate + i_n * K + o_k, m_k, 0.0).to(b_x.dtype)[None, :]
+            b_x *= b_gate
+            b_zero *= b_gate
+        tl.store(grad_x + o_x, b_x.to(grad_x.dtype.element_ty), m_x)
+        if STRIDE_H * STRIDE_W > 1:
+            o_h = o_p // OW * STRIDE_H
+            o_w = o_p % OW * STRIDE_W
+            x_p = tl.cast(K, tl.int64) if CHANNELS_LAST else 1  # from a pixel to the next
+            columns = tl.minimum(STRIDE_W, W)
+            for q in range(1, tl.minimum(STRIDE_H, H) * columns):
+                i_h = q // columns
+                i_w = q % columns
+                m_q = m_x & ((o_h + i_h < H) & (o_w + i_w < W))[:, None]
+                tl.store(grad_x + o_x + (i_h * W + i_w) * x_p, b_zero.to(grad_x.dtype.element_ty), m_q)
+
+
+# Gradients of weight and bias, first stage: BLOCK_K x BLOCK_C of the weight's, summed over `tiles` tiles of BLOCK_P
+# pixels, which follow each other (and on into the next image).
+# Grid  (block of C, block of K, chunk of tiles), the first fastest: programs in flight together share pixels in L2.
+# Bytes ideally x and grad once; really besides the partial sums, and from L2 x (grad) once more per further block of
+#       K (C).
+# partial[chunk, k, c], partial_bias[chunk, k]: the second stage is the kernel below.
+@triton.jit(do_not_specialize=SIZES + ["tiles_total", "tiles"])
+def pointwise_conv2d_bwd_weight_kernel(
+    grad, x, gate, partial, partial_bias, H, W, OW, pixel_vectors, c_vectors, k_vectors, tiles_total, tiles, p_stride,
+    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pixels = pixel_vectors * PIXEL_VECTOR
+    C = c_vectors * C_VECTOR
+    K = k_vectors * K_VECTOR
+    n_c = tl.cdiv(C, BLOCK_C)
+    n_k = tl.cdiv(K, BLOCK_K)
+    n_p = tl.cdiv(pixels, BLOCK_P)
+    i_c = tl.program_id(0) % n_c
+    i_sum = (tl.program_id(0) // (n_c * n_k)).to(tl.int64)
+    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_k = tl.program_id(0) // n_c % n_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    m_c = o_c < C
+    m_k = o_k < K
+    x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
+
+    acc = tl.zeros((BLOCK_K, BLOCK_C), partial.dtype.element_ty)
+    sum_g = tl.zeros((BLOCK_K,), partial.dtype.element_ty)
+    first_tile = i_sum.to(tl.int32) * tiles
+    for i_tile in range(first_tile, tl.minimum(first_tile + tiles, tiles_total)):
+        i_n = (i_tile // n_p).to(tl.int64)
+        o_p = i_tile % n_p * BLOCK_P + tl.arange(0, BLOCK_P)
+        m_p = o_p < pixels
+        m_x = m_p[:, None] & m_c[None, :]
+        o_x = sampled(o_p, W, OW, STRIDE_H, STRIDE_W)
+        b_g = tl.load(
+            grad + elements(i_n, o_p, o_k, pixels, K, CHANNELS_LAST), m_p[:, None] & m_k[None, :], 0.0
+        )  # [BP, BK]
+        b_x = tl.load(x + elements(i_n, o_x, o_c, x_pixels, C, CHANNELS_LAST), m_x, 0.0)  # [BP, BC]
+        if gate is not None:  # 0 times an infinite gate is NaN
+            b_x = tl.where(m_x, times_gate(b_x, gate, i_n, o_c, m_c, C), 0.0)
+        acc = multiply_add(tl.trans(b_g), b_x, acc, TENSOR_CORES)
+        if partial_bias is not None:
+            sum_g += tl.sum(b_g.to(acc.dtype), 0)
+
+    p_out = partial + i_sum * p_stride + ((o_k * C)[:, None] + o_c[None, :])
+    tl.store(p_out, acc, m_k[:, None] & m_c[None, :])
+    if partial_bias is not None:
+        tl.store(partial_bias + i_sum * K + o_k, sum_g, m_k & (i_c == 0))
+
+
+# Second stage of every sum here: partial[outer, chunk, :width] added up in the order of the chunks.
+# Tile BLOCK_S chunks x BLOCK_C numbers;  grid (outer, block of numbers), the last fastest;  bytes partial once.
+@triton.jit(do_not_specialize=["chunks", "width"])
+def pointwise_conv2d_bwd_sum_kernel(
+    partial, total, chunks, width, p_stride, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    n_c = tl.cdiv(width, BLOCK_C)
+    i_outer = (tl.program_id(0) // n_c).to(tl.int64)
+    o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    o_s = tl.arange(0, BLOCK_S)
+    acc = tl.zeros((BLOCK_S, BLOCK_C), partial.dtype.element_ty)
+    for s in range(0, chunks, BLOCK_S):
+        p_s = partial + ((i_outer * chunks + s + o_s) * p_stride)[:, None] + o_c[None, :]
+        acc += tl.load(p_s, (s + o_s < chunks)[:, None] & (o_c < p_stride)[None, :], 0.0)
+    tl.store(total + i_outer * width + o_c, tl.sum(acc, 0).to(total.dtype.element_ty), o_c < width)
+
+
+def product_blocks(C, K, image, dtype, on_tensor_cores):
+    """Tile of the forward and input-gradient kernels, for C input and K output channels of the product.
+
+    It depends on the size of an image, not on the batch: a pixel's sum has the same order beside any neighbours. Most
+    of the networks' products are bound by memory: up to 128 output channels are one block, which reads x once. Three
+    stages of 128 bytes of a row of x and of weight are at most 96 KiB, what the smallest GPUs with tensor cores have.
+    Plain multiplications hold their operands in registers: fewer channels.
+    """
+    if dtype == torch.float64:
+        return dict(BLOCK_P=32, BLOCK_K=32, BLOCK_C=16, num_warps=4, num_stages=2)
+    if not on_tensor_cores:
+        return dict(BLOCK_P=128, BLOCK_K=side(K, 64), BLOCK_C=16, num_warps=8, num_stages=3)
+    block_p = 128 if image > 256 else 64
+    block_k = side(K, 128)
+    block_c = max(fitting_power(C, 32, 128 // dtype.itemsize), 16)
+    warps = 8 if block_p * block_k >= 4096 else 4
+    return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
+
+
+def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
+    """Tile of the weight-gradient kernel, of the gradient's dtype.
+
+    NCHW's loads of single numbers take registers, and so does the gate where products are plain multiplications.
+    """
+    if dtype == torch.float64:
+        return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=4, num_stages=2)
+    if not on_tensor_cores:
+        block_p, warps = (16, 8) if gated else (32, 4)
+        return dict(BLOCK_P=block_p, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=warps, num_stages=3)
+    block_k, block_c = (side(size, 128 if channels_last else 64) for size in (K, C))
+    block_p = (128 if channels_last else 64) // dtype.itemsize
+    warps = 8 if block_k * block_c > 4096 else 4
+    return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
+
+
+def side(size, most):
+    """Of a tile of so many channels: one block if `most` allows it, tl.dot's 16 at least."""
+    return max(next_power_of_2(size), 16) if size <= most else fitting_power(size, 64, most)
+
+
+class Geometry:
+    """Pixels as the kernels see them: images and pixels of each, and the constants that go with them."""
+
+    def __init__(self, x, weight, gate, stride):
+        self.x, channels_last = dense(x)
+        self.format = memory_format(channels_last)
+        N, _, H, W = self.x.shape
+        OH, OW, _, _ = output_size((H, W), (1, 1), stride, (0, 0, 0, 0), (1, 1))
+        self.y_shape, self.image = (N, weight.shape[0], OH, OW), OH * OW
+        channels_last |= H * W == 1  # where both formats are one
+        together = channels_last and stride[0] * stride[1] == 1 and gate is None
+        self.images = 1 if together else N
+        self.pixels = N * H * W if together else OH * OW
+        v = 1 if channels_last else vector(self.pixels, x)
+        self.sizes = (H, W, OW, self.pixels // v)
+        self.constants = dict(
+            PIXEL_VECTOR=v, STRIDE_H=stride[0], STRIDE_W=stride[1], CHANNELS_LAST=channels_last,
+        )  # fmt: skip
+
+    def tiles(self, blocks):
+        return self.images * cdiv(self.pixels, blocks["BLOCK_P"])
+
+    def channels(self, C, K):
+        """The arguments that say how many channels there are."""
+        c, k = vector(C, self.x), vector(K, self.x)
+        return (C // c, K // k), dict(C_VECTOR=c, K_VECTOR=k)
+
+
+def forward(x, weight, bias, gate, residual, grad, stride, activation):
+    """The op, or with `grad` the gradient before the activation."""
+    g = Geometry(x, weight, gate, stride)
+    K, C = weight.shape[:2]
+    # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
+    dtype = x.dtype if grad is None or activation <= RELU6.value else accumulator(x)
+    y = torch.empty(g.y_shape, dtype=dtype, device=x.device, memory_format=g.format)
+    if y.numel() == 0:
+        return y
+    residual, grad = (t if t is None else t.contiguous(memory_format=g.format) for t in (residual, grad))
+    on_tensor_cores = tensor_cores(x)
+    blocks = product_blocks(C, K, g.image, x.dtype, on_tensor_cores)
+    vectors, constants = g.channels(C, K)
+    with torch.cuda.device_of(x):
+        pointwise_conv2d_fwd_kernel[(g.tiles(blocks) * cdiv(K, blocks["BLOCK_K"]),)](
+            g.x, weight.contiguous(), bias, gate if gate is None else gate.contiguous(), residual, grad, y,
+            *g.sizes, *vectors, ACTIVATION=activation, TENSOR_CORES=on_tensor_cores,
+            **constants, **g.constants, **blocks,
+        )  # fmt: skip
+    return y
+
+
+# Where `grad` is float32 beside another dtype (after a curved activation), what it is multiplied with is converted
+# before the launch: of what is converted inside, Triton 3.7 takes the product by TF32 on compute capability 10.0,
+# whatever input_precision says.
+def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
+    """(gradient of x, of gate), None where not wanted."""
+    g = Geometry(x, weight, gate, stride)
+    K, C = weight.shape[:2]
+    grad_x = torch.empty_like(g.x) if grad_x_wanted else None
+    grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=x.device) if gate_wanted else None
+    if x.numel() == 0:
+        return grad_x, grad_gate
+    on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
+    blocks = product_blocks(K, C, g.image, grad.dtype, on_tensor_cores)
+    vectors, constants = g.channels(K, C)
+    partial = None
+    if gate_wanted:
+        partial = torch.empty((g.images, g.tiles(blocks) // g.images, C), dtype=accumulator(x), device=x.device)
+    with torch.cuda.device_of(x):
+        pointwise_conv2d_bwd_input_kernel[(g.tiles(blocks) * cdiv(C, blocks["BLOCK_K"]),)](
+            grad.contiguous(memory_format=g.format), g.x, weight.to(grad.dtype).contiguous(),
+            gate if gate is None else gate.contiguous(), grad_x, partial,
+            *g.sizes, *vectors, TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+        )  # fmt: skip
+        if gate_wanted:
+            add_up(partial, grad_gate)
+    return grad_x, grad_gate
+
+
+def weight_gradient(grad, x, weight, bias, gate, stride):
+    """(gradient of weight, of bias or None), both from one pass over grad and x."""
+    g = Geometry(x, weight, gate, stride)
+    K, C = weight.shape[:2]
+    on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None)
+    vectors, constants = g.channels(C, K)
+    programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
+    tiles_total = g.tiles(blocks)
+    tiles = max(cdiv(tiles_total * programs, 512), 8)  # of a program: fills a large GPU, yet pays for the partial sums
+    chunks = cdiv(tiles_total, tiles)
+    partial = torch.empty((1, chunks, padded(K * C)), dtype=accumulator(x), device=x.device)
+    partial_bias = None if bias is None else partial.new_empty((1, chunks, K))
+    grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
+    grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
+    with torch.cuda.device_of(x):
+        if chunks:
+            pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
+                grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
+                gate if gate is None else gate.to(grad.dtype).contiguous(), partial, partial_bias,
+                *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
+                TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+            )  # fmt: skip
+        add_up(partial, grad_weight)
+        if bias is not None:
+            add_up(partial_bias, grad_bias)
+    return grad_weight, grad_bias
+
+
+def add_up(partial, total):
+    """total = the sum of partial [outer, chunks, row] over its chunks; rows may be longer than total's."""
+    outer, chunks, _ = partial.shape
+    width = total.numel() // outer
+    pointwise_conv2d_bwd_sum_kernel[(outer * cdiv(width, 32),)](
+        partial, total, chunks, width, partial.stride(1), BLOCK_S=16, BLOCK_C=32, num_warps=4
+    )
+
+
+def pointwise_conv2d(x, weight, bias, gate, residual, stride, activation):
+    return forward(x, weight, bias, gate, residual, None, stride, activation)
+
+
+def pointwise_conv2d_backward(grad, x, weight, bias, gate, residual, stride, activation, output_mask):
+    """Gradients of (x, weight, bias, gate, residual): 0 elements for one that output_mask leaves out or None."""
+    wanted = [bool(output_mask >> i & 1) and t is not None for i, t in enumerate((x, weight, bias, gate, residual))]
+    grads = [(x if t is None else t).new_empty(0) for t in (x, weight, bias, gate, residual)]
+    if activation != 0:
+        grad = forward(x, weight, bias, gate, residual, grad, stride, activation)
+    if wanted[0] or wanted[3]:
+        of_x, of_gate = input_gradient(grad, x, weight, gate, stride, wanted[0], wanted[3])
+        grads[0] = of_x if wanted[0] else grads[0]
+        grads[3] = of_gate if wanted[3] else grads[3]
+    if wanted[1] or wanted[2]:
+        of_weight, of_bias = weight_gradient(grad, x, weight, bias if wanted[2] else None, gate, stride)
+        grads[1] = of_weight if wanted[1] else grads[1]
+        grads[2] = of_bias if wanted[2] else grads[2]
+    if wanted[4]:
+        grads[4] = torch.empty_like(dense(residual)[0]).copy_(grad)
+    return tuple(grads)

@@ -1,0 +1,111 @@
+"""What the tests of every op on a GPU share: cases of op_cases.py there, through the public function."""
+
+import pytest
+import torch
+from numerics import assert_gradients_by_policy, draw, nan_filled
+from op_cases import drawn_away_from_kinks, make, with_exact_gate
+
+import cnnfast
+
+DEVICE = "cuda"
+
+
+def require(op, backend):
+    reasons = cnnfast.ops.can_run(op, backend, torch.device(DEVICE))
+    if reasons:
+        pytest.skip("; ".join(reasons))
+
+
+def on_gpu(op, *args, device=DEVICE, **row):
+    return make(op, *args, **row).to(lambda tensor: tensor.to(device))
+
+
+def away_from_kinks(op, generator, **row):
+    return drawn_away_from_kinks(lambda: with_exact_gate(on_gpu(op, generator, away_from_kinks=True, **row)))
+
+
+def run(case, backend):
+    with nan_filled():
+        return case.run(backend=backend)
+
+
+def gradients(case, grad, backend):
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in case.tensors.items()}
+    with nan_filled():
+        case.run(**leaves, backend=backend).backward(grad)
+    return {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def check_gradients(case, generator, backend, terms, rounded=0):
+    """terms: of the longest sum in each tensor's gradient, from the case and the result's shape."""
+    shape = case.reference(**case.tensors, **case.options).shape
+    grad = draw(generator, shape, case.x.dtype).to(case.x.device)
+    ours = gradients(case, grad, backend)
+    assert_gradients_by_policy(
+        ours, case.reference, grad, case.tensors, case.options, terms=terms(case, shape), rounded=rounded
+    )
+
+
+def check_repeatable_and_independent_of_the_batch(case, backend, per_image=("x",)):
+    y = run(case, backend)
+    grad = torch.randn_like(y)
+    first, second = gradients(case, grad, backend), gradients(case, grad, backend)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    one = {name: case.tensors[name][5:6] for name in per_image if name in case.tensors}
+    assert torch.equal(case.run(**one, backend=backend), y[5:6])
+
+
+def check_side_stream(case, backend):
+    """On another stream, behind work that takes long: a kernel on the default stream would read x too early."""
+    expected = run(case, backend)
+    x = torch.zeros_like(case.x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        x.copy_(case.x)
+        y = case.run(x=x, backend=backend)
+    stream.synchronize()
+    assert torch.equal(y, expected)
+
+
+def check_device_that_is_not_the_current_one(case, backend):
+    """case: on cuda:1."""
+    assert torch.cuda.current_device() == 0
+    y = run(case, backend)
+    computed = gradients(case, torch.randn_like(y), backend)
+    assert y.device == computed["x"].device == torch.device("cuda:1")
+    case.check(y)
+    with torch.cuda.device(1):
+        assert torch.equal(run(case, backend), y)
+
+
+def check_cuda_graph(case, backend):
+    x = case.x.clone(memory_format=torch.preserve_format)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        case.run(x=x, backend=backend)  # compiled before the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = case.run(x=x, backend=backend)
+    for _ in range(2):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(y, case.run(x=x, backend=backend))
+
+
+def check_compile(step, parameters, shapes, dynamic):
+    """Values, strides and gradients of step(x, *parameters), compiled once, for x of each shape."""
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    for shape in shapes:
+        x = torch.randn(shape, device=DEVICE).to(memory_format=torch.channels_last)
+        ours, expected = compiled(x, *parameters), step(x, *parameters)
+        torch.testing.assert_close(ours, expected)
+        assert ours.stride() == expected.stride()
+        theirs = torch.autograd.grad(expected.sum(), parameters)
+        for grad, wanted in zip(torch.autograd.grad(ours.sum(), parameters), theirs, strict=True):
+            torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-3)
