@@ -38,12 +38,21 @@ def depthwise_conv2d(shape, k, stride, dtype, memory_format=NHWC, pre_activation
     kernels.depthwise_conv2d_backward(torch.empty_like(y), *args, 0b111)
 
 
+def local_response_norm(shape, size, dtype, memory_format=NHWC):
+    kernels = importlib.import_module("cnnfast.kernels.local_response_norm")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    options = (size, 1e-4, 0.75, 2.0)
+    y = kernels.local_response_norm(x, *options)
+    kernels.local_response_norm_backward(torch.empty_like(y), x, *options)
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
     return Case(dtype, launch, options.get("memory_format", NHWC) is NHWC, quick)
 
 
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
+RESPONSE_NORM = functools.partial(case, local_response_norm)
 CASES = {
     "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
     "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
@@ -63,8 +72,16 @@ CASES = {
     "depthwise 5x5, bf16, NCHW": DEPTHWISE((32, 672, 14, 14), 5, 1, dtype=BFLOAT16, memory_format=NCHW, activation=2),
     "depthwise 7x7, fp32": DEPTHWISE((32, 384, 28, 28), 7, 1, dtype=FLOAT32),
     "depthwise 3x3, fp64": DEPTHWISE((4, 728, 19, 19), 3, 1, dtype=FLOAT64, pre_activation=1),
+    "response norm 5, bf16": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=BFLOAT16, quick=True),
+    "response norm 5, fp32": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=FLOAT32),
+    "response norm 5, fp32, 256": RESPONSE_NORM((32, 256, 27, 27), 5, dtype=FLOAT32),
+    "response norm 5, fp64": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=FLOAT64),
+    "response norm 17, bf16": RESPONSE_NORM((32, 96, 55, 55), 17, dtype=BFLOAT16),
+    "response norm 40, fp32": RESPONSE_NORM((32, 96, 55, 55), 40, dtype=FLOAT32),
+    "response norm 5, bf16, NCHW": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=BFLOAT16, memory_format=NCHW),
+    "response norm 5, fp32, NCHW": RESPONSE_NORM((32, 256, 27, 27), 5, dtype=FLOAT32, memory_format=NCHW),
 }
-# Kernels that read partial sums, a few bytes a thread.
-NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel"}
+# Kernels that read partial sums, or (wide windows) single channels: a few bytes a thread.
+NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel", "local_response_norm_wide_kernel"}
 # By kernel: (dtype, target) -> what its assembly must hold, for those that multiply matrices.
 PRODUCTS: dict[str, Callable[[torch.dtype, str], re.Pattern]] = {}
