@@ -109,7 +109,7 @@ def survivors(
     monkeypatch.syspath_prepend(folder)
 
     def passes(old: str = "", new: str = "") -> bool:
-        package = folder / f"kernels_{next(counter)}"
+        package = folder / f"{op}_{next(counter)}"  # a name that no other test of this process imports
         package.mkdir()
         for file in source.glob("*.py"):
             text = file.read_text()

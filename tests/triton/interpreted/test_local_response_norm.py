@@ -29,7 +29,9 @@ FACTORS = {
     "k": (1.0, 0.1),
     "pixels": ((3, 5), (1, 1)),
 }
-FAST = all_pairs(FACTORS | {"c": (12, 3), "size": (5, 4), "alpha": (0.5,), "pixels": ((3, 4),)})
+FAST = all_pairs(
+    FACTORS | {"c": (5, 3), "size": (5, 4), "beta": (0.75, 0.6), "alpha": (0.5,), "k": (1.0,), "pixels": ((3, 4),)}
+)
 ALL = all_pairs(
     FACTORS
     | {"c": (1, 3, 16, 17, 40, 96), "size": (1, 2, 3, 4, 5, 6, 7, 9, 17, 18, 40, 1000)}
@@ -92,7 +94,7 @@ def test_pairs(row):
 
 @WIDE
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("size", "channels"), ((18, 9), (40, 3)))
+@pytest.mark.parametrize(("size", "channels"), ((18, 3),))
 def test_wide_windows(size, channels, layout):
     generator = fresh_generator()
     x = drawn(generator, (1, channels, 2, 1), layout=layout, decades=2)
@@ -129,12 +131,12 @@ def test_special_values(changes, layout):
     """NaN, Inf, a sum that overflows float32, zeros, negative bases: as PyTorch computes them, and no further."""
     options = {**OPTIONS, **changes}
     generator = fresh_generator()
-    x = drawn(generator, (1, 24, 1, 6), layout=layout)
-    x[0, 12, 0, 0] = math.nan
+    x = drawn(generator, (1, 16, 1, 6), layout=layout)
+    x[0, 8, 0, 0] = math.nan
     x[0, 0, 0, 1] = math.inf
-    x[0, 23, 0, 2] = -math.inf
-    x[0, 0:15, 0, 3] = 0
-    x[0, 12, 0, 4] = 1e30
+    x[0, 15, 0, 2] = -math.inf
+    x[0, 0:11, 0, 3] = 0
+    x[0, 8, 0, 4] = 1e30
     grad = drawn(generator, x.shape, layout=layout)
     for ours, wanted in zip(run(x, grad, options), theirs(x, grad, options), strict=True):
         assert wanted.isnan().any() and torch.equal(ours.isnan(), wanted.isnan())
@@ -142,7 +144,7 @@ def test_special_values(changes, layout):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("beta", (2.0, 3.0))
+@pytest.mark.parametrize("beta", (2.0, pytest.param(3.0, marks=pytest.mark.slow)))
 def test_negative_sums(beta):
     """To a whole power they have a sign."""
     generator = fresh_generator()
@@ -163,8 +165,8 @@ def test_accuracy_of_the_power(beta, dtype):
     y, _ = run(x, x, options)
     d = (x * x).double()  # rounded as the kernel rounds it
     wanted = x.double() / d**beta
-    u, smallest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny
-    fits = (wanted.abs() > smallest) & (d**beta > 4 * smallest) & (d**-beta > 4 * smallest)
+    u, smallest, largest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    fits = (wanted.abs() > smallest) & (wanted.abs() < largest) & (d**beta > 4 * smallest) & (d**-beta > 4 * smallest)
     units = (((y.double() - wanted) / wanted).abs() / u)[fits].max().item()
     assert units <= (5 if dtype is torch.float32 else 16), units  # float64's reference is no better itself
 
@@ -172,7 +174,7 @@ def test_accuracy_of_the_power(beta, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "change",
-    [name if i < 2 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NONCONTIGUOUS)],
+    [name if i < 1 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(NONCONTIGUOUS)],
 )
 def test_inputs_that_are_not_dense(change, layout):
     generator = fresh_generator()
@@ -216,7 +218,7 @@ def test_faults(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     cases = []
     for layout, channels, changes in (
-        ("channels_last", 12, {"size": 4}),
+        ("channels_last", 8, {"size": 4}),
         ("nchw", 8, {"size": 4, "beta": 1.3}),
         ("channels_last", 11, {"size": 18}),
     ):
