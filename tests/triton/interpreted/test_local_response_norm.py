@@ -154,15 +154,15 @@ def test_negative_sums(beta):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-@pytest.mark.parametrize("beta", (0.75, 0.6, -1.3))
+@pytest.mark.parametrize(
+    ("beta", "dtype"), ((0.75, torch.float32), (0.6, torch.float32), (-1.3, torch.float32), (0.6, torch.float64))
+)
 def test_accuracy_of_the_power(beta, dtype):
     """x / d^beta of sums d from subnormal ones to 1e30, in units of roundoff, where d^beta is a normal number."""
     generator = fresh_generator()
-    x = 10 ** (30 * torch.rand(1, 64, 16, 1, generator=generator, dtype=torch.float64) - 15)
+    x = 10 ** (30 * torch.rand(1, 1, 32, 32, generator=generator, dtype=torch.float64) - 15)
     x = torch.where(torch.rand(x.shape, generator=generator) < 0.1, x * 1e-6, x).to(dtype)
-    options = {"size": 1, "alpha": 1.0, "beta": beta, "k": 0.0}
-    y, _ = run(x, x, options)
+    y = kernels.local_response_norm(x, 1, 1.0, beta, 0.0)
     d = (x * x).double()  # rounded as the kernel rounds it
     wanted = x.double() / d**beta
     u, smallest, largest = torch.finfo(dtype).eps / 2, torch.finfo(dtype).tiny, torch.finfo(dtype).max
