@@ -109,14 +109,14 @@ def power(d, EXPONENT: tl.constexpr):
 
 @triton.jit
 def over_power(v, d, BETA: tl.constexpr):
-    """v / d^BETA: by square roots where they do, all rounded correctly, which float32's `/` is not."""
-    if (BETA == 0.5) | (BETA == 0.75) | (BETA == 1.0):
+    """v / d^BETA; in float32 by square roots where they do, all rounded correctly, which float32's `/` is not."""
+    if (d.dtype == tl.float32) & ((BETA == 0.5) | (BETA == 0.75) | (BETA == 1.0)):
         root = d
         if BETA != 1.0:
-            root = tl.sqrt(d) if d.dtype == tl.float64 else tl.sqrt_rn(d)
+            root = tl.sqrt_rn(d)
         if BETA == 0.75:
-            root = root * (tl.sqrt(root) if d.dtype == tl.float64 else tl.sqrt_rn(root))
-        return v / root if d.dtype == tl.float64 else tl.div_rn(v, root)
+            root = root * tl.sqrt_rn(root)
+        return tl.div_rn(v, root)
     else:
         return v * power(d, -BETA)
 

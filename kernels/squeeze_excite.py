@@ -232,8 +232,10 @@ def squeeze_excite_backward(
             of_layer = layer_gradient(*layer)
             grads[i : i + 2] = [of_layer[j] if wanted[i + j] else grads[i + j] for j in (0, 1)]
     if wanted[5]:
-        _, channels_last = dense(tensors[5])
-        grads[5] = torch.empty(
-            x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last)
-        ).copy_(grad)
+        _, residual_last = dense(tensors[5])
+        if N > 0 and post_activation != 0 and grad.dtype == x.dtype and residual_last == channels_last:
+            grads[5] = grad
+        else:  # never the caller's own grad
+            residual_format = memory_format(residual_last)
+            grads[5] = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=residual_format).copy_(grad)
     return tuple(grads)

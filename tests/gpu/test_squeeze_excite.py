@@ -22,11 +22,11 @@ PAIRS = all_pairs(
         "activation": ACTIVATIONS,
         "gate_activation": ("sigmoid", *ACTIVATIONS),
         "post_activation": ACTIVATIONS,
-        "c": (64, 1, 3, 17, 40, 728),
+        "c": (72, 1, 3, 17, 40),
         "n": (1, 2, 6),
         "bias": (True, False),
         "residual": (True, False),
-        "size": ((19, 20), (7, 7), (1, 1), (37, 41)),
+        "size": ((7, 8), (1, 1), (19, 15)),
     }
 )
 NETWORKS = [  # (channels, size, activation, post_activation, residual): SE-ResNet-50, EfficientNet-B0

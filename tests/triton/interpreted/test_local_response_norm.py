@@ -205,7 +205,7 @@ FAULTS = {
     "NaN beyond the first channel": ("m_t = ((o_c >= 0) &", "m_t = ((o_c >= -9) &"),
     "a vector's halves swapped": ("low, high = tl.split(halves)", "high, low = tl.split(halves)"),
     "alpha not divided": ("* (ALPHA / SIZE)", "* ALPHA"),
-    "no root of the root": ("root = root * (tl.sqrt", "root = root + (tl.sqrt"),
+    "no root of the root": ("root = root * tl.sqrt", "root = root + tl.sqrt"),
     "another beta's gradient": ("(2.0 * ALPHA * BETA / SIZE)", "(2.0 * ALPHA / SIZE)"),
     "a wide window too short": ("for j in range(-before, after + 1)", "for j in range(-before, after)"),
     "a wide gradient's window the wrong way": ("o_p, o_c, after, before, DTYPE", "o_p, o_c, before, after, DTYPE"),
