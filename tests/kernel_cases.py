@@ -75,6 +75,24 @@ def float32_by(precision):
         convolutions.fp32_precision = before
 
 
+def local_response_norm(shape, size, dtype, memory_format=NHWC):
+    kernels = importlib.import_module("cnnfast.kernels.local_response_norm")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    options = (size, 1e-4, 0.75, 2.0)
+    y = kernels.local_response_norm(x, *options)
+    kernels.local_response_norm_backward(torch.empty_like(y), x, *options)
+
+
+def squeeze_excite(shape, squeezed, dtype, memory_format=NHWC, residual=False, activation=1, post_activation=0):
+    kernels = importlib.import_module("cnnfast.kernels.squeeze_excite")
+    x, channels = empty(*shape, dtype=dtype, memory_format=memory_format), shape[1]
+    reduce = empty(squeezed, channels, 1, 1, dtype=dtype), empty(squeezed, dtype=dtype)
+    expand = empty(channels, squeezed, 1, 1, dtype=dtype), empty(channels, dtype=dtype)
+    args = (x, *reduce, *expand, torch.empty_like(x) if residual else None, activation, 3, post_activation)
+    y = kernels.squeeze_excite(*args)
+    kernels.squeeze_excite_backward(torch.empty_like(y), *args, 0b111111)
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
     # TF32's wgmma and tcgen05 want the axis of the sum innermost: what isn't so stored goes there number by number.
@@ -84,6 +102,9 @@ def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bo
 
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
 POINTWISE = functools.partial(case, pointwise_conv2d)
+EXCITE = functools.partial(case, squeeze_excite)
+SENET = functools.partial(EXCITE, residual=True, post_activation=1)
+RESPONSE_NORM = functools.partial(case, local_response_norm)
 CASES = {
     "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
     "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
@@ -122,9 +143,34 @@ CASES = {
     "pointwise 144 -> 40, fp32, NCHW": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, memory_format=NCHW),
     "pointwise 728 -> 728, bf16, NCHW": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
     "pointwise 144 -> 40, fp64": POINTWISE((4, 144, 28, 28), 40, dtype=FLOAT64),
+    "squeeze-excite 256 @ 56, bf16": SENET((32, 256, 56, 56), 16, dtype=BFLOAT16, quick=True),
+    "squeeze-excite 2048 @ 7, bf16": SENET((32, 2048, 7, 7), 128, dtype=BFLOAT16),
+    "squeeze-excite 672 @ 14, silu, bf16": EXCITE((32, 672, 14, 14), 28, dtype=BFLOAT16, activation=4),
+    "squeeze-excite 256 @ 56, fp32": SENET((32, 256, 56, 56), 16, dtype=FLOAT32),
+    "squeeze-excite 2048 @ 7, fp32": SENET((32, 2048, 7, 7), 128, dtype=FLOAT32),
+    "squeeze-excite 256 @ 56, gelu, tanh, fp16": EXCITE(
+        (32, 256, 56, 56), 16, dtype=FLOAT16, residual=True, activation=5, post_activation=6
+    ),
+    "squeeze-excite 256 @ 56, fp64": SENET((4, 256, 56, 56), 16, dtype=FLOAT64),
+    "squeeze-excite 256 @ 56, bf16, NCHW": SENET((32, 256, 56, 56), 16, dtype=BFLOAT16, memory_format=NCHW),
+    "squeeze-excite 2048 @ 7, fp32, NCHW": SENET((32, 2048, 7, 7), 128, dtype=FLOAT32, memory_format=NCHW),
+    "response norm 5, bf16": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=BFLOAT16, quick=True),
+    "response norm 5, fp32": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=FLOAT32),
+    "response norm 5, fp32, 256": RESPONSE_NORM((32, 256, 27, 27), 5, dtype=FLOAT32),
+    "response norm 5, fp64": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=FLOAT64),
+    "response norm 17, bf16": RESPONSE_NORM((32, 96, 55, 55), 17, dtype=BFLOAT16),
+    "response norm 40, fp32": RESPONSE_NORM((32, 96, 55, 55), 40, dtype=FLOAT32),
+    "response norm 5, bf16, NCHW": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=BFLOAT16, memory_format=NCHW),
+    "response norm 5, fp32, NCHW": RESPONSE_NORM((32, 256, 27, 27), 5, dtype=FLOAT32, memory_format=NCHW),
 }
-# Kernels that read partial sums, a few bytes a thread.
-NARROW = {"depthwise_conv2d_bwd_weight_sum_kernel", "pointwise_conv2d_bwd_sum_kernel"}
+# Kernels that read partial sums, small vectors and weights, or (wide windows) single channels: a few bytes a thread.
+NARROW = {
+    "depthwise_conv2d_bwd_weight_sum_kernel",
+    "local_response_norm_wide_kernel",
+    "pointwise_conv2d_bwd_sum_kernel",
+    "squeeze_excite_bwd_weight_kernel",
+    "squeeze_excite_product_kernel",
+}
 
 
 def product(dtype: torch.dtype, target: str, options: dict, side: str = "BLOCK_P") -> re.Pattern:

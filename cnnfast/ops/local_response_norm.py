@@ -28,7 +28,7 @@ def local_response_norm(
             follows it.
         size: channels of the window, at least 1; may be larger than C.
         alpha, beta, k: numbers.
-        backend: "auto", "cpu" or "reference" (plain torch).
+        backend: "auto", "cpu", "triton" or "reference" (plain torch).
 
     Returns:
         (N, C, H, W), of x's dtype; under autocast float32, as torch's.
