@@ -255,7 +255,7 @@ def pointwise_conv2d_bwd_sum_kernel(
     tl.store(total + i_outer * width + o_c, tl.sum(acc, 0).to(total.dtype.element_ty), o_c < width)
 
 
-def product_blocks(C, K, image, dtype, on_tensor_cores):
+def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last):
     """Tile of the forward and input-gradient kernels, for C input and K output channels of the product.
 
     It depends on the size of an image, not on the batch: a pixel's sum has the same order beside any neighbours. Most
@@ -266,7 +266,8 @@ def product_blocks(C, K, image, dtype, on_tensor_cores):
     if dtype == torch.float64:
         return dict(BLOCK_P=32, BLOCK_K=32, BLOCK_C=16, num_warps=4, num_stages=2)
     if not on_tensor_cores:
-        return dict(BLOCK_P=128, BLOCK_K=side(K, 64), BLOCK_C=16, num_warps=8, num_stages=3)
+        block_p, warps = (128, 8) if channels_last else (64, 4)
+        return dict(BLOCK_P=block_p, BLOCK_K=side(K, 64), BLOCK_C=16, num_warps=warps, num_stages=3)
     block_p = 128 if image > 256 else 64
     block_k = side(K, 128)
     block_c = max(fitting_power(C, 32, 128 // dtype.itemsize), 16)
@@ -280,7 +281,7 @@ def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
     NCHW's loads of single numbers take registers, and so does the gate where products are plain multiplications.
     """
     if dtype == torch.float64:
-        return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=4, num_stages=2)
+        return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=8, num_stages=2)
     if not on_tensor_cores:
         block_p, warps = (16, 8) if gated else (32, 4)
         return dict(BLOCK_P=block_p, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=warps, num_stages=3)
@@ -334,7 +335,7 @@ def forward(x, weight, bias, gate, residual, grad, stride, activation):
         return y
     residual, grad = (t if t is None else t.contiguous(memory_format=g.format) for t in (residual, grad))
     on_tensor_cores = tensor_cores(x)
-    blocks = product_blocks(C, K, g.image, x.dtype, on_tensor_cores)
+    blocks = product_blocks(C, K, g.image, x.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
     vectors, constants = g.channels(C, K)
     with torch.cuda.device_of(x):
         pointwise_conv2d_fwd_kernel[(g.tiles(blocks) * cdiv(K, blocks["BLOCK_K"]),)](
@@ -357,7 +358,7 @@ def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
     if x.numel() == 0:
         return grad_x, grad_gate
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
-    blocks = product_blocks(K, C, g.image, grad.dtype, on_tensor_cores)
+    blocks = product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
     vectors, constants = g.channels(K, C)
     partial = None
     if gate_wanted:

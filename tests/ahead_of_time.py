@@ -105,8 +105,8 @@ def in_loops(assembly):
 
 
 def narrowest(widths):
-    """Of the loads in the code, but those that together load less than an eighth of its bytes, such as a gate."""
-    return min(width for width in widths if widths.count(width) * width * 8 >= sum(widths))
+    """Of the loads in the code, but those that together load less than a quarter of its bytes, such as a gate."""
+    return min(width for width in widths if widths.count(width) * width * 4 >= sum(widths))
 
 
 def nvidia_resources(built):

@@ -43,8 +43,8 @@ def wanted_load(case: str, kernel: str, target: str) -> int:
     if not CASES[case].wide or kernel in NARROW:
         return 1
     threads = launch.kwargs["num_warps"] * TARGETS[target].warp_size
-    # Triton transposes the blocks of matrices in gfx942's registers, as it loads them: 8 bytes.
-    most = 8 if target == "gfx942" and kernel in PRODUCTS else 16
+    # For gfx942 Triton loads blocks that it transposes by 8 bytes, and a gate number by number in every thread.
+    most = 4 if target == "gfx942" and kernel in PRODUCTS else 16
     return min(elements_of_a_load(launch.kwargs) // threads * CASES[case].dtype.itemsize, most)
 
 
