@@ -335,7 +335,7 @@ def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_acti
     grad, _ = dense(grad, like=x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
-    grad_x = torch.empty_like(x)
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
     if grad_x.numel() == 0:
         return grad_x
     blocks = spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0])
