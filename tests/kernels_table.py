@@ -49,11 +49,11 @@ def wanted_load(case: str, kernel: str, target: str) -> int:
 
 
 def elements_of_a_load(options: dict) -> int:
-    """What all threads of a program load together of x: a row of a tile of pixels; of matrices the smaller one."""
-    if "BLOCK_P" in options:
+    """What all threads of a program load together of x: a row of a tile of pixels; of two matrices the smaller one."""
+    if "BLOCK_K" in options:
         sides = sorted(options[name] for name in ("BLOCK_P", "BLOCK_K", "BLOCK_C"))
         return sides[0] * sides[1]
-    return options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options["BLOCK_C"]
+    return options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options.get("BLOCK_P", 1) * options["BLOCK_C"]
 
 
 def objections(case: str, kernel: str, target: str, result: Compiled) -> list[str]:
