@@ -156,8 +156,11 @@ def pack_separable_conv2d(
 
 
 def _pointwise_first(order: str) -> bool:
+    wanted = "order must be 'depthwise_first' or 'pointwise_first'"
+    if not isinstance(order, str):  # an array is neither equal nor unequal
+        raise TypeError(f"{wanted}, got {type(order).__name__}")
     if order not in ("depthwise_first", "pointwise_first"):
-        raise ValueError(f"order must be 'depthwise_first' or 'pointwise_first', got {order!r}")
+        raise ValueError(f"{wanted}, got {order!r}")
     return order == "pointwise_first"
 
 

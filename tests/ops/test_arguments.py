@@ -43,6 +43,10 @@ def mistakes(op):
     yield {bias_of(weight): torch.randn(8).half()}, TypeError, f"{bias_of(weight)} must have dtype torch.float32 like x"
     yield {bias_of(weight): torch.randn(8, device="meta")}, ValueError, f"{bias_of(weight)} must be on cpu like x"
     yield {bias_of(weight): 0.5}, TypeError, f"{bias_of(weight)} must be a torch.Tensor, got float"
+    if op == "separable_conv2d":
+        message = "order must be 'depthwise_first' or 'pointwise_first', got "
+        yield {"order": "pointwise"}, ValueError, message + "'pointwise'"
+        yield {"order": x.numpy()}, TypeError, message + "ndarray"
     if op != "squeeze_excite":
         yield {"stride": 0}, ValueError, "stride must be a positive int or two (vertical, horizontal), got (0, 0)"
         yield (
