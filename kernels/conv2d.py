@@ -86,6 +86,8 @@ class Windows:
         """Of a gradient what belongs to x itself."""
         if any(self.zeros):
             gradient = pad(gradient, [-n for n in self.zeros])
+        if gradient.numel() == 0:  # contiguous in any format, whatever its strides
+            return gradient.new_empty(gradient.shape)
         return gradient.contiguous(memory_format=memory_format(self.channels_last))
 
 

@@ -353,7 +353,7 @@ def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
     """(gradient of x, of gate), None where not wanted."""
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
-    grad_x = torch.empty_like(g.x) if grad_x_wanted else None
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=g.format) if grad_x_wanted else None
     grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=x.device) if gate_wanted else None
     if x.numel() == 0:
         return grad_x, grad_gate
@@ -432,5 +432,7 @@ def pointwise_conv2d_backward(grad, x, weight, bias, gate, residual, stride, act
         grads[1] = of_weight if wanted[1] else grads[1]
         grads[2] = of_bias if wanted[2] else grads[2]
     if wanted[4]:
-        grads[4] = torch.empty_like(dense(residual)[0]).copy_(grad)
+        residual_format = memory_format(dense(residual)[1])
+        grads[4] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
+        grads[4].copy_(grad)
     return tuple(grads)

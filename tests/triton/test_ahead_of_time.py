@@ -3,13 +3,12 @@
 Fails also if docs/kernels.md was made from other sources than these (slow: if its figures are others).
 """
 
-import importlib
-import pkgutil
-
 import kernels_table
 import pytest
 import triton
-from ahead_of_time import TARGETS, is_kernel
+from ahead_of_time import TARGETS
+
+from cnnfast.bench.launches import is_kernel, modules
 
 QUICK = ("sm_75", "sm_90", "gfx942")
 
@@ -39,11 +38,7 @@ def test_compiles(kernel, case, target):
 
 def test_every_kernel_is_compiled():
     launched = {kernel for case in kernels_table.CASES for kernel in kernels_table.launches(case)}
-    package = importlib.import_module("cnnfast.kernels")
-    modules = [
-        importlib.import_module(f"cnnfast.kernels.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
-    assert launched == {name for module in modules for name, value in vars(module).items() if is_kernel(name, value)}
+    assert launched == {name for module in modules() for name, value in vars(module).items() if is_kernel(name, value)}
 
 
 def test_table_is_of_these_sources():
