@@ -10,7 +10,14 @@ from ahead_of_time import TARGETS
 
 from cnnfast.bench.launches import is_kernel, modules
 
-QUICK = ("sm_75", "sm_90", "gfx942")
+DEFAULT = "sm_90"  # for the default run
+
+
+def level(case, target):
+    """Which run compiles it: the default one, CI's sample of the slow ones, or the whole slow suite."""
+    if not kernels_table.CASES[case].quick:
+        return [pytest.mark.slow]
+    return [] if target == DEFAULT else [pytest.mark.slow, pytest.mark.sample]
 
 
 @pytest.mark.parametrize(
@@ -23,7 +30,7 @@ QUICK = ("sm_75", "sm_90", "gfx942")
             id=f"{kernel}-{case}-{target}",
             marks=[
                 pytest.mark.proof("compiled", kernel=kernel, target=target),
-                *([] if kernels_table.CASES[case].quick and target in QUICK else [pytest.mark.slow]),
+                *level(case, target),
             ],
         )
         for case in kernels_table.CASES
