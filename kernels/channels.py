@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .configurations import configuration, launch
 from .launch import cdiv, fitting_power, next_power_of_2, vector
 from .packing import accumulator
 
@@ -82,12 +83,17 @@ def channel_sums(x, other, channels_last):
     N, C, H, W = x.shape
     tile_pixels = max(256, cdiv(H * W, MOST_TILES))
     tiles = cdiv(H * W, tile_pixels)
-    blocks = image_blocks(C, H * W, x, channels_last, vectors=2)
+    blocks = configuration(
+        channel_sums_kernel, x, image_blocks(C, H * W, x, channels_last, vectors=2),
+        C=C, pixels=H * W, channels_last=channels_last, product=other is not None,
+    )  # fmt: skip
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
     partial = torch.empty((N, tiles, C), dtype=accumulator(x), device=x.device)
     with torch.cuda.device_of(x):
-        channel_sums_kernel[(N * tiles * cdiv(C, blocks["BLOCK_C"]),)](
-            x, other, partial, rows, columns // v, tiles, tile_pixels, VECTOR=v, CHANNELS_LAST=channels_last, **blocks
-        )
+        launch(
+            channel_sums_kernel, blocks, lambda b: (N * tiles * cdiv(C, b["BLOCK_C"]),),
+            x, other, partial, rows, columns // v, tiles, tile_pixels, VECTOR=v, CHANNELS_LAST=channels_last,
+            vary=("BLOCK_P", "BLOCK_C"),
+        )  # fmt: skip
     return partial

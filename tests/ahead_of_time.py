@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -53,6 +54,7 @@ def recording(target_name):
     class Recorder:
         def __init__(self, kernel):
             self.kernel = kernel
+            self.__name__ = kernel.__name__
 
         def __getitem__(self, grid):
             return lambda *args, **kwargs: launches.append(Launch(self.kernel, grid, args, kwargs))
@@ -65,10 +67,12 @@ def recording(target_name):
         (module, name, value) for module in modules for name, value in vars(module).items() if is_kernel(name, value)
     ]
     arch = re.fullmatch(r"(?:sm_|gfx)(\d+)(\d)\w*", target_name).groups()
+    hip = "7.0" if TARGETS[target_name].backend == "hip" else None
     try:
         for module, name, kernel in kernels:
             setattr(module, name, Recorder(kernel))
-        with mock.patch("cnnfast.kernels.launch.capability", lambda device: tuple(map(int, arch))):
+        capability = mock.patch("cnnfast.kernels.launch.capability", lambda device: tuple(map(int, arch)))
+        with capability, mock.patch.object(torch.version, "hip", hip):
             yield launches
     finally:
         for module, name, kernel in kernels:
