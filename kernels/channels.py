@@ -5,8 +5,8 @@ Layout    (N, C, H, W) dense, channels_last (16-byte loads along C) or NCHW (16-
 Tile      `tile_pixels` pixels of one image x BLOCK_C channels, BLOCK_P pixels at a time.
 Grid      one axis: a tile a program, channel blocks fastest.
 Bytes     ideally every tensor once; besides the partial sums, written once.
-Repeats   No atomics: tiles and the order within them depend on C, H * W, dtype and format alone, so that an image's
-          sums don't depend on the device, on scheduling or on its neighbours in the batch.
+Repeats   No atomics: tiles and the order within them depend on C, H * W, dtype, format and the configuration alone, so
+          that an image's sums don't depend on scheduling or on its neighbours in the batch.
 Addresses Offsets of an image or pixel are int64; C, H * W and the number of tiles stay below 2^31.
 Registers and shared memory per target: docs/kernels.md.
 """

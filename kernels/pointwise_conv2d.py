@@ -14,7 +14,7 @@ Numbers   bfloat16 and float16 on tensor cores with float32 sums (before compute
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; N H W, C K and the number of
           tiles stay below 2^31.
 Repeats   No atomics: every sum has a fixed order, and that of a pixel depends on C, K, its image's size and stride
-          alone, not on its neighbours in the batch.
+          and on the configuration (device class, or `cnnfast tune`), not on its neighbours in the batch.
 Registers and shared memory per target: docs/kernels.md.
 """
 

@@ -10,8 +10,8 @@ Bytes     forward x twice, residual and y once. Backward without post_activation
           one: x three times, grad and residual once, and what comes before the activation written once, read twice.
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between, but
           that a gradient that only a clamp (relu, relu6) came over stays in x's dtype, in which it is exact.
-Repeats   No atomics: every sum has a fixed order, and that of an image depends on C, H * W, dtype and format alone, not
-          on the device, on scheduling or on its neighbours in the batch.
+Repeats   No atomics: every sum has a fixed order, and that of an image depends on C, H * W, dtype, format and the
+          configuration alone, not on scheduling or on its neighbours in the batch.
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; C, H * W, the weights' elements
           and the number of tiles stay below 2^31.
 Registers and shared memory per target: docs/kernels.md.

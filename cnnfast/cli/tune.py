@@ -62,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
     identity = tuned.identity(device)
     if identity is None:
         raise UsageError(f"--device is {args.device}: want a GPU, such as cuda or cuda:1")
+    device = torch.device(device.type, device.index or 0)  # as tensors there name it
     works = [*network_works(args, device), *(op_works(args, device) if args.op or not args.networks else ())]
     outcomes, wrong = tune(works, DTYPES[args.dtype], device, progress)
-    print_table(outcomes, Console(highlight=False))
+    for outcome in outcomes:
+        print(line(outcome))
     for sentence in wrong:
         progress.print(sentence, markup=False, soft_wrap=True)
     progress.print(f"{len(tuned.entries(device))} configurations: {tuned.path(identity)}", soft_wrap=True)
@@ -96,7 +98,7 @@ def tune(
             except KeyboardInterrupt:
                 progress.print(f"interrupted in {doing}", markup=False)
                 break
-            if problem:
+            if problem and outcomes[before:]:
                 sentences.append(f"{name}: {problem} with what was tuned for it, which isn't kept")
                 tuned.keep(device, {outcome.key: outcome.default for outcome in outcomes[before:]})
                 del outcomes[before:]
@@ -167,18 +169,10 @@ def images(args: argparse.Namespace, device: torch.device, *shape: int) -> torch
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def print_table(outcomes: Sequence[Outcome], console: Console) -> None:
-    from rich.table import Table
-
-    table = Table("kernel", "shape", "default, ms", "best, ms", "what is other")
-    for outcome in outcomes:
-        kernel, *shape = outcome.key
-        other = {name: value for name, value in outcome.best.items() if value != outcome.default[name]}
-        table.add_row(
-            kernel,
-            " ".join(f"{name} {value}" for name, value in shape if value not in (False, None)),
-            f"{outcome.default_ms:.4f}",
-            f"{outcome.best_ms:.4f}",
-            " ".join(f"{name} {value}" for name, value in other.items()) or "nothing",
-        )
-    console.print(table, markup=False)
+def line(outcome: Outcome) -> str:
+    """For a person: kernel, shape, times, and what is other than by default."""
+    kernel, *shape = outcome.key
+    parts = " ".join(name if value is True else f"{name} {value}" for name, value in shape if value is not False)
+    other = [f"{name} {n}" for name, n in outcome.best.items() if n != outcome.default[name]]
+    faster = f" -> {outcome.best_ms:.4f} ms by {', '.join(other)}" if other else " ms, the default"
+    return f"{kernel}, {parts}: {outcome.default_ms:.4f}{faster}"
