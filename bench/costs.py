@@ -182,8 +182,8 @@ def each_number(of_16_bits: float, of_32_bits: float | None = None) -> Callable[
     def work(launch: Launch) -> Work:
         a = launch.arguments
         largest = max((value for value in a.values() if isinstance(value, torch.Tensor)), key=torch.Tensor.numel)
-        wide = of_32_bits is not None and not converts(largest)
-        return Work(tensor_bytes(a), flops=0, instructions=largest.numel() * (of_32_bits if wide else of_16_bits))
+        instructions = of_16_bits if of_32_bits is None or converts(largest) else of_32_bits
+        return Work(tensor_bytes(a), flops=0, instructions=largest.numel() * instructions)
 
     return work
 

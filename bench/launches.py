@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import torch
+
 
 @dataclass
 class Launch:
@@ -51,6 +53,7 @@ def recording(target: str) -> Iterator[list[Launch]]:
     class Recorder:
         def __init__(self, kernel: Any):
             self.kernel = kernel
+            self.__name__ = kernel.__name__
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             return lambda *args, **kwargs: launches.append(Launch(self.kernel, grid, args, kwargs))
@@ -59,10 +62,12 @@ def recording(target: str) -> Iterator[list[Launch]]:
     matched = re.fullmatch(r"(?:sm_|gfx)(\d+)(\d)\w*", target)
     assert matched, target
     capability = tuple(map(int, matched.groups()))
+    hip = "7.0" if target.startswith("gfx") else None
     try:
         for module, name, kernel in kernels:
             setattr(module, name, Recorder(kernel))
-        with mock.patch("cnnfast.kernels.launch.capability", lambda device: capability):
+        here = mock.patch("cnnfast.kernels.launch.capability", lambda device: capability)
+        with here, mock.patch.object(torch.version, "hip", hip):
             yield launches
     finally:
         for module, name, kernel in kernels:

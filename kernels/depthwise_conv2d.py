@@ -12,7 +12,8 @@ Bytes     ideally every tensor once. Really the input's halo once more from L2: 
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between.
 Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^31 elements; each dimension, the number
           of tiles and w_stride * taps stay below 2^31.
-Repeats   No atomics: every sum has a fixed order, which depends on shapes, not on the device or on scheduling.
+Repeats   No atomics: every sum has a fixed order, which depends on shapes, not on scheduling; the weight gradient's
+          also on the configuration.
 Registers and shared memory per target: docs/kernels.md.
 """
 
@@ -21,6 +22,7 @@ import triton
 import triton.language as tl
 
 from .activation import RELU6, activate, activate_loaded, gate
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, spatial_blocks, spatial_grid, vector
 from .packing import accumulator, pack_depthwise_conv2d, padded, taps_major, unpack_depthwise
 
@@ -296,14 +298,17 @@ def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activ
         return y
     if grad is not None:
         grad, _ = dense(grad, like=x)
-    blocks = spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0])
+    blocks = configuration(
+        depthwise_conv2d_fwd_kernel, x, spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0]),
+        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+    )  # fmt: skip
     v = vector(K, x) if channels_last else 1
-    grid = spatial_grid(N, OH, OW, K, blocks)
     with torch.cuda.device_of(x):
-        depthwise_conv2d_fwd_kernel[grid](
+        launch(
+            depthwise_conv2d_fwd_kernel, blocks, lambda b: spatial_grid(N, OH, OW, K, b),
             x, rows, bias, grad, y, H, W, OH, OW, top, left, K // v, rows.stride(0), VECTOR=v,
             PRE_ACTIVATION=pre_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last,
-            **geometry(kernel, stride, dilation, K // C), **blocks,
+            **geometry(kernel, stride, dilation, K // C), vary=("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_C"),
         )  # fmt: skip
     return y
 
@@ -338,14 +343,18 @@ def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_acti
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
     if grad_x.numel() == 0:
         return grad_x
-    blocks = spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0])
+    blocks = configuration(
+        depthwise_conv2d_bwd_input_kernel, x,
+        spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0]),
+        C=C, height=H, width=W, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+    )  # fmt: skip
     v = vector(C, x) if channels_last else 1
-    grid = spatial_grid(N, H + top % stride[0], W, C, blocks)
     with torch.cuda.device_of(x):
-        depthwise_conv2d_bwd_input_kernel[grid](
+        launch(
+            depthwise_conv2d_bwd_input_kernel, blocks, lambda b: spatial_grid(N, H + top % stride[0], W, C, b),
             grad, x, rows, grad_x, H, W, OH, OW, top, left, C // v, rows.stride(0), VECTOR=v,
             PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
-            **geometry(kernel, stride, dilation, K // C), **blocks,
+            **geometry(kernel, stride, dilation, K // C), vary=("STRIPS", "BLOCK_W", "BLOCK_C"),  # BLOCK_H: see there
         )  # fmt: skip
     return grad_x
 
@@ -358,7 +367,11 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad)
+    blocks = configuration(
+        depthwise_conv2d_bwd_weight_kernel, x, weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
+        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        mixed=grad.dtype != x.dtype,
+    )  # fmt: skip
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])
@@ -370,10 +383,11 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     grad_bias = None if bias is None else torch.empty_like(bias)
     with torch.cuda.device_of(x):
         if partial.numel():
-            depthwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
+            launch(
+                depthwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
                 grad, x, partial, H, W, OH, OW, top, left, tiles_total, tiles, K // v, partial.stride(1), VECTOR=v,
                 PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
-                **geometry(kernel, stride, dilation, K // C), **blocks,
+                **geometry(kernel, stride, dilation, K // C),
             )  # fmt: skip
         depthwise_conv2d_bwd_weight_sum_kernel[(cdiv(K, 32), taps + 1)](
             partial, grad_weight, grad_bias, partial.shape[0], K, partial.stride(1),

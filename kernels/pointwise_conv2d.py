@@ -14,7 +14,7 @@ Numbers   bfloat16 and float16 on tensor cores with float32 sums (before compute
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; N H W, C K and the number of
           tiles stay below 2^31.
 Repeats   No atomics: every sum has a fixed order, and that of a pixel depends on C, K, its image's size and stride
-          alone, not on its neighbours in the batch.
+          and on the configuration (device class, or `cnnfast tune`), not on its neighbours in the batch.
 Registers and shared memory per target: docs/kernels.md.
 """
 
@@ -24,6 +24,7 @@ import triton.language as tl
 
 from .activation import RELU6, activate
 from .activation import gate as gradient_through
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
 from .packing import accumulator, padded
 
@@ -335,13 +336,20 @@ def forward(x, weight, bias, gate, residual, grad, stride, activation):
         return y
     residual, grad = (t if t is None else t.contiguous(memory_format=g.format) for t in (residual, grad))
     on_tensor_cores = tensor_cores(x)
-    blocks = product_blocks(C, K, g.image, x.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = configuration(
+        pointwise_conv2d_fwd_kernel, x, product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
+        C=C, K=K, image=g.image, stride=stride, gate=gate is not None, residual=residual is not None,
+        grad=grad is not None, curved=activation > RELU6.value,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(C, K)
     with torch.cuda.device_of(x):
-        pointwise_conv2d_fwd_kernel[(g.tiles(blocks) * cdiv(K, blocks["BLOCK_K"]),)](
+        launch(
+            pointwise_conv2d_fwd_kernel, blocks, lambda b: (g.tiles(b) * cdiv(K, b["BLOCK_K"]),),
             g.x, weight.contiguous(), bias, gate if gate is None else gate.contiguous(), residual, grad, y,
             *g.sizes, *vectors, ACTIVATION=activation, TENSOR_CORES=on_tensor_cores,
-            **constants, **g.constants, **blocks,
+            **constants, **g.constants, vary=("BLOCK_P", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
     return y
 
@@ -358,16 +366,24 @@ def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
     if x.numel() == 0:
         return grad_x, grad_gate
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
-    blocks = product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = configuration(
+        pointwise_conv2d_bwd_input_kernel, grad,
+        product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, channels_last),
+        C=K, K=C, image=g.image, stride=stride, gate=gate is not None, gate_wanted=gate_wanted,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(K, C)
     partial = None
     if gate_wanted:
         partial = torch.empty((g.images, g.tiles(blocks) // g.images, C), dtype=accumulator(x), device=x.device)
     with torch.cuda.device_of(x):
-        pointwise_conv2d_bwd_input_kernel[(g.tiles(blocks) * cdiv(C, blocks["BLOCK_K"]),)](
+        launch(
+            pointwise_conv2d_bwd_input_kernel, blocks, lambda b: (g.tiles(b) * cdiv(C, b["BLOCK_K"]),),
             grad.contiguous(memory_format=g.format), g.x, weight.to(grad.dtype).contiguous(),
             gate if gate is None else gate.contiguous(), grad_x, partial,
-            *g.sizes, *vectors, TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+            *g.sizes, *vectors, TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
+            vary=("BLOCK_K", "BLOCK_C") if gate_wanted else ("BLOCK_P", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
         if gate_wanted:
             add_up(partial, grad_gate)
@@ -380,7 +396,11 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     K, C = weight.shape[:2]
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
     channels_last = g.constants["CHANNELS_LAST"]
-    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None)
+    blocks = configuration(
+        pointwise_conv2d_bwd_weight_kernel, grad,
+        weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None),
+        C=C, K=K, stride=stride, gate=gate is not None, channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
     tiles_total = g.tiles(blocks)
@@ -392,11 +412,12 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
     with torch.cuda.device_of(x):
         if chunks:
-            pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
+            launch(
+                pointwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
                 grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
                 gate if gate is None else gate.to(grad.dtype).contiguous(), partial, partial_bias,
                 *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
-                TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+                TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
             )  # fmt: skip
         add_up(partial, grad_weight)
         if bias is not None:
