@@ -102,8 +102,8 @@ def depthwise_conv2d_fwd_kernel(
         for i in tl.static_range(KH):
             b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
         for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
-            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None] & m_k[None, :]
-            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x, 0.0).to(weight.dtype.element_ty)
+            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None]
+            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x & m_k[None, :], 0.0).to(weight.dtype.element_ty)
             b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
             for o in tl.static_range(BLOCK_H):
                 if hits(r - o * STRIDE_H, KH, DILATION_H):
@@ -122,7 +122,8 @@ def depthwise_conv2d_fwd_kernel(
     o_h = o_s * BLOCK_H
     o_y = (i_n * K * OH * OW + o_h * y_h + o_w * y_w)[:, None] + (o_k * y_c)[None, :]  # [BP, BC]
     for o in tl.static_range(BLOCK_H):
-        m_y = ((o_h + o < OH) & (o_w < OW))[:, None] & m_k[None, :]
+        m_p = ((o_h + o < OH) & (o_w < OW))[:, None]
+        m_y = m_p & m_k[None, :]
         b_y = accs[o] + b_bias
         if grad is None:
             b_y = activate(b_y, ACTIVATION)
@@ -134,7 +135,7 @@ def depthwise_conv2d_fwd_kernel(
         b_stored = b_y.to(y.dtype.element_ty)
         tl.store(y + (o_y + o * y_h), b_stored, m_y)
         if partial is not None:
-            b_y = tl.where(m_y, b_stored, 0.0).to(b_sum.dtype)
+            b_y = tl.where(m_p, b_stored, 0.0).to(b_sum.dtype)
             b_sum += b_y
             if SQUARES:
                 b_squares += b_y * b_y
@@ -191,15 +192,17 @@ def depthwise_conv2d_bwd_input_kernel(
         b_of_scale = tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty)
         b_of_shift = b_of_scale
     for o in tl.static_range(BLOCK_H):
-        m_x = ((o_h + o >= 0) & (o_h + o < H) & (o_w < W))[:, None] & m_c[None, :]
+        m_p = ((o_h + o >= 0) & (o_h + o < H) & (o_w < W))[:, None]
+        m_x = m_p & m_c[None, :]
         b_g = accs[o]
         if (PRE_ACTIVATION != 0) | (partial is not None):
             b_x = tl.load(x + (o_x + o * x_h), m_x, 0.0).to(b_g.dtype)
         if PRE_ACTIVATION != 0:
             b_g = gate(scaled(b_x, b_scale, b_shift), b_g, PRE_ACTIVATION)
         if partial is not None:
-            b_of_scale += tl.where(m_x, b_g * b_x, 0.0)
-            b_of_shift += tl.where(m_x, b_g, 0.0)
+            b_g = tl.where(m_p, b_g, 0.0)
+            b_of_scale += b_g * b_x
+            b_of_shift += b_g
         if grad_x is not None:
             if scale is not None:
                 b_g *= b_scale
@@ -260,9 +263,8 @@ def depthwise_conv2d_bwd_weight_kernel(
             for j in tl.static_range(KW):
                 m_w = (top + r >= 0) & (top + r < H) & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
                 p_tap = p_x + (i_n * C * H * W + (top + r) * x_h + j * DILATION_W * x_w)
-                m_x = m_w[:, None] & m_k[None, :]
-                b_x = tl.load(p_tap, m_x, 0.0).to(zero.dtype)
-                b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
+                b_x = tl.load(p_tap, m_w[:, None] & m_k[None, :], 0.0).to(zero.dtype)
+                b_x = activate_loaded(b_x, m_w[:, None], PRE_ACTIVATION, b_scale, b_shift)
                 for i in tl.static_range(TAP_ROWS):
                     if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
                         b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
@@ -296,13 +298,13 @@ def depthwise_conv2d_bwd_weight_sum_kernel(
         tl.store(grad_bias + o_k, total.to(grad_bias.dtype.element_ty), (o_k < K) & (tap == TAPS))
 
 
-def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, grad=None):
+def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, grad=None, scaled=False):
     """Tile of the weight-gradient kernel: a thread holds about 100 registers of running sums, whatever the filter.
 
     Only 80, and one vector of x at most, unless x comes as 16-bit pairs: the compiler has many loads in flight, and
     those of wider elements, or of single ones (NCHW), take a register an element; with 100 sums beside them it spills.
     5x5 at stride 1 in float32 is an exception, which doesn't, and whose loads stay 16 bytes wide; not so beside a grad
-    of another dtype (float32, behind a curved activation).
+    of another dtype (float32, behind a curved activation), or where x is scaled.
     """
     mixed = grad is not None and grad.dtype != x.dtype
     x = grad if mixed else x
@@ -310,7 +312,7 @@ def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, g
     per_thread = 16 // x.element_size() if channels_last else 4
     registers = 2 if x.dtype == torch.float64 else 1
     fits = x.element_size() == 2 or (x.element_size() == 4 and stride_h == 1 and max(kernel) <= 5)
-    most = 100 if channels_last and fits and not mixed else 80
+    most = 100 if channels_last and fits and not mixed and not scaled else 80
     while per_thread > 1 and per_thread * tap_rows * kernel[1] * registers > most:
         per_thread //= 2
     block_c = fitting_power(channels, 16, 64 if channels_last else 16)
@@ -430,7 +432,7 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad)
+    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad, scale is not None)
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])

@@ -79,10 +79,9 @@ def times_gate(b_x, gate, i_n, o_c, m_c, C):
 
 
 @triton.jit
-def enter(b_x, scale, shift, o_c, m_c, PRE_ACTIVATION: tl.constexpr):
+def enter(b_x, b_scale, b_shift, PRE_ACTIVATION: tl.constexpr):
     """pre_activation(x * scale + shift), rounded once."""
-    b_z = scaled(b_x.to(sums_in(b_x.dtype)), load_channels(scale, o_c, m_c), load_channels(shift, o_c, m_c))
-    return activate(b_z, PRE_ACTIVATION).to(b_x.dtype)
+    return activate(scaled(b_x.to(sums_in(b_x.dtype)), b_scale, b_shift), PRE_ACTIVATION).to(b_x.dtype)
 
 
 @triton.jit
@@ -114,7 +113,8 @@ def product(
         if gate is not None:
             b_x = times_gate(b_x, gate, i_n, c + o_c, m_c, C)
         if (scale is not None) | (PRE_ACTIVATION != 0):
-            b_x = enter(b_x, scale, shift, c + o_c, m_c, PRE_ACTIVATION)
+            b_scale, b_shift = load_channels(scale, c + o_c, m_c), load_channels(shift, c + o_c, m_c)
+            b_x = enter(b_x, b_scale, b_shift, PRE_ACTIVATION)
         acc = multiply_add(b_x, b_w, acc, TENSOR_CORES)
         p_x += BLOCK_C if CHANNELS_LAST else BLOCK_C * pixels.to(tl.int64)
         p_w += BLOCK_C * K if TRANSPOSED else BLOCK_C
@@ -155,7 +155,7 @@ def pointwise_conv2d_fwd_kernel(
     b_stored = b_y.to(y.dtype.element_ty)
     tl.store(y + o_y, b_stored, m_y)
     if partial is not None:
-        b_y = tl.where(m_y, b_stored, 0.0).to(b_y.dtype)
+        b_y = tl.where(m_p[:, None], b_stored, 0.0).to(b_y.dtype)
         store_sums(partial, i_tile, K, o_k, m_k, b_y, b_y * b_y)
 
 
@@ -190,8 +190,8 @@ def pointwise_conv2d_bwd_input_kernel(
     if PRE_ACTIVATION != 0:
         b_x = gradient_through(scaled(b_entered, b_scale, load_channels(shift, o_k, m_k)), b_x, PRE_ACTIVATION)
     if partial is not None:
-        b_sum = tl.where(m_x, b_x * b_entered, 0.0)
-        store_sums(partial, i_tile, K, o_k, m_k, b_sum, None if scale is None else tl.where(m_x, b_x, 0.0))
+        b_x = tl.where(m_p[:, None], b_x, 0.0)  # an infinite weight times nothing is NaN
+        store_sums(partial, i_tile, K, o_k, m_k, b_x * b_entered, None if scale is None else b_x)
     if grad_x is not None:
         b_zero = tl.zeros((BLOCK_P, BLOCK_K), b_x.dtype)
         if scale is not None:
@@ -242,6 +242,7 @@ def pointwise_conv2d_bwd_weight_kernel(
     m_k = o_k < K
     x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
 
+    b_scale, b_shift = load_channels(scale, o_c, m_c), load_channels(shift, o_c, m_c)
     acc = tl.zeros((BLOCK_K, BLOCK_C), partial.dtype.element_ty)
     sum_g = tl.zeros((BLOCK_K,), partial.dtype.element_ty)
     first_tile = i_sum.to(tl.int32) * tiles
@@ -258,7 +259,7 @@ def pointwise_conv2d_bwd_weight_kernel(
         if gate is not None:  # 0 times an infinite gate is NaN
             b_x = tl.where(m_x, times_gate(b_x, gate, i_n, o_c, m_c, C), 0.0)
         if (scale is not None) | (PRE_ACTIVATION != 0):
-            b_x = tl.where(m_x, enter(b_x, scale, shift, o_c, m_c, PRE_ACTIVATION), 0.0)
+            b_x = tl.where(m_p[:, None], enter(b_x, b_scale, b_shift, PRE_ACTIVATION), 0.0)
         acc = multiply_add(tl.trans(b_g), b_x, acc, TENSOR_CORES)
         if partial_bias is not None:
             sum_g += tl.sum(b_g.to(acc.dtype), 0)
@@ -292,7 +293,8 @@ def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last):
 def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
     """Tile of the weight-gradient kernel, of the gradient's dtype.
 
-    NCHW's loads of single numbers take registers, and so does the gate where products are plain multiplications.
+    NCHW's loads of single numbers take registers, and so does what x goes through (`gated`: a gate, a scale and shift, an
+    activation) where products are plain multiplications.
     """
     if dtype == torch.float64:
         return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=8, num_stages=2)
@@ -394,7 +396,8 @@ def input_gradient_and_sums(
     if x.numel() == 0:
         return grad_x, torch.empty((outer, 0, width), dtype=accumulator(x), device=x.device) if sums_wanted else None
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
-    blocks = product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
+    image = g.image if scale is None else min(g.image, 256)  # two sums besides: a large tile's registers spill
+    blocks = product_blocks(K, C, image, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
     vectors, constants = g.channels(K, C)
     partial = None
     if sums_wanted:
@@ -415,7 +418,8 @@ def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None,
     K, C = weight.shape[:2]
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
     channels_last = g.constants["CHANNELS_LAST"]
-    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None)
+    entering = gate is not None or scale is not None or pre_activation != 0
+    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering)
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
     tiles_total = g.tiles(blocks)
