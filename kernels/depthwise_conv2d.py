@@ -211,6 +211,24 @@ def depthwise_conv2d_bwd_input_kernel(
         store_sums(partial, tl.program_id(0) // tl.cdiv(C, BLOCK_C), C, o_c, m_c, b_of_scale, b_of_shift)
 
 
+@triton.jit
+def add_row(
+    sums, p_x, o_r, b_g, r, there, left, W, x_w, m_k, b_scale, b_shift,
+    KW: tl.constexpr, STRIDE_H: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, TAP_ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """The sums of all taps with what row r of x, counted from the first tap's first, adds to them."""
+    for j in tl.static_range(KW):
+        m_w = there & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+        b_x = tl.load(p_x + (o_r + j * DILATION_W * x_w), m_w[:, None] & m_k[None, :], 0.0).to(sums[0].dtype)
+        b_x = activate_loaded(b_x, m_w[:, None], PRE_ACTIVATION, b_scale, b_shift)
+        for i in tl.static_range(TAP_ROWS):
+            if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
+                b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
+                sums = sums[: i * KW + j] + (b_sum,) + sums[i * KW + j + 1 :]
+    return sums
+
+
 # Gradients of weight and bias, first stage: TAP_ROWS rows of the filter, summed over `tiles` tiles of outputs that lie
 # below each other (and on into the next image). A running sum per tap and element of a tile's row stays in registers;
 # weight_blocks chooses the row so short that they fit.
@@ -260,15 +278,18 @@ def depthwise_conv2d_bwd_weight_kernel(
             sum_g += b_g[o]
         top = i_h * STRIDE_H - pad_top + first_tap_row * DILATION_H
         for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (TAP_ROWS - 1) * DILATION_H + 1):
-            for j in tl.static_range(KW):
-                m_w = (top + r >= 0) & (top + r < H) & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-                p_tap = p_x + (i_n * C * H * W + (top + r) * x_h + j * DILATION_W * x_w)
-                b_x = tl.load(p_tap, m_w[:, None] & m_k[None, :], 0.0).to(zero.dtype)
-                b_x = activate_loaded(b_x, m_w[:, None], PRE_ACTIVATION, b_scale, b_shift)
-                for i in tl.static_range(TAP_ROWS):
-                    if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
-                        b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
-                        sums = sums[: i * KW + j] + (b_sum,) + sums[i * KW + j + 1 :]
+            o_r = i_n * C * H * W + (top + r) * x_h
+            m_r = (top + r >= 0) & (top + r < H)
+            if scale is None:
+                sums = add_row(
+                    sums, p_x, o_r, b_g, r, m_r, left, W, x_w, m_k, None, None, KW, STRIDE_H, DILATION_H, DILATION_W,
+                    PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
+                )  # fmt: skip
+            elif m_r:  # a branch: masks that are kept from load to product, of all rows, take too many registers
+                sums = add_row(
+                    sums, p_x, o_r, b_g, r, True, left, W, x_w, m_k, b_scale, b_shift, KW, STRIDE_H, DILATION_H, DILATION_W,
+                    PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
+                )  # fmt: skip
 
     p_out = partial + i_sum.to(tl.int64) * (KH * KW + 1) * w_stride + o_k
     for i in tl.static_range(TAP_ROWS):
@@ -298,13 +319,13 @@ def depthwise_conv2d_bwd_weight_sum_kernel(
         tl.store(grad_bias + o_k, total.to(grad_bias.dtype.element_ty), (o_k < K) & (tap == TAPS))
 
 
-def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, grad=None, scaled=False):
+def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, grad=None):
     """Tile of the weight-gradient kernel: a thread holds about 100 registers of running sums, whatever the filter.
 
     Only 80, and one vector of x at most, unless x comes as 16-bit pairs: the compiler has many loads in flight, and
     those of wider elements, or of single ones (NCHW), take a register an element; with 100 sums beside them it spills.
     5x5 at stride 1 in float32 is an exception, which doesn't, and whose loads stay 16 bytes wide; not so beside a grad
-    of another dtype (float32, behind a curved activation), or where x is scaled.
+    of another dtype (float32, behind a curved activation).
     """
     mixed = grad is not None and grad.dtype != x.dtype
     x = grad if mixed else x
@@ -312,7 +333,7 @@ def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, g
     per_thread = 16 // x.element_size() if channels_last else 4
     registers = 2 if x.dtype == torch.float64 else 1
     fits = x.element_size() == 2 or (x.element_size() == 4 and stride_h == 1 and max(kernel) <= 5)
-    most = 100 if channels_last and fits and not mixed and not scaled else 80
+    most = 100 if channels_last and fits and not mixed else 80
     while per_thread > 1 and per_thread * tap_rows * kernel[1] * registers > most:
         per_thread //= 2
     block_c = fitting_power(channels, 16, 64 if channels_last else 16)
@@ -432,7 +453,7 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad, scale is not None)
+    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad)
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])

@@ -293,8 +293,8 @@ def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last):
 def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
     """Tile of the weight-gradient kernel, of the gradient's dtype.
 
-    NCHW's loads of single numbers take registers, and so does what x goes through (`gated`: a gate, a scale and shift, an
-    activation) where products are plain multiplications.
+    NCHW's loads of single numbers take registers, and so does what x goes through (`gated`: a gate, a scale and shift,
+    an activation) where products are plain multiplications.
     """
     if dtype == torch.float64:
         return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=8, num_stages=2)
