@@ -287,8 +287,8 @@ def depthwise_conv2d_bwd_weight_kernel(
                 )  # fmt: skip
             elif m_r:  # a branch: masks that are kept from load to product, of all rows, take too many registers
                 sums = add_row(
-                    sums, p_x, o_r, b_g, r, True, left, W, x_w, m_k, b_scale, b_shift, KW, STRIDE_H, DILATION_H, DILATION_W,
-                    PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
+                    sums, p_x, o_r, b_g, r, True, left, W, x_w, m_k, b_scale, b_shift, KW, STRIDE_H, DILATION_H,
+                    DILATION_W, PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
                 )  # fmt: skip
 
     p_out = partial + i_sum.to(tl.int64) * (KH * KW + 1) * w_stride + o_k

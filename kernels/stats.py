@@ -54,9 +54,8 @@ def totals(partial, like, channels):
 def gradient_of_y(grad, grad_sum, grad_squares, y):
     """grad + grad_sum + 2 y grad_squares, rounded once, in y's format."""
     y, channels_last = dense(y)
-    return scale_channels(
-        y, 2 * grad_squares, grad_sum, like(grad, y, channels_last), None, 0, 0, channels_last, y.dtype
-    )
+    twice, grad_sum = contiguous(2 * grad_squares, grad_sum)
+    return scale_channels(y, twice, grad_sum, like(grad, y, channels_last), None, 0, 0, channels_last, y.dtype)
 
 
 def contiguous(*tensors):
