@@ -92,9 +92,9 @@ def deep(dtype, tensor_cores, channels_last, C, K, image, gate, **_):
     return tensor_cores and dtype != "float32" and channels_last and not gate and image > 256 and min(C, K) >= 512
 
 
-def deep_and_plain(stride, curved=False, residual=False, grad=False, **shape):
-    """And what follows them takes few registers: at 256 channels, a residual, slope or curve spills."""
-    return max(stride) == 1 and not (curved or residual or grad) and deep(**shape)
+def deep_and_plain(stride, curved=False, residual=False, grad=False, prologue=False, sums=False, **shape):
+    """And what is around them takes few registers: at 256 channels, a residual, slope, curve or sum spills."""
+    return max(stride) == 1 and not (curved or residual or grad or prologue or sums) and deep(**shape)
 
 
 def on_tensor_cores(tensor_cores, **_):

@@ -97,13 +97,14 @@ def squeeze_excite_bwd_weight_kernel(
         tl.store(grad_bias + o_j, sum_g.to(grad_bias.dtype.element_ty), (o_j < outputs) & (tl.program_id(1) == 0))
 
 
-# y = activation(x * gate_activation(z) + share / pixels + residual), or with `grad` grad * activation'(...) instead.
+# y = activation(x * gate_activation(z) + share / pixels + residual), or with `grad` grad * activation'(...) instead; z
+# and share are PER_IMAGE, or one row for all images, of which share is not divided.
 # Tile BLOCK_P pixels of one image x BLOCK_C channels;  grid one axis, a tile a program, channel blocks fastest
 @triton.jit(do_not_specialize=["rows", "vectors"])
 def squeeze_excite_scale_kernel(
     x, z, share, residual, grad, y, rows, vectors,
-    VECTOR: tl.constexpr, GATE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr, PER_IMAGE: tl.constexpr, GATE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     columns = vectors * VECTOR  # in two factors, so that the compiler knows how rows are aligned
     channels = columns if CHANNELS_LAST else rows
@@ -115,10 +116,14 @@ def squeeze_excite_scale_kernel(
     o_p = i_tile % n_p * BLOCK_P + tl.arange(0, BLOCK_P)
     o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
     offset, m_x = locate_image(rows, columns, i_n, o_p, o_c, CHANNELS_LAST)  # [BP, BC]
-    b_z = activate(tl.load(z + i_n * channels + o_c, o_c < channels, 0.0), GATE_ACTIVATION)
+    row = i_n * channels if PER_IMAGE else 0
+    b_z = activate(tl.load(z + row + o_c, o_c < channels, 0.0), GATE_ACTIVATION)
     b_y = tl.load(x + offset, m_x, 0.0).to(b_z.dtype) * b_z[None, :]
     if share is not None:
-        b_y += (tl.load(share + i_n * channels + o_c, o_c < channels, 0.0) / pixels)[None, :]
+        b_share = tl.load(share + row + o_c, o_c < channels, 0.0)
+        if PER_IMAGE:
+            b_share /= pixels
+        b_y += b_share[None, :]
     if residual is not None:
         b_y += tl.load(residual + offset, m_x, 0.0).to(b_z.dtype)
     if grad is None:
@@ -160,9 +165,11 @@ def layer_gradient(grad, v, weight, bias):
 
 
 def scale(x, z, share, residual, grad, gate_activation, activation, channels_last, dtype):
-    """squeeze_excite_scale_kernel's y, of `dtype` and in x's format."""
+    """squeeze_excite_scale_kernel's y, of `dtype` and in x's format; z and share [N, .., C], or [C] for all images."""
     N, C, H, W = x.shape
     y = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
+    if y.numel() == 0:
+        return y
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
     blocks = configuration(
@@ -173,8 +180,9 @@ def scale(x, z, share, residual, grad, gate_activation, activation, channels_las
         launch(
             squeeze_excite_scale_kernel, blocks,
             lambda b: (N * cdiv(H * W, b["BLOCK_P"]) * cdiv(C, b["BLOCK_C"]),),
-            x, z, share, residual, grad, y, rows, columns // v, VECTOR=v, GATE_ACTIVATION=gate_activation,
-            ACTIVATION=activation, CHANNELS_LAST=channels_last, vary=("BLOCK_P", "BLOCK_C"),
+            x, z, share, residual, grad, y, rows, columns // v, VECTOR=v, PER_IMAGE=z.dim() > 1,
+            GATE_ACTIVATION=gate_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last,
+            vary=("BLOCK_P", "BLOCK_C"),
         )  # fmt: skip
     return y
 

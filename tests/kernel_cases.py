@@ -93,6 +93,55 @@ def squeeze_excite(shape, squeezed, dtype, memory_format=NHWC, residual=False, a
     kernels.squeeze_excite_backward(torch.empty_like(y), *args, 0b111111)
 
 
+def squeeze(shape, k, stride, dtype, memory_format=NHWC, activation=4, backward=False):
+    """depthwise_conv2d_squeeze, or its gradient."""
+    kernels = importlib.import_module("cnnfast.kernels.stats")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, bias = empty(shape[1], 1, k, k, dtype=dtype), empty(shape[1], dtype=dtype)
+    args = (x, weight, bias, (stride, stride), (), (1, 1), 0, activation)
+    y, means = kernels.depthwise_conv2d_squeeze(*args) if not backward else squeezed_shapes(x, stride)
+    if backward:
+        kernels.depthwise_conv2d_squeeze_backward(y, means, *args, 0b111)
+
+
+def squeezed_shapes(x, stride):
+    size = [-(-side // stride) for side in x.shape[2:]]
+    return x.new_empty((*x.shape[:2], *size)), x.new_empty((*x.shape[:2], 1, 1))
+
+
+def stats(
+    op, shape, out=0, k=1, stride=1, dtype=BFLOAT16, memory_format=NHWC, prologue=True, pre_activation=1, tf32=False
+):
+    """<op>_stats, between two batch normalisations; prologue=False: with neither scale nor pre_activation."""
+    kernels = importlib.import_module("cnnfast.kernels.stats")
+    channels, wide = shape[1], torch.promote_types(dtype, FLOAT32)
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    depthwise, pointwise = empty(channels, 1, k, k, dtype=dtype), empty(out, channels, 1, 1, dtype=dtype)
+    weights = {
+        "conv2d": (empty(out, channels, k, k, dtype=dtype), None),
+        "depthwise_conv2d": (depthwise, None),
+        "pointwise_conv2d": (pointwise, None),
+        "separable_conv2d": (depthwise, None, pointwise, None),
+    }[op]
+    affine = (empty(channels, dtype=wide), empty(channels, dtype=wide)) if prologue else (None, None)
+    geometry = ((stride, stride),) if op == "pointwise_conv2d" else ((stride, stride), (), (1, 1))
+    activations = (pre_activation if prologue else 0, *([4] if op == "separable_conv2d" else []))
+    tensors = (x, *weights, *affine)
+    with float32_by("tf32" if tf32 else "ieee"):
+        y, total, squares = getattr(kernels, f"{op}_stats")(*tensors, *geometry, *activations)
+        grads = torch.empty_like(y), total, squares
+        getattr(kernels, f"{op}_stats_backward")(*grads, *tensors, y, *geometry, *activations, 0b1111111)
+
+
+def stats_gradients(shape, k, dtype, memory_format=NHWC):
+    """What backward launches of kernels that forward launches, too: gradients before an activation."""
+    kernels = importlib.import_module("cnnfast.kernels.stats")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, affine = empty(shape[1], 1, k, k, dtype=dtype), empty(shape[1], dtype=torch.promote_types(dtype, FLOAT32))
+    kernels.entered(x, affine, affine, torch.empty_like(x), 4, affine.dtype)
+    kernels.separable_intermediate(x, weight, None, affine, affine, ((1, 1), (), (1, 1), 1), 4, torch.empty_like(x))
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
     # TF32's wgmma and tcgen05 want the axis of the sum innermost: what isn't so stored goes there number by number.
@@ -105,6 +154,8 @@ POINTWISE = functools.partial(case, pointwise_conv2d)
 EXCITE = functools.partial(case, squeeze_excite)
 SENET = functools.partial(EXCITE, residual=True, post_activation=1)
 RESPONSE_NORM = functools.partial(case, local_response_norm)
+DEPTHWISE_STATS = functools.partial(case, stats, "depthwise_conv2d")
+POINTWISE_STATS = functools.partial(case, stats, "pointwise_conv2d")
 CASES = {
     "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
     "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
@@ -162,12 +213,35 @@ CASES = {
     "response norm 40, fp32": RESPONSE_NORM((32, 96, 55, 55), 40, dtype=FLOAT32),
     "response norm 5, bf16, NCHW": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=BFLOAT16, memory_format=NCHW),
     "response norm 5, fp32, NCHW": RESPONSE_NORM((32, 256, 27, 27), 5, dtype=FLOAT32, memory_format=NCHW),
+    "depthwise 3x3, stats, bf16": DEPTHWISE_STATS((32, 728, 19, 19), k=3, dtype=BFLOAT16),
+    "depthwise 5x5, stats, silu, bf16": DEPTHWISE_STATS((32, 672, 14, 14), k=5, dtype=BFLOAT16, pre_activation=4),
+    "depthwise 3x3 / 2, stats, fp32": DEPTHWISE_STATS((32, 96, 112, 112), k=3, stride=2, dtype=FLOAT32),
+    "depthwise 5x5, stats, fp32": DEPTHWISE_STATS((32, 672, 14, 14), k=5, dtype=FLOAT32, pre_activation=4),
+    "depthwise 3x3, stats, bf16, NCHW": DEPTHWISE_STATS((32, 728, 19, 19), k=3, dtype=BFLOAT16, memory_format=NCHW),
+    "depthwise 3x3, stats, fp64": DEPTHWISE_STATS((4, 728, 19, 19), k=3, dtype=FLOAT64),
+    "depthwise 5x5, squeeze, silu, bf16": case(squeeze, (32, 672, 14, 14), 5, 1, dtype=BFLOAT16),
+    "depthwise 5x5, squeeze, fp32": case(squeeze, (32, 672, 14, 14), 5, 1, dtype=FLOAT32, activation=2),
+    "depthwise 5x5, squeeze's gradient, silu, bf16": case(
+        squeeze, (32, 672, 14, 14), 5, 1, dtype=BFLOAT16, backward=True
+    ),
+    "pointwise 728 -> 728, stats, bf16": POINTWISE_STATS((32, 728, 19, 19), 728, dtype=BFLOAT16),
+    "pointwise 144 -> 40, stats, silu, fp32": POINTWISE_STATS((32, 144, 28, 28), 40, dtype=FLOAT32, pre_activation=4),
+    "pointwise 144 -> 40, stats, TF32": POINTWISE_STATS((32, 144, 28, 28), 40, dtype=FLOAT32, tf32=True),
+    "pointwise 64 -> 128 / 2, stats, bf16, NCHW": POINTWISE_STATS(
+        (32, 64, 56, 56), 128, stride=2, dtype=BFLOAT16, memory_format=NCHW
+    ),
+    "pointwise 144 -> 40, stats, fp64": POINTWISE_STATS((4, 144, 28, 28), 40, dtype=FLOAT64),
+    "separable 3x3 728 -> 728, stats, bf16": case(stats, "separable_conv2d", (32, 728, 19, 19), 728, 3, dtype=BFLOAT16),
+    "conv2d 3x3, stats, bf16": case(stats, "conv2d", (32, 64, 56, 56), 64, 3, dtype=BFLOAT16),
+    "conv2d 3x3, stats, fp64": case(stats, "conv2d", (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
+    "gradients before silu, stats, bf16": case(stats_gradients, (32, 728, 19, 19), 3, dtype=BFLOAT16),
+    "gradients before silu, stats, fp32": case(stats_gradients, (32, 728, 19, 19), 3, dtype=FLOAT32),
 }
 # Kernels that read partial sums, small vectors and weights, or (wide windows) single channels: a few bytes a thread.
 NARROW = {
+    "add_up_kernel",
     "depthwise_conv2d_bwd_weight_sum_kernel",
     "local_response_norm_wide_kernel",
-    "pointwise_conv2d_bwd_sum_kernel",
     "squeeze_excite_bwd_weight_kernel",
     "squeeze_excite_product_kernel",
 }

@@ -82,8 +82,8 @@ def chosen(launch, target="sm_90"):
 
 
 def with_batch(case, images):
-    shape, *rest = case.launch.args
-    return functools.partial(case.launch.func, (images, *shape[1:]), *rest, **case.launch.keywords)
+    args = [(images, *value[1:]) if isinstance(value, tuple) else value for value in case.launch.args]
+    return functools.partial(case.launch.func, *args, **case.launch.keywords)
 
 
 @pytest.mark.parametrize("name", CASES)

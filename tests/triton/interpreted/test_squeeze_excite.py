@@ -189,7 +189,7 @@ FAULTS = {
 GRADIENT_FAULTS = {
     "an activation's slope forgotten": (SLOPE, "b_v"),
     "an image left out of a weight's gradient": ("m_g = (o_n < images)", "m_g = (o_n < images - 1)"),
-    "the mean's share not divided": ("0.0) / pixels)", "0.0))"),
+    "the mean's share not divided": ("b_share /= pixels", "b_share /= 1"),
     "the mean's share left out": ("if share is not None", "if share is False"),
     "a weight's gradient twice": ("return grad_weight, grad_bias", "return grad_weight * 2, grad_bias"),
 }
