@@ -33,6 +33,7 @@ from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward, geome
 from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
 from .packing import accumulator, taps_major
 from .pointwise_conv2d import multiply_add, pointwise_conv2d, pointwise_conv2d_backward
+from .pointwise_depthwise import pointwise_depthwise
 
 __all__ = ["separable_conv2d", "separable_conv2d_backward"]
 
@@ -122,7 +123,7 @@ def product_blocks(M, K, OH, kernel_h, curved, x, on_tensor_cores, channels_last
     return dict(BLOCK_P=block_p, BLOCK_H=block_h, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=8, num_stages=1)
 
 
-def depthwise_then_pointwise(
+def depthwise_pointwise(
     x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, pre_activation, mid_activation,
     activation,
 ):  # fmt: skip
@@ -153,28 +154,18 @@ def depthwise_then_pointwise(
     return y
 
 
-def pointwise_then_depthwise(
-    x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, pre_activation, mid_activation,
-    activation,
-):  # fmt: skip
-    t = pointwise_conv2d(activated(x, pre_activation), pw_weight, pw_bias, None, None, (1, 1), mid_activation)
-    y = depthwise_conv2d(t, dw_weight, dw_bias, stride, padding, dilation, 0, activation if residual is None else 0)
-    channels_last = dense(x)[1]
-    y = y.contiguous(memory_format=memory_format(channels_last))
-    if residual is not None:
-        finish(y, None, residual, None, activation, channels_last)
-    return y
-
-
 def separable_conv2d(
     x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, pointwise_first, pre_activation,
     mid_activation, activation,
 ):  # fmt: skip
-    forward = pointwise_then_depthwise if pointwise_first else depthwise_then_pointwise
-    return forward(
-        x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, pre_activation, mid_activation,
-        activation,
-    )  # fmt: skip
+    activations = pre_activation, mid_activation, activation
+    if pointwise_first:
+        return pointwise_depthwise(
+            x, pw_weight, pw_bias, dw_weight, dw_bias, residual, stride, padding, dilation, *activations
+        )[0]
+    return depthwise_pointwise(
+        x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, *activations
+    )
 
 
 def separable_conv2d_backward(
@@ -187,14 +178,14 @@ def separable_conv2d_backward(
     """
     tensors = dense(x)[0], dw_weight, dw_bias, pw_weight, pw_bias, residual
     wanted = [bool(output_mask >> i & 1) and t is not None for i, t in enumerate(tensors)]
-    backward = of_pointwise_then_depthwise if pointwise_first else of_depthwise_then_pointwise
+    backward = pointwise_depthwise_backward if pointwise_first else depthwise_pointwise_backward
     activations = pre_activation, mid_activation, activation
     gradients = backward(grad, *tensors, (stride, padding, dilation), *activations, wanted)
     nothing = [(x if t is None else t).new_empty(0) for t in tensors]
     return tuple(gradients[i] if want else nothing[i] for i, want in enumerate(wanted))
 
 
-def of_depthwise_then_pointwise(
+def depthwise_pointwise_backward(
     grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, window, pre_activation, mid_activation, activation,
     wanted,
 ):  # fmt: skip
@@ -215,7 +206,7 @@ def of_depthwise_then_pointwise(
     return *of_first, grad_pw_weight, grad_pw_bias, grad_residual
 
 
-def of_pointwise_then_depthwise(
+def pointwise_depthwise_backward(
     grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, window, pre_activation, mid_activation, activation,
     wanted,
 ):  # fmt: skip

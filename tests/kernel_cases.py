@@ -81,6 +81,19 @@ def pointwise_depthwise(
         )
 
 
+def separable_conv2d(
+    shape, out, k=3, stride=1, dtype=BFLOAT16, memory_format=NHWC, residual=False, activations=(1, 0, 0), tf32=False
+):
+    kernels = importlib.import_module("cnnfast.kernels.separable_conv2d")
+    x, channels = empty(*shape, dtype=dtype, memory_format=memory_format), shape[1]
+    height, width = (-(-size // stride) for size in shape[2:])
+    added = empty(shape[0], out, height, width, dtype=dtype, memory_format=memory_format) if residual else None
+    depthwise = empty(channels, 1, k, k, dtype=dtype), empty(channels, dtype=dtype)
+    pointwise = empty(out, channels, 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.separable_conv2d(x, *depthwise, *pointwise, added, (stride, stride), (), (1, 1), False, *activations)
+
+
 @contextlib.contextmanager
 def float32_by(precision):
     """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
@@ -117,6 +130,7 @@ def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bo
     return Case(dtype, launch, wide, quick)
 
 
+SEPARABLE = functools.partial(case, separable_conv2d)
 POINTWISE_DEPTHWISE = functools.partial(case, pointwise_depthwise)
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
 POINTWISE = functools.partial(case, pointwise_conv2d)
@@ -188,6 +202,33 @@ CASES = {
     "pointwise, depthwise 5x5 / 2, 24 -> 144, fp32, NCHW": POINTWISE_DEPTHWISE(
         (32, 24, 56, 56), 144, 5, 2, dtype=FLOAT32, memory_format=NCHW
     ),
+    "separable 3x3, 728 -> 728, bf16": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, quick=True),
+    "separable 3x3, 728 -> 728, residual, fp16": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT16, residual=True),
+    "separable 3x3, 512 -> 512, bf16": SEPARABLE((32, 512, 14, 14), 512, dtype=BFLOAT16, activations=(0, 2, 2)),
+    "separable 3x3, 32 -> 64, bf16": SEPARABLE((32, 32, 112, 112), 64, dtype=BFLOAT16, activations=(0, 2, 2)),
+    "separable 3x3, 32 -> 16, bf16": SEPARABLE((32, 32, 112, 112), 16, dtype=BFLOAT16, activations=(0, 2, 0)),
+    "separable 3x3 / 2, 128 -> 256, bf16": SEPARABLE(
+        (32, 128, 56, 56), 256, 3, 2, dtype=BFLOAT16, activations=(0, 2, 2)
+    ),
+    "separable 5x5, 240 -> 40, bf16": SEPARABLE((32, 240, 28, 28), 40, 5, dtype=BFLOAT16, activations=(0, 4, 0)),
+    "separable 5x5, 672 -> 192, silu, fp16": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT16, residual=True, activations=(4, 4, 4)
+    ),
+    "separable 3x3, 728 -> 728, fp32": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32),
+    "separable 3x3, 728 -> 728, TF32": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32, tf32=True),
+    "separable 3x3 / 2, 128 -> 256, fp32": SEPARABLE(
+        (32, 128, 56, 56), 256, 3, 2, dtype=FLOAT32, activations=(0, 2, 2)
+    ),
+    "separable 5x5, 672 -> 192, silu, fp32": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT32, residual=True, activations=(4, 4, 4)
+    ),
+    "separable 5x5, 672 -> 192, silu, TF32": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT32, residual=True, activations=(4, 4, 4), tf32=True
+    ),
+    "separable 7x7, 96 -> 192, bf16": SEPARABLE((32, 96, 28, 28), 192, 7, dtype=BFLOAT16, activations=(0, 5, 0)),
+    "separable 3x3, 728 -> 728, fp64": SEPARABLE((4, 728, 19, 19), 728, dtype=FLOAT64),
+    "separable 3x3, 728 -> 728, bf16, NCHW": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
+    "separable 3x3, 728 -> 728, fp32, NCHW": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32, memory_format=NCHW),
     "squeeze-excite 256 @ 56, bf16": SENET((32, 256, 56, 56), 16, dtype=BFLOAT16, quick=True),
     "squeeze-excite 2048 @ 7, bf16": SENET((32, 2048, 7, 7), 128, dtype=BFLOAT16),
     "squeeze-excite 672 @ 14, silu, bf16": EXCITE((32, 672, 14, 14), 28, dtype=BFLOAT16, activation=4),
@@ -248,4 +289,5 @@ PRODUCTS: dict[str, Callable[[torch.dtype, str, dict], re.Pattern]] = {
     "pointwise_conv2d_bwd_input_kernel": product,
     "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side=operator.itemgetter("BLOCK_K")),
     "pointwise_depthwise_fwd_kernel": functools.partial(product, side=columns),
+    "separable_conv2d_fwd_kernel": product,
 }

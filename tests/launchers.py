@@ -19,6 +19,8 @@ from cnnfast.ops import activations
 from cnnfast.ops._registration import empty_image
 from cnnfast.ops.arguments import edges, pair
 
+COPIES = itertools.count()  # of kernels, in this process
+
 
 def kernels_of(op: str) -> ModuleType:
     return importlib.import_module(f"cnnfast.kernels.{op}")
@@ -106,11 +108,10 @@ def survivors(
 ) -> list[str]:
     """The faults that `check_module` doesn't see: a text of kernels/<op>.py, and what its first occurrence becomes."""
     source = Path(cnnfast.kernels.__file__).parent
-    counter = itertools.count()
     monkeypatch.syspath_prepend(folder)
 
     def passes(old: str = "", new: str = "") -> bool:
-        package = folder / f"{op}_{next(counter)}"  # a name that no other test's copy has: modules are kept by name
+        package = folder / f"{op}_{next(COPIES)}"  # a name that no other test's copy has: modules are kept by name
         package.mkdir()
         for file in source.glob("*.py"):
             text = file.read_text()
