@@ -75,6 +75,34 @@ def locate(
     return (i_rows // n_h).to(tl.int64), o_s, o_w, o_c
 
 
+@triton.jit
+def windows(
+    p_x, b_scale, b_shift, weight, top, left, o_k, m_k, H, W, x_h, x_w, w_stride,
+    KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H rows of outputs, [BP, BC] each, whose windows begin at row `top` + 0, STRIDE_H, ... and column `left`.
+
+    p_x [BP, BC]: where the first window begins, padding included. b_scale, b_shift: of x, [1, BC] or None.
+    """
+    accs = (tl.zeros((BLOCK_P, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
+    for j in range(KW):
+        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+        b_w = ()
+        for i in tl.static_range(KH):
+            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
+        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
+            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None]
+            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x & m_k[None, :], 0.0).to(weight.dtype.element_ty)
+            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
+            for o in tl.static_range(BLOCK_H):
+                if hits(r - o * STRIDE_H, KH, DILATION_H):
+                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
+                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
+    return accs
+
+
 # Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from; with
 # `share` (grad + share[image, channel] / pixels) * activation'(...). With `partial` the sums over the tile's pixels of
 # y as it is stored, partial[tile, k], or with SQUARES those and the sums of y * y, partial[tile, 0 and 1, k].
@@ -97,21 +125,10 @@ def depthwise_conv2d_fwd_kernel(
     b_scale = load_channels(scale, o_k // MULTIPLIER, m_k)
     b_shift = load_channels(shift, o_k // MULTIPLIER, m_k)
 
-    accs = (tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
-    for j in range(KW):
-        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-        b_w = ()
-        for i in tl.static_range(KH):
-            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
-        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
-            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None]
-            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x & m_k[None, :], 0.0).to(weight.dtype.element_ty)
-            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
-            for o in tl.static_range(BLOCK_H):
-                if hits(r - o * STRIDE_H, KH, DILATION_H):
-                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
-                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
-
+    accs = windows(
+        p_x, b_scale, b_shift, weight, top, left, o_k, m_k, H, W, x_h, x_w, w_stride, KH, KW,
+        STRIDE_H, DILATION_H, DILATION_W, PRE_ACTIVATION, STRIPS * BLOCK_W, BLOCK_H, BLOCK_C,
+    )  # fmt: skip
     b_bias = 0.0
     if bias is not None:
         b_bias = tl.load(bias + o_k, m_k, 0.0).to(weight.dtype.element_ty)[None, :]

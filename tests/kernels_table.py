@@ -18,13 +18,13 @@ from pathlib import Path
 
 import triton
 from ahead_of_time import SHARED_LIMIT, TARGETS, Compiled, compile_for
-from kernel_cases import CASES, NARROW, PRODUCTS
+from kernel_cases import CASES, NARROW, PRODUCTS, WITH_TAPS
 
 from cnnfast.bench.launches import Launch, recording
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs/kernels.md"
-TILE = ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_S", "BLOCK_P", "BLOCK_K", "BLOCK_C")
+TILE = ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_S", "BLOCK_P", "BLOCK_K", "BLOCK_E", "BLOCK_C")
 
 
 @functools.cache
@@ -49,16 +49,18 @@ def wanted_load(case: str, kernel: str, target: str) -> int:
         return 1
     threads = launch.kwargs["num_warps"] * TARGETS[target].warp_size
     # For gfx942 Triton loads blocks that it transposes by 8 bytes, and a gate number by number in every thread.
-    most = 4 if target == "gfx942" and kernel in PRODUCTS else 16
+    most = 4 if target == "gfx942" and kernel in PRODUCTS else 8 if kernel in WITH_TAPS else 16
     return min(elements_of_a_load(launch.kwargs) // threads * CASES[case].dtype.itemsize, most)
 
 
 def elements_of_a_load(options: dict) -> int:
     """What all threads of a program load together of x: a row of a tile of pixels; of two matrices the smaller one."""
-    if "BLOCK_K" in options:
-        sides = sorted(options[name] for name in ("BLOCK_P", "BLOCK_K", "BLOCK_C"))
+    pixels = options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options.get("BLOCK_P", 1)
+    channels = [options[name] for name in ("BLOCK_K", "BLOCK_E") if name in options]
+    if channels:
+        sides = sorted((pixels, options["BLOCK_C"], *channels))
         return sides[0] * sides[1]
-    return options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options.get("BLOCK_P", 1) * options["BLOCK_C"]
+    return pixels * options["BLOCK_C"]
 
 
 def objections(case: str, kernel: str, target: str, result: Compiled) -> list[str]:
