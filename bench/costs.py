@@ -176,6 +176,89 @@ def pointwise_weight(launch: Launch) -> Work:
     )
 
 
+def activation(code: int) -> int:
+    """Instructions a number: none, relu, relu6; what has an exponential, about 14."""
+    return code if code <= 2 else 14
+
+
+def separable(launch: Launch) -> Work:
+    """Depthwise rows in registers, then their product with BLOCK_K output channels, BLOCK_C channels a step."""
+    a = launch.arguments
+    x, y = a["x"], a["y"]
+    M, K, height, vector = a["m_vectors"] * a["M_VECTOR"], y.shape[1], a["BLOCK_H"], 16 // x.element_size()
+    steps = programs(launch) * -(-M // a["BLOCK_C"])
+    rows = (height - 1) * a["STRIDE_H"] + (a["KH"] - 1) * a["DILATION_H"] + 1  # loaded for each of the filter's columns
+    load = 11 / vector + converts(x) + activation(a["PRE_ACTIVATION"])
+    number = a["KW"] * (rows * load + a["KH"] * height) + height * (3 + activation(a["MID_ACTIVATION"]))
+    multiplied = 2.0 * steps * height * a["BLOCK_P"] * a["BLOCK_K"] * a["BLOCK_C"]
+    pixels = y.numel() // K
+    return Work(
+        bytes=tensor_bytes(a),
+        flops=2.0 * pixels * M * (a["KH"] * a["KW"] + K),
+        instructions=steps * a["BLOCK_P"] * a["BLOCK_C"] * number
+        + steps * a["BLOCK_K"] * a["BLOCK_C"] / 4
+        + multiplied * (0.0 if a["TENSOR_CORES"] else 0.75),
+        multiplied=multiplied,
+        rate=rate_of(a),
+        busy=busy(launch),
+    )
+
+
+def expansion(a: dict[str, Any], rows: int, channels: int, activated: int) -> tuple[float, float]:
+    """(FLOPs, instructions) of a tile's BLOCK_E channels of the expansion and of its depthwise sums over so many rows
+    of outputs: computed anew for each of the filter's columns, and for rows that the next strip takes, too."""
+    pixels = a["STRIPS"] * a["BLOCK_W"]
+    taken = {i * a["DILATION_H"] % a["STRIDE_H"] for i in range(a["KH"])}
+    window = (a["KH"] - 1) * a["DILATION_H"] // a["STRIDE_H"] + 1
+    times = (rows + window - 1) * len(taken) * a["KW"]
+    numbers = times * pixels * a["BLOCK_E"]
+    sums = 2 + activation(activated) + a["KH"] / len(taken)
+    loads = times * pixels * channels * 2
+    return 2.0 * numbers * channels, numbers * sums + loads
+
+
+def pointwise_depthwise(launch: Launch) -> Work:
+    a = launch.arguments
+    x, y = a["x"], a["y"]
+    N, C, H, W = x.shape
+    K, taps = y.shape[1], a["KH"] * a["KW"]
+    padded = -(-C // a["BLOCK_C"]) * a["BLOCK_C"]
+    multiplied, instructions = expansion(a, a["rows"], padded, a["MID_ACTIVATION"])
+    return of_expansion(
+        launch, 2.0 * N * H * W * C * K / a["MULTIPLIER"] + 2.0 * y.numel() * taps, multiplied, instructions
+    )
+
+
+def inverted_residual(launch: Launch) -> Work:
+    a = launch.arguments
+    x, y = a["x"], a["y"]
+    N, C, H, W = x.shape
+    K, E, taps = y.shape[1], a["e_vectors"] * a["E_VECTOR"], a["KH"] * a["KW"]
+    steps, padded = -(-E // a["BLOCK_E"]), -(-C // a["BLOCK_C"]) * a["BLOCK_C"]
+    multiplied, instructions = expansion(a, a["BLOCK_H"], padded, a["ACTIVATION"])
+    flops = 2.0 * N * H * W * C * E
+    if a["expand_weight"] is None:
+        multiplied = flops = 0.0
+    outputs = a["STRIPS"] * a["BLOCK_W"] * a["BLOCK_H"]
+    multiplied += 2.0 * outputs * a["BLOCK_E"] * a["BLOCK_K"]
+    instructions += outputs * a["BLOCK_E"] * (3 + activation(a["ACTIVATION"]))
+    return of_expansion(launch, flops + 2.0 * y.numel() // K * E * (taps + K), multiplied * steps, instructions * steps)
+
+
+def of_expansion(launch: Launch, flops: float, multiplied: float, instructions: float) -> Work:
+    """From what one program does."""
+    a, count = launch.arguments, programs(launch)
+    plain = 0.0 if a["TENSOR_CORES"] else 0.75
+    return Work(
+        bytes=tensor_bytes(a),
+        flops=flops,
+        instructions=count * (instructions + multiplied * plain),
+        multiplied=count * multiplied,
+        rate=rate_of(a),
+        busy=busy(launch),
+    )
+
+
 def each_number(of_16_bits: float, of_32_bits: float | None = None) -> Callable[[Launch], Work]:
     """A kernel that goes once over its tensors: so many instructions a number of the largest one."""
 
@@ -195,19 +278,22 @@ def squeeze_product(launch: Launch) -> Work:
 
 
 WORK: dict[str, Callable[[Launch], Work]] = {
+    "add_up_kernel": each_number(3),
     "channel_sums_kernel": each_number(6, 10),
     "conv2d_epilogue_kernel": each_number(29, 46),
     "depthwise_conv2d_bwd_input_kernel": depthwise_spatial,
     "depthwise_conv2d_bwd_weight_kernel": depthwise_weight,
     "depthwise_conv2d_bwd_weight_sum_kernel": each_number(3),
     "depthwise_conv2d_fwd_kernel": depthwise_spatial,
+    "inverted_residual_fwd_kernel": inverted_residual,
     "local_response_norm_bwd_kernel": each_number(140, 196),
     "local_response_norm_fwd_kernel": each_number(84, 112),
     "local_response_norm_wide_kernel": each_number(200),
     "pointwise_conv2d_bwd_input_kernel": pointwise_input,
-    "pointwise_conv2d_bwd_sum_kernel": each_number(3),
     "pointwise_conv2d_bwd_weight_kernel": pointwise_weight,
     "pointwise_conv2d_fwd_kernel": pointwise_forward,
+    "pointwise_depthwise_fwd_kernel": pointwise_depthwise,
+    "separable_conv2d_fwd_kernel": separable,
     "squeeze_excite_bwd_weight_kernel": squeeze_product,
     "squeeze_excite_product_kernel": squeeze_product,
     "squeeze_excite_scale_kernel": each_number(36, 50),

@@ -42,6 +42,7 @@ COLUMNS = {
     "floor fp32": (torch.float32, max(BATCHES), "floor", 1e-6),
     **_PREDICTED,
 }
+IMAGES = ("grad", "x", "residual")
 Rows = dict[tuple[str, str], list[Work]]  # by (call, kernel): the works of all such launches
 
 
@@ -65,8 +66,15 @@ class Calls(TorchDispatchMode):
         name = schema.name.removeprefix("cnnfast::")
         launcher = getattr(importlib.import_module(f"cnnfast.kernels.{name.removesuffix('_backward')}"), name)
         arguments = schema.arguments[:-1]  # less backend
+        # PyTorch's own convolutions lose the memory format of bfloat16 meta tensors; a GPU's keep it.
+        args = tuple(
+            value.contiguous(memory_format=torch.channels_last)
+            if argument.name in IMAGES and value is not None
+            else value
+            for argument, value in zip(arguments, args, strict=False)
+        )
         with recording("sm_90") as launches:
-            launcher(*args[: len(arguments)])
+            launcher(*args)
         call = described(name, dict(zip((argument.name for argument in arguments), args, strict=False)))
         self.times[call] += 1
         for launch in launches:
@@ -163,7 +171,7 @@ Made by `python -m cnnfast.bench.predictions` before any of these kernels ran on
 networks' ops make (channels_last, tiles as launched); the model is in bench/costs.py. H100 SXM: copy
 {COPY / 1e12:.1f} TB/s (read and written; measured), matrix products in 16 bits {RATES["16 bits"] / 1e12:.0f} TFLOP/s
 (measured in a large product; {MATMUL:.0%} of it are counted on), {LANES / 1e12:.1f} T thread instructions/s
-({ISSUE:.0%}), {LAUNCH * 1e6:.0f} us a launch. float32 is IEEE's, not TF32.
+({ISSUE:.0%}), {LAUNCH * 1e6:.0f} us a launch. float32 is multiplied as TF32, PyTorch's default for convolutions.
 
 A row is what one call launches of a kernel (a gradient's second stages, say, are its own rows), and how often there is
 such a call; the last row sums up all of them. MB and GFLOP are of batch {max(BATCHES)} in bfloat16, bytes with every
