@@ -97,6 +97,11 @@ def deep_and_plain(stride, curved=False, residual=False, grad=False, **shape):
     return max(stride) == 1 and not (curved or residual or grad) and deep(**shape)
 
 
+def curved_slope(tensor_cores, image, K, grad, curved, **_):
+    """What the gradients of a curved activation start from, in the formula's largest tiles."""
+    return tensor_cores and image > 256 and K > 64 and grad and curved
+
+
 def on_tensor_cores(tensor_cores, **_):
     return tensor_cores
 
@@ -105,12 +110,14 @@ def on_tensor_cores(tensor_cores, **_):
 WIDE = Row(("hopper", "blackwell"), deep_and_plain, dict(BLOCK_K=256, num_stages=4))
 # 125 registers a thread instead of 176, and 48 KiB: two programs share a multiprocessor instead of one.
 SHALLOW = Row(("ampere", "small"), deep, dict(BLOCK_C=32, num_stages=4))
+# 128 registers a thread; in tiles of 128 channels silu and tanh spill up to 1,392 bytes.
+NARROW = Row(("ampere", "small", "hopper", "blackwell"), curved_slope, dict(BLOCK_K=64))
 # Half of the formula's three stages in LDS, 32 of 64 KiB: two programs share a compute unit.
 TWO_STAGES = Row(("amd",), on_tensor_cores, dict(num_stages=2))
 
 # By kernel; the first row that fits. From resources (docs/kernels.md), not timed: `cnnfast tune` is what times.
 TABLE = {
-    "pointwise_conv2d_fwd_kernel": (WIDE, SHALLOW, TWO_STAGES),
+    "pointwise_conv2d_fwd_kernel": (NARROW, WIDE, SHALLOW, TWO_STAGES),
     "pointwise_conv2d_bwd_input_kernel": (WIDE, TWO_STAGES),
     "pointwise_conv2d_bwd_weight_kernel": (TWO_STAGES,),
 }

@@ -12,8 +12,8 @@ Bytes     ideally every tensor once. Really the input's halo once more from L2: 
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between.
 Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^31 elements; each dimension, the number
           of tiles and w_stride * taps stay below 2^31.
-Repeats   No atomics: every sum has a fixed order, which depends on shapes, not on scheduling; the weight gradient's also
-          on the configuration.
+Repeats   No atomics: every sum has a fixed order, which depends on shapes (the weight gradient's on the configuration,
+          too), not on scheduling.
 Registers and shared memory per target: docs/kernels.md.
 """
 

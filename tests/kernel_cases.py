@@ -64,6 +64,15 @@ def pointwise_conv2d(
         kernels.pointwise_conv2d_backward(torch.empty_like(y), *args, 0b11111)
 
 
+def pointwise_conv2d_slope(shape, out, dtype, tf32=False, activation=4):
+    """What the gradients of a curved activation start from: the forward kernel's other form."""
+    kernels = importlib.import_module("cnnfast.kernels.pointwise_conv2d")
+    x, y = (empty(shape[0], channels, *shape[2:], dtype=dtype, memory_format=NHWC) for channels in (shape[1], out))
+    weight, bias = empty(out, shape[1], 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.forward(x, weight, bias, None, y, torch.empty_like(y), (1, 1), activation)
+
+
 @contextlib.contextmanager
 def float32_by(precision):
     """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
@@ -130,6 +139,15 @@ CASES = {
     ),
     "conv2d 3x3, fp64": case(conv2d, (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
     "pointwise 728 -> 728, bf16": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, activation=1, quick=True),
+    "pointwise 728 -> 728, residual, silu, bf16": POINTWISE(
+        (32, 728, 19, 19), 728, dtype=BFLOAT16, residual=True, activation=4
+    ),
+    "pointwise 728 -> 728, slope of silu, bf16": case(
+        pointwise_conv2d_slope, (32, 728, 19, 19), 728, dtype=BFLOAT16, activation=4
+    ),
+    "pointwise 144 -> 240, slope of tanh, TF32": case(
+        pointwise_conv2d_slope, (32, 144, 28, 28), 240, dtype=FLOAT32, tf32=True, activation=6
+    ),
     "pointwise 96 -> 24, fp16": POINTWISE((32, 96, 56, 56), 24, dtype=FLOAT16, residual=True),
     "pointwise 320 -> 1280, gate, bf16": POINTWISE((32, 320, 7, 7), 1280, dtype=BFLOAT16, gate=True, activation=2),
     "pointwise 672 -> 112, gate, silu, bf16": POINTWISE(

@@ -114,11 +114,15 @@ def tuned_dtypes():
 def test_the_key_says_all(target):
     """Two launches of one key have one configuration, or a tuned one would be put in the place of another."""
     generator = fresh_generator()
+    assert distinct_keys([drawn_launch(generator) for _ in range(150)], target) > 100
+
+
+def distinct_keys(launches, target):
     known = {}
-    for _ in range(150):
-        for key, blocks in chosen(drawn_launch(generator), target):
+    for launch in launches:
+        for key, blocks in chosen(launch, target):
             assert known.setdefault(key, blocks) == blocks, key
-    assert len(known) > 100
+    return len(known)
 
 
 def test_launchers_that_would_be_wrong_are_seen():
@@ -131,7 +135,8 @@ def test_launchers_that_would_be_wrong_are_seen():
     with mock.patch("cnnfast.kernels.channels.configuration", by_batch), pytest.raises(AssertionError):
         test_the_batch_plays_no_part("squeeze-excite 256 @ 56, bf16")
     with mock.patch("cnnfast.kernels.depthwise_conv2d.configuration", without_channels), pytest.raises(AssertionError):
-        test_the_key_says_all("sm_90")
+        sizes = [(2, channels, 14, 14) for channels in (3, 728)]
+        distinct_keys([functools.partial(depthwise_conv2d, size, 3, 1, torch.float32) for size in sizes], "sm_90")
 
 
 def test_every_row_of_the_table_is_taken():
@@ -141,8 +146,9 @@ def test_every_row_of_the_table_is_taken():
 
     def noted(kernel, x, default, shape):
         device = configurations.device_class(x.device)
-        fitting = [row for row in configurations.TABLE.get(kernel.__name__, ()) if device in row.devices]
-        taken.update((kernel.__name__, device, id(row)) for row in fitting[:1] if row.where(**shape))
+        rows = configurations.TABLE.get(kernel.__name__, ())
+        fitting = [row for row in rows if device in row.devices and row.where(**shape)]
+        taken.update((kernel.__name__, device, id(row)) for row in fitting[:1])
         return from_table(kernel, x, default, shape)
 
     with mock.patch.object(configurations, "from_table", noted):
