@@ -338,8 +338,8 @@ def forward(x, weight, bias, gate, residual, grad, stride, activation):
     on_tensor_cores = tensor_cores(x)
     channels_last = g.constants["CHANNELS_LAST"]
     blocks = configuration(
-        pointwise_conv2d_fwd_kernel, x, product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
-        C=C, K=K, image=g.image, stride=stride, gate=gate is not None, residual=residual is not None,
+        pointwise_conv2d_fwd_kernel, x, lambda: product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
+        C=C, K=K, image=g.image, stride=tuple(stride), gate=gate is not None, residual=residual is not None,
         grad=grad is not None, curved=activation > RELU6.value,
         channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
@@ -369,8 +369,8 @@ def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
     channels_last = g.constants["CHANNELS_LAST"]
     blocks = configuration(
         pointwise_conv2d_bwd_input_kernel, grad,
-        product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, channels_last),
-        C=K, K=C, image=g.image, stride=stride, gate=gate is not None, gate_wanted=gate_wanted,
+        lambda: product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, channels_last),
+        C=K, K=C, image=g.image, stride=tuple(stride), gate=gate is not None, gate_wanted=gate_wanted,
         channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
     vectors, constants = g.channels(K, C)
@@ -398,8 +398,9 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     channels_last = g.constants["CHANNELS_LAST"]
     blocks = configuration(
         pointwise_conv2d_bwd_weight_kernel, grad,
-        weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None),
-        C=C, K=K, stride=stride, gate=gate is not None, channels_last=channels_last, tensor_cores=on_tensor_cores,
+        lambda: weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None),
+        C=C, K=K, stride=tuple(stride), gate=gate is not None,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles

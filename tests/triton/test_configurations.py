@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -126,11 +127,11 @@ def distinct_keys(launches, target):
 
 
 def test_launchers_that_would_be_wrong_are_seen():
-    def by_batch(kernel, x, default, /, **shape):
-        return configurations.configuration(kernel, x, default, images=x.shape[0], **shape)
+    def by_batch(kernel, x, formula, /, **shape):
+        return configurations.configuration(kernel, x, formula, images=x.shape[0], **shape)
 
-    def without_channels(kernel, x, default, /, **shape):
-        return configurations.configuration(kernel, x, default, **shape | {"K": 0})
+    def without_channels(kernel, x, formula, /, **shape):
+        return configurations.configuration(kernel, x, formula, **shape | {"K": 0})
 
     with mock.patch("cnnfast.kernels.channels.configuration", by_batch), pytest.raises(AssertionError):
         test_the_batch_plays_no_part("squeeze-excite 256 @ 56, bf16")
@@ -269,11 +270,26 @@ def test_identity_of_a_gpu(monkeypatch):
 
 def test_a_tuned_configuration_is_taken():
     x = torch.empty(2, 24, 4, 4, dtype=torch.float16, device="meta")
-    look = functools.partial(configurations.configuration, depthwise_conv2d_fwd_kernel, x, {"BLOCK_P": 64})
+    look = functools.partial(configurations.configuration, depthwise_conv2d_fwd_kernel, x, lambda: {"BLOCK_P": 64})
     with fresh_process(tuned):
-        key = look(C=24, stride=[1, 1]).key
+        key = look(C=24, stride=(1, 1)).key
         tuned.keep(META, {key: {"BLOCK_P": 16}})
         assert look(C=24, stride=(1, 1)) == {"BLOCK_P": 16} and look(C=23, stride=(1, 1)) == {"BLOCK_P": 64}
+
+
+def test_a_shape_costs_the_formula_once(monkeypatch):
+    """On a GPU; and what is tuned afterwards comes before."""
+    monkeypatch.setattr(configurations, "_computed", {})
+    monkeypatch.setattr("cnnfast.kernels.launch.capability", lambda device: (9, 0))
+    first, second = (SimpleNamespace(dtype=torch.float16, device=torch.device("cuda", index)) for index in (0, 1))
+    asked = []
+    look = functools.partial(configurations.configuration, depthwise_conv2d_fwd_kernel)
+    with fresh_process(tuned):
+        for x, channels, times in ((first, 8, 1), (first, 8, 1), (first, 9, 2), (second, 8, 3)):
+            blocks = look(x, lambda: asked.append(1) or {"BLOCK_P": 64}, C=channels)
+            assert blocks == {"BLOCK_P": 64} and len(asked) == times and blocks.device == x.device
+        tuned.keep(first.device, {look(first, dict, C=8).key: {"BLOCK_P": 32}})
+        assert look(first, dict, C=8) == {"BLOCK_P": 32} and look(second, dict, C=8) == {"BLOCK_P": 64}
 
 
 @pytest.mark.parametrize(
