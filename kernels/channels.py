@@ -167,7 +167,7 @@ def channel_sums(x, other, channels_last, both=False):
     tile_pixels = max(256, cdiv(H * W, MOST_TILES))
     tiles = cdiv(H * W, tile_pixels)
     blocks = configuration(
-        channel_sums_kernel, x, image_blocks(C, H * W, x, channels_last, vectors=2),
+        channel_sums_kernel, x, lambda: image_blocks(C, H * W, x, channels_last, vectors=2),
         C=C, pixels=H * W, channels_last=channels_last, product=other is not None,
     )  # fmt: skip
     rows, columns = (H * W, C) if channels_last else (C, H * W)

@@ -24,17 +24,27 @@ class Configuration(dict):
         self.key, self.device = key, device
 
 
-def configuration(kernel: Any, x: torch.Tensor, default: dict[str, int], /, **shape: Any) -> Configuration:
+def configuration(
+    kernel: Any, x: torch.Tensor, formula: Callable[[], dict[str, int]], /, **shape: int | tuple[int, ...]
+) -> Configuration:
     """That of a launch of `kernel` on x's device, for x's dtype and `shape`: numbers, flags, pairs of numbers.
 
-    `default` is the formula's; whatever it depends on is in the shape.
+    Whatever the formula's result depends on is in the shape. Each shape costs the formula once, then a look-up.
     """
-    shape = {"dtype": str(x.dtype).removeprefix("torch."), **shape}
-    parts = ((name, tuple(part) if isinstance(part, list) else part) for name, part in shape.items())
-    key = (kernel.__name__, *parts)
-    kept = tuned.entries(x.device).get(key)
-    return Configuration(from_table(kernel, x, default, shape) if kept is None else kept, key, x.device)
+    device = x.device
+    key = (kernel.__name__, ("dtype", str(x.dtype).removeprefix("torch.")), *shape.items())
+    kept = tuned.entries(device).get(key)
+    if kept is not None:
+        return Configuration(kept, key, device)
+    known = _computed.get((device, key))
+    if known is None:
+        known = Configuration(from_table(kernel, x, formula(), dict(key[1:])), key, device)
+        if device.type == "cuda":
+            _computed[device, key] = known
+    return known
 
+
+_computed: dict[tuple[torch.device, tuned.Key], Configuration] = {}
 
 # Takes launches while `cnnfast tune` runs: whether it launched (tuning.py).
 tuner: Callable[..., bool] | None = None
@@ -95,6 +105,11 @@ def deep(dtype, tensor_cores, channels_last, C, K, image, gate, **_):
 def deep_and_plain(stride, curved=False, residual=False, grad=False, prologue=False, sums=False, **shape):
     """And what is around them takes few registers: at 256 channels, a residual, slope, curve or sum spills."""
     return max(stride) == 1 and not (curved or residual or grad or prologue or sums) and deep(**shape)
+
+
+def curved_slope(tensor_cores, image, K, grad, curved, **_):
+    """What the gradients of a curved activation start from, in the formula's largest tiles."""
+    return tensor_cores and image > 256 and K > 64 and grad and curved
 
 
 def curved_slope(tensor_cores, image, K, grad, curved, **_):

@@ -60,7 +60,7 @@ def finish(y, bias, residual, grad, activation, channels_last):
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format(channels_last))
     blocks = configuration(
-        conv2d_epilogue_kernel, y, dict(BLOCK_C=BLOCK, num_warps=4),
+        conv2d_epilogue_kernel, y, lambda: dict(BLOCK_C=BLOCK, num_warps=4),
         bias=bias is not None, residual=residual is not None, grad=grad is not None, channels_last=channels_last,
     )  # fmt: skip
     v, k = vector(y.numel(), y), vector(y.shape[1], y)

@@ -393,8 +393,9 @@ def forward_and_sums(
     if grad is not None:
         grad, _ = dense(grad, like=x)
     blocks = configuration(
-        depthwise_conv2d_fwd_kernel, x, spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0]),
-        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        depthwise_conv2d_fwd_kernel, x,
+        lambda: spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0]),
+        K=K, height=OH, width=OW, channels_last=channels_last, **geometry(kernel, stride, dilation, K // C),
         prologue=scale is not None, sums=sums,
     )  # fmt: skip
     v = vector(K, x) if channels_last else 1
@@ -460,8 +461,8 @@ def input_gradient_and_sums(
         return grad_x, rows.new_empty((N, 0, 2 * C)) if sums_wanted else None
     blocks = configuration(
         depthwise_conv2d_bwd_input_kernel, x,
-        spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0]),
-        C=C, height=H, width=W, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        lambda: spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0]),
+        C=C, height=H, width=W, channels_last=channels_last, **geometry(kernel, stride, dilation, K // C),
         prologue=scale is not None, sums=sums_wanted,
     )  # fmt: skip
     v = vector(C, x) if channels_last else 1
@@ -487,9 +488,10 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
     blocks = configuration(
-        depthwise_conv2d_bwd_weight_kernel, x, weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
-        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
-        mixed=grad.dtype != x.dtype,
+        depthwise_conv2d_bwd_weight_kernel, x,
+        lambda: weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
+        K=K, height=OH, width=OW, channels_last=channels_last, mixed=grad.dtype != x.dtype,
+        **geometry(kernel, stride, dilation, K // C),
     )  # fmt: skip
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles

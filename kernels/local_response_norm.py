@@ -337,7 +337,7 @@ def run(x, grad, size, alpha, beta, k):
     kernel = local_response_norm_fwd_kernel if grad is None else local_response_norm_bwd_kernel
     kernel = local_response_norm_wide_kernel if size > WIDEST else kernel
     blocks = configuration(
-        kernel, x, blocks_of(C, pixels, x, channels_last, size > WIDEST),
+        kernel, x, lambda: blocks_of(C, pixels, x, channels_last, size > WIDEST),
         C=C, size=size, channels_last=channels_last, grad=grad is not None,
     )  # fmt: skip
     grid = lambda b: (images * cdiv(pixels, b["BLOCK_P"]) * cdiv(C, b["BLOCK_C"]),)  # noqa: E731

@@ -361,8 +361,8 @@ def forward_and_sums(
     on_tensor_cores = tensor_cores(x)
     channels_last = g.constants["CHANNELS_LAST"]
     blocks = configuration(
-        pointwise_conv2d_fwd_kernel, x, product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
-        C=C, K=K, image=g.image, stride=stride, gate=gate is not None, residual=residual is not None,
+        pointwise_conv2d_fwd_kernel, x, lambda: product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
+        C=C, K=K, image=g.image, stride=tuple(stride), gate=gate is not None, residual=residual is not None,
         grad=grad is not None, curved=activation > RELU6.value, prologue=scale is not None, sums=sums,
         channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
@@ -409,8 +409,9 @@ def input_gradient_and_sums(
     channels_last = g.constants["CHANNELS_LAST"]
     blocks = configuration(
         pointwise_conv2d_bwd_input_kernel, grad,
-        product_blocks(K, C, image, grad.dtype, on_tensor_cores, channels_last),
-        C=K, K=C, image=g.image, stride=stride, gate=gate is not None, prologue=scale is not None, sums=sums_wanted,
+        lambda: product_blocks(K, C, image, grad.dtype, on_tensor_cores, channels_last),
+        C=K, K=C, image=g.image, stride=tuple(stride), gate=gate is not None,
+        prologue=scale is not None, sums=sums_wanted,
         channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
     vectors, constants = g.channels(K, C)
@@ -438,8 +439,9 @@ def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None,
     entering = gate is not None or scale is not None or pre_activation != 0
     blocks = configuration(
         pointwise_conv2d_bwd_weight_kernel, grad,
-        weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering),
-        C=C, K=K, stride=stride, gate=entering, channels_last=channels_last, tensor_cores=on_tensor_cores,
+        lambda: weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering),
+        C=C, K=K, stride=tuple(stride), gate=entering,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles

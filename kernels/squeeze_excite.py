@@ -173,7 +173,7 @@ def scale(x, z, share, residual, grad, gate_activation, activation, channels_las
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
     blocks = configuration(
-        squeeze_excite_scale_kernel, x, image_blocks(C, H * W, x, channels_last, vectors=1),
+        squeeze_excite_scale_kernel, x, lambda: image_blocks(C, H * W, x, channels_last, vectors=1),
         C=C, pixels=H * W, channels_last=channels_last, residual=residual is not None, grad=grad is not None,
     )  # fmt: skip
     with torch.cuda.device_of(x):

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -115,24 +116,29 @@ def tuned_dtypes():
 def test_the_key_says_all(target):
     """Two launches of one key have one configuration, or a tuned one would be put in the place of another."""
     generator = fresh_generator()
+    assert distinct_keys([drawn_launch(generator) for _ in range(150)], target) > 100
+
+
+def distinct_keys(launches, target):
     known = {}
-    for _ in range(150):
-        for key, blocks in chosen(drawn_launch(generator), target):
+    for launch in launches:
+        for key, blocks in chosen(launch, target):
             assert known.setdefault(key, blocks) == blocks, key
-    assert len(known) > 100
+    return len(known)
 
 
 def test_launchers_that_would_be_wrong_are_seen():
-    def by_batch(kernel, x, default, /, **shape):
-        return configurations.configuration(kernel, x, default, images=x.shape[0], **shape)
+    def by_batch(kernel, x, formula, /, **shape):
+        return configurations.configuration(kernel, x, formula, images=x.shape[0], **shape)
 
-    def without_channels(kernel, x, default, /, **shape):
-        return configurations.configuration(kernel, x, default, **shape | {"K": 0})
+    def without_channels(kernel, x, formula, /, **shape):
+        return configurations.configuration(kernel, x, formula, **shape | {"K": 0})
 
     with mock.patch("cnnfast.kernels.channels.configuration", by_batch), pytest.raises(AssertionError):
         test_the_batch_plays_no_part("squeeze-excite 256 @ 56, bf16")
     with mock.patch("cnnfast.kernels.depthwise_conv2d.configuration", without_channels), pytest.raises(AssertionError):
-        test_the_key_says_all("sm_90")
+        sizes = [(2, channels, 14, 14) for channels in (3, 728)]
+        distinct_keys([functools.partial(depthwise_conv2d, size, 3, 1, torch.float32) for size in sizes], "sm_90")
 
 
 def test_every_row_of_the_table_is_taken():
@@ -142,8 +148,9 @@ def test_every_row_of_the_table_is_taken():
 
     def noted(kernel, x, default, shape):
         device = configurations.device_class(x.device)
-        fitting = [row for row in configurations.TABLE.get(kernel.__name__, ()) if device in row.devices]
-        taken.update((kernel.__name__, device, id(row)) for row in fitting[:1] if row.where(**shape))
+        rows = configurations.TABLE.get(kernel.__name__, ())
+        fitting = [row for row in rows if device in row.devices and row.where(**shape)]
+        taken.update((kernel.__name__, device, id(row)) for row in fitting[:1])
         return from_table(kernel, x, default, shape)
 
     with mock.patch.object(configurations, "from_table", noted):
@@ -264,11 +271,26 @@ def test_identity_of_a_gpu(monkeypatch):
 
 def test_a_tuned_configuration_is_taken():
     x = torch.empty(2, 24, 4, 4, dtype=torch.float16, device="meta")
-    look = functools.partial(configurations.configuration, depthwise_conv2d_fwd_kernel, x, {"BLOCK_P": 64})
+    look = functools.partial(configurations.configuration, depthwise_conv2d_fwd_kernel, x, lambda: {"BLOCK_P": 64})
     with fresh_process(tuned):
-        key = look(C=24, stride=[1, 1]).key
+        key = look(C=24, stride=(1, 1)).key
         tuned.keep(META, {key: {"BLOCK_P": 16}})
         assert look(C=24, stride=(1, 1)) == {"BLOCK_P": 16} and look(C=23, stride=(1, 1)) == {"BLOCK_P": 64}
+
+
+def test_a_shape_costs_the_formula_once(monkeypatch):
+    """On a GPU; and what is tuned afterwards comes before."""
+    monkeypatch.setattr(configurations, "_computed", {})
+    monkeypatch.setattr("cnnfast.kernels.launch.capability", lambda device: (9, 0))
+    first, second = (SimpleNamespace(dtype=torch.float16, device=torch.device("cuda", index)) for index in (0, 1))
+    asked = []
+    look = functools.partial(configurations.configuration, depthwise_conv2d_fwd_kernel)
+    with fresh_process(tuned):
+        for x, channels, times in ((first, 8, 1), (first, 8, 1), (first, 9, 2), (second, 8, 3)):
+            blocks = look(x, lambda: asked.append(1) or {"BLOCK_P": 64}, C=channels)
+            assert blocks == {"BLOCK_P": 64} and len(asked) == times and blocks.device == x.device
+        tuned.keep(first.device, {look(first, dict, C=8).key: {"BLOCK_P": 32}})
+        assert look(first, dict, C=8) == {"BLOCK_P": 32} and look(second, dict, C=8) == {"BLOCK_P": 64}
 
 
 @pytest.mark.parametrize(

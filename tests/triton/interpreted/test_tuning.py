@@ -315,8 +315,8 @@ FAULTS = {
         "not ended": ("        configurations.tuner = None", "        pass"),
     },
     "configurations": {
-        "what is kept isn't taken": ("if kept is None else kept", "if True else kept"),
-        "kept by the batch": ('**shape}\n', '**shape, "images": x.shape[0]}\n'),
+        "what is kept isn't taken": ("if kept is not None:", "if False:"),
+        "kept by the batch": ("*shape.items())", "*shape.items(), (\"images\", x.shape[0]))"),
         "the tuner never asked": ("if tuner is None or not", "if True or not"),
     },
 }  # fmt: skip
