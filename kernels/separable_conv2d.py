@@ -101,26 +101,31 @@ def separable_conv2d_fwd_kernel(
         tl.store(y + (o_y + o * y_h), activate(b_y, ACTIVATION).to(y.dtype.element_ty), m_y)
 
 
-def product_blocks(M, K, OH, kernel_h, curved, x, on_tensor_cores, channels_last):
-    """Tile for M channels of t and K of y; `curved`: an activation before the product has an exponential.
+def product_blocks(M, K, OH, windows_share_rows, kernel_h, curved, x, on_tensor_cores, wide):
+    """Tile for M channels of t and K of y.
+
+    `curved`: an activation before the product has an exponential; `wide`: x is loaded many channels at a time.
 
     It depends on the size of an image, not on the batch: a pixel's sum has the same order beside any neighbours. As
     many output channels as registers allow, since each further block of them makes t again; then two rows a strip,
     where there is room for the filter's weights and the rows of x beside the sums.
     """
+    small = wide and kernel_h <= 3 and not curved
+    block_p, block_h, block_c, warps = 64, 1, 16, 8
     if x.dtype == torch.float64:
-        block_p, block_h, most, block_c = 32, 1, 64, 16
+        block_p, most = 32, 64
     elif not on_tensor_cores:  # both operands in registers, too
-        block_p, block_h, most, block_c = 64, 1, 128 if channels_last and kernel_h <= 3 and not curved else 64, 16
+        most = 128 if small else 64
+        if kernel_h > 5:
+            most, warps = 32, 2 * x.element_size()  # a thread for each 16 bytes of a row of x
     else:
-        large = kernel_h > 7 or not channels_last
-        block_p, block_h, most, block_c = 64, 1, 64 if large else 256, 64 // x.element_size()
-        sums = 512 if kernel_h <= 3 and not curved else 256
+        most = 256 if wide and kernel_h <= (5 if curved else 7) else 64
+        block_c = 64 // x.element_size()
     block_k = min(max(next_power_of_2(K), 16), most)
-    if on_tensor_cores and channels_last and x.element_size() == 2:
-        block_h = min(2, sums // block_k, OH)
+    if on_tensor_cores and x.element_size() == 2 and wide and kernel_h <= 5 and windows_share_rows:
+        block_h = min(2, (512 if small else 256) // block_k, OH)
     block_c = max(fitting_power(M, 16, block_c), 16)
-    return dict(BLOCK_P=block_p, BLOCK_H=block_h, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=8, num_stages=1)
+    return dict(BLOCK_P=block_p, BLOCK_H=block_h, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=1)
 
 
 def depthwise_pointwise(
@@ -139,9 +144,11 @@ def depthwise_pointwise(
         residual, _ = dense(residual, like=x)
     on_tensor_cores = tensor_cores(x)
     curved = max(pre_activation, mid_activation) > RELU6.value
-    blocks = product_blocks(M, K, OH, kernel[0], curved, x, on_tensor_cores, channels_last)
-    rows = taps_major(dw_weight, accumulator(x))
+    share = stride[0] % dilation[0] == 0 and stride[0] < kernel[0] * dilation[0]
     m, k = vector(M, x), vector(K, x)
+    wide = channels_last and M == C and m * x.element_size() >= 8
+    blocks = product_blocks(M, K, OH, share, kernel[0], curved, x, on_tensor_cores, wide)
+    rows = taps_major(dw_weight, accumulator(x))
     strips = N * cdiv(OH, blocks["BLOCK_H"]) * OW
     with torch.cuda.device_of(x):
         separable_conv2d_fwd_kernel[(cdiv(strips, blocks["BLOCK_P"]) * cdiv(K, blocks["BLOCK_K"]),)](
@@ -180,19 +187,19 @@ def separable_conv2d_backward(
     wanted = [bool(output_mask >> i & 1) and t is not None for i, t in enumerate(tensors)]
     backward = pointwise_depthwise_backward if pointwise_first else depthwise_pointwise_backward
     activations = pre_activation, mid_activation, activation
-    gradients = backward(grad, *tensors, (stride, padding, dilation), *activations, wanted)
+    gradients = backward(grad, *tensors, stride, padding, dilation, *activations, wanted)
     nothing = [(x if t is None else t).new_empty(0) for t in tensors]
     return tuple(gradients[i] if want else nothing[i] for i, want in enumerate(wanted))
 
 
 def depthwise_pointwise_backward(
-    grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, window, pre_activation, mid_activation, activation,
-    wanted,
+    grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, pre_activation,
+    mid_activation, activation, wanted,
 ):  # fmt: skip
     """Gradients, undefined where not wanted."""
     first, second = wanted[:3], wanted[3:5]
     if activation != 0 or second[0]:
-        t = depthwise_conv2d(x, dw_weight, dw_bias, *window, pre_activation, mid_activation)
+        t = depthwise_conv2d(x, dw_weight, dw_bias, stride, padding, dilation, pre_activation, mid_activation)
     else:  # only its shape counts
         t = empty_like_x(x, (x.shape[0], dw_weight.shape[0], *grad.shape[2:]))
     grad_t, grad_pw_weight, grad_pw_bias, _, grad_residual = pointwise_conv2d_backward(
@@ -201,14 +208,14 @@ def depthwise_pointwise_backward(
     of_first = (None, None, None)
     if any(first):
         of_first = depthwise_conv2d_backward(
-            grad_t, x, dw_weight, dw_bias, *window, pre_activation, mid_activation, mask(*first)
+            grad_t, x, dw_weight, dw_bias, stride, padding, dilation, pre_activation, mid_activation, mask(*first)
         )
     return *of_first, grad_pw_weight, grad_pw_bias, grad_residual
 
 
 def pointwise_depthwise_backward(
-    grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, window, pre_activation, mid_activation, activation,
-    wanted,
+    grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride, padding, dilation, pre_activation,
+    mid_activation, activation, wanted,
 ):  # fmt: skip
     """Gradients, undefined where not wanted."""
     first, second = (wanted[0], *wanted[3:5]), wanted[1:3]
@@ -221,10 +228,11 @@ def pointwise_depthwise_backward(
     else:  # only its shape counts
         t = empty_like_x(x, (x.shape[0], pw_weight.shape[0], *x.shape[2:]))
     if residual is not None and activation != 0:
-        grad, activation = before_activation(grad, t, dw_weight, dw_bias, residual, window, activation), 0
+        grad = before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation)
+        activation = 0
     grad_residual = torch.empty_like(dense(residual)[0]).copy_(grad) if wanted[5] else None
     grad_t, grad_dw_weight, grad_dw_bias = depthwise_conv2d_backward(
-        grad, t, dw_weight, dw_bias, *window, 0, activation, mask(any(first), *second)
+        grad, t, dw_weight, dw_bias, stride, padding, dilation, 0, activation, mask(any(first), *second)
     )
     grad_z, grad_pw_weight, grad_pw_bias = None, None, None
     if any(first):
@@ -235,9 +243,9 @@ def pointwise_depthwise_backward(
     return grad_x, grad_dw_weight, grad_dw_bias, grad_pw_weight, grad_pw_bias, grad_residual
 
 
-def before_activation(grad, t, dw_weight, dw_bias, residual, window, activation):
+def before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation):
     """grad * activation'(depthwise(t) + residual), where neither the sum nor its first part is rounded."""
-    v = depthwise_conv2d(t.to(accumulator(t)), dw_weight, dw_bias, *window, 0, 0)
+    v = depthwise_conv2d(t.to(accumulator(t)), dw_weight, dw_bias, stride, padding, dilation, 0, 0)
     channels_last = dense(v)[1]
     finish(v, None, residual, grad.contiguous(memory_format=memory_format(channels_last)), activation, channels_last)
     return v.to(grad.dtype) if activation <= RELU6.value else v  # what a clamp lets through is grad's

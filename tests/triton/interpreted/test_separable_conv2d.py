@@ -26,7 +26,7 @@ FACTORS = {
     "dilation": (1, (2, 1)),
     "padding": ("same", 0, (1, 0, 2, 3)),
     "activation": ("relu6", None, "silu"),
-    "c": (17, 3),
+    "c": (20, 17),
     "out": (12, 5),
     "multiplier": (1, 2),
     "pointwise_first": (False, True),
@@ -57,7 +57,7 @@ SMALL = {  # what is left of the policy's shapes
     "stride > size": dict(size=(2, 3), stride=4, padding=1),
     "several tiles": dict(n=3, c=35, out=130, size=(9, 9), k=(1, 2), activation=None),
 }
-SIZES = dict(n=2, c=5, activation="relu6")
+SIZES = dict(n=2, c=12, activation="relu6")
 ORDERS = (False, pytest.param(True, marks=pytest.mark.slow))
 
 
@@ -179,7 +179,7 @@ def test_inputs_that_are_not_dense(pointwise_first):
 @pytest.mark.parametrize("pointwise_first", ORDERS)
 def test_repeatable_and_independent_of_the_batch(pointwise_first):
     generator = fresh_generator()
-    row = dict(n=3, c=5, size=(3, 5), activation="silu", pointwise_first=pointwise_first)
+    row = dict(n=3, c=4, size=(3, 5), activation="silu", pointwise_first=pointwise_first)
     case = make("separable_conv2d", generator, **row)
     y = run(case)
     grad = channels_last(draw(generator, y.shape))
@@ -257,12 +257,12 @@ GRADIENT_FAULTS = {
     "the slope of the activation before forgotten": ("activated(x, pre_activation, grad_z)", "grad_z"),
     "the input of the product not activated": ("z = activated(x, pre_activation)", "z = x"),
     "the residual not counted before the slope": ("finish(v, None, residual, grad", "finish(v, None, None, grad"),
-    "a clamp's slope taken twice": ("residual, window, activation), 0", "residual, window, activation), activation"),
+    "a clamp's slope taken twice": ("        activation = 0\n", ""),
 }
 
 
 def test_faults(tmp_path, monkeypatch):
-    row = dict(n=2, c=18, out=5, size=(5, 5), stride=2, padding=1, dtype=torch.float16)
+    row = dict(n=2, c=20, out=5, size=(5, 5), stride=2, padding=1, dtype=torch.float16)
     case = make("separable_conv2d", fresh_generator(1), activation="relu6", **row).to(padded_by_nan)
     check_module = functools.partial(check, case)
     assert not survivors("separable_conv2d", FAULTS, check_module, tmp_path, monkeypatch)
