@@ -6,8 +6,8 @@ Layout    (N, C, H, W) dense, channels_last (16-byte loads along C) or NCHW (16-
 Tile      `tile_pixels` pixels of one image x BLOCK_C channels, BLOCK_P pixels at a time.
 Grid      one axis: a tile a program, channel blocks fastest.
 Bytes     ideally every tensor once; besides the partial sums, written once.
-Repeats   No atomics: tiles and the order within them depend on C, H * W, dtype and format alone, so that an image's
-          sums don't depend on the device, on scheduling or on its neighbours in the batch.
+Repeats   No atomics: tiles and the order within them depend on C, H * W, dtype, format and the configuration alone, so
+          that an image's sums don't depend on scheduling or on its neighbours in the batch.
 Addresses Offsets of an image or pixel are int64; C, H * W and the number of tiles stay below 2^31.
 Registers and shared memory per target: docs/kernels.md.
 """
@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .configurations import configuration, launch
 from .launch import cdiv, fitting_power, next_power_of_2, vector
 from .packing import accumulator
 
@@ -165,14 +166,18 @@ def channel_sums(x, other, channels_last, both=False):
     N, C, H, W = x.shape
     tile_pixels = max(256, cdiv(H * W, MOST_TILES))
     tiles = cdiv(H * W, tile_pixels)
-    blocks = image_blocks(C, H * W, x, channels_last, vectors=2)
+    blocks = configuration(
+        channel_sums_kernel, x, image_blocks(C, H * W, x, channels_last, vectors=2),
+        C=C, pixels=H * W, channels_last=channels_last, product=other is not None,
+    )  # fmt: skip
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
     shape = (N, tiles, 2, C) if both else (N, tiles, C)
     partial = torch.empty(shape, dtype=accumulator(x), device=x.device)
     with torch.cuda.device_of(x):
-        channel_sums_kernel[(N * tiles * cdiv(C, blocks["BLOCK_C"]),)](
+        launch(
+            channel_sums_kernel, blocks, lambda b: (N * tiles * cdiv(C, b["BLOCK_C"]),),
             x, other, partial, rows, columns // v, tiles, tile_pixels, VECTOR=v, BOTH=both,
-            CHANNELS_LAST=channels_last, **blocks,
+            CHANNELS_LAST=channels_last, vary=("BLOCK_P", "BLOCK_C"),
         )  # fmt: skip
     return partial

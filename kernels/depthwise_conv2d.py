@@ -15,7 +15,8 @@ Bytes     ideally every tensor once. Really the input's halo once more from L2: 
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between.
 Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^31 elements; each dimension, the number
           of tiles and w_stride * taps stay below 2^31.
-Repeats   No atomics: every sum has a fixed order, which depends on shapes, not on the device or on scheduling.
+Repeats   No atomics: every sum has a fixed order, which depends on shapes (the weight gradient's on the configuration,
+          too), not on scheduling.
 Registers and shared memory per target: docs/kernels.md.
 """
 
@@ -25,6 +26,7 @@ import triton.language as tl
 
 from .activation import RELU6, activate, activate_loaded, gate, scaled
 from .channels import load_channels, store_sums
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, spatial_blocks, spatial_grid, vector
 from .packing import accumulator, pack_depthwise_conv2d, padded, taps_major, unpack_depthwise
 
@@ -73,6 +75,34 @@ def locate(
     return (i_rows // n_h).to(tl.int64), o_s, o_w, o_c
 
 
+@triton.jit
+def windows(
+    p_x, b_scale, b_shift, weight, top, left, o_k, m_k, H, W, x_h, x_w, w_stride,
+    KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H rows of outputs, [BP, BC] each, whose windows begin at row `top` + 0, STRIDE_H, ... and column `left`.
+
+    p_x [BP, BC]: where the first window begins, padding included. b_scale, b_shift: of x, [1, BC] or None.
+    """
+    accs = (tl.zeros((BLOCK_P, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
+    for j in range(KW):
+        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+        b_w = ()
+        for i in tl.static_range(KH):
+            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
+        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
+            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None]
+            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x & m_k[None, :], 0.0).to(weight.dtype.element_ty)
+            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
+            for o in tl.static_range(BLOCK_H):
+                if hits(r - o * STRIDE_H, KH, DILATION_H):
+                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
+                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
+    return accs
+
+
 # Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from; with
 # `share` (grad + share[image, channel] / pixels) * activation'(...). With `partial` the sums over the tile's pixels of
 # y as it is stored, partial[tile, k], or with SQUARES those and the sums of y * y, partial[tile, 0 and 1, k].
@@ -95,21 +125,10 @@ def depthwise_conv2d_fwd_kernel(
     b_scale = load_channels(scale, o_k // MULTIPLIER, m_k)
     b_shift = load_channels(shift, o_k // MULTIPLIER, m_k)
 
-    accs = (tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
-    for j in range(KW):
-        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-        b_w = ()
-        for i in tl.static_range(KH):
-            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
-        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
-            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None]
-            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x & m_k[None, :], 0.0).to(weight.dtype.element_ty)
-            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
-            for o in tl.static_range(BLOCK_H):
-                if hits(r - o * STRIDE_H, KH, DILATION_H):
-                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
-                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
-
+    accs = windows(
+        p_x, b_scale, b_shift, weight, top, left, o_k, m_k, H, W, x_h, x_w, w_stride, KH, KW,
+        STRIDE_H, DILATION_H, DILATION_W, PRE_ACTIVATION, STRIPS * BLOCK_W, BLOCK_H, BLOCK_C,
+    )  # fmt: skip
     b_bias = 0.0
     if bias is not None:
         b_bias = tl.load(bias + o_k, m_k, 0.0).to(weight.dtype.element_ty)[None, :]
@@ -373,15 +392,20 @@ def forward_and_sums(
         return y, None if sums == 0 else rows.new_empty((N, 0, sums * K))
     if grad is not None:
         grad, _ = dense(grad, like=x)
-    blocks = spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0])
+    blocks = configuration(
+        depthwise_conv2d_fwd_kernel, x, spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0]),
+        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        prologue=scale is not None, sums=sums,
+    )  # fmt: skip
     v = vector(K, x) if channels_last else 1
-    grid = spatial_grid(N, OH, OW, K, blocks)
-    partial = sums_of_tiles(x, grid, K, blocks, sums)
+    partial = sums_of_tiles(x, spatial_grid(N, OH, OW, K, blocks), K, blocks, sums)
     with torch.cuda.device_of(x):
-        depthwise_conv2d_fwd_kernel[grid](
+        launch(
+            depthwise_conv2d_fwd_kernel, blocks, lambda b: spatial_grid(N, OH, OW, K, b),
             x, rows, bias, scale, shift, grad, share, y, partial, H, W, OH, OW, top, left, K // v, rows.stride(0),
             VECTOR=v, PRE_ACTIVATION=pre_activation, ACTIVATION=activation, SQUARES=sums == 2,
-            CHANNELS_LAST=channels_last, **geometry(kernel, stride, dilation, K // C), **blocks,
+            CHANNELS_LAST=channels_last, **geometry(kernel, stride, dilation, K // C),
+            vary=("BLOCK_C",) if sums else ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_C"),
         )  # fmt: skip
     return y, partial
 
@@ -429,18 +453,27 @@ def input_gradient_and_sums(
     grad, _ = dense(grad, like=x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
-    grad_x = torch.empty_like(x) if grad_x_wanted else None
+    grad_x = None
+    if grad_x_wanted:
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
     if x.numel() == 0:
         return grad_x, rows.new_empty((N, 0, 2 * C)) if sums_wanted else None
-    blocks = spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0])
+    blocks = configuration(
+        depthwise_conv2d_bwd_input_kernel, x,
+        spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0]),
+        C=C, height=H, width=W, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        prologue=scale is not None, sums=sums_wanted,
+    )  # fmt: skip
     v = vector(C, x) if channels_last else 1
-    grid = spatial_grid(N, H + top % stride[0], W, C, blocks)
-    partial = sums_of_tiles(x, grid, C, blocks, 2 if sums_wanted else 0)
+    rows_of_x = H + top % stride[0]
+    partial = sums_of_tiles(x, spatial_grid(N, rows_of_x, W, C, blocks), C, blocks, 2 if sums_wanted else 0)
     with torch.cuda.device_of(x):
-        depthwise_conv2d_bwd_input_kernel[grid](
+        launch(
+            depthwise_conv2d_bwd_input_kernel, blocks, lambda b: spatial_grid(N, rows_of_x, W, C, b),
             grad, x, rows, scale, shift, grad_x, partial, H, W, OH, OW, top, left, C // v, rows.stride(0), VECTOR=v,
             PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
-            **geometry(kernel, stride, dilation, K // C), **blocks,
+            **geometry(kernel, stride, dilation, K // C),
+            vary=("BLOCK_C",) if sums_wanted else ("STRIPS", "BLOCK_W", "BLOCK_C"),  # BLOCK_H: see there
         )  # fmt: skip
     return grad_x, partial
 
@@ -453,7 +486,11 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad)
+    blocks = configuration(
+        depthwise_conv2d_bwd_weight_kernel, x, weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
+        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        mixed=grad.dtype != x.dtype,
+    )  # fmt: skip
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])
@@ -465,10 +502,11 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     grad_bias = None if bias is None else torch.empty_like(bias)
     with torch.cuda.device_of(x):
         if partial.numel():
-            depthwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
+            launch(
+                depthwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
                 grad, x, scale, shift, partial, H, W, OH, OW, top, left, tiles_total, tiles, K // v, partial.stride(1),
                 VECTOR=v, PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
-                **geometry(kernel, stride, dilation, K // C), **blocks,
+                **geometry(kernel, stride, dilation, K // C),
             )  # fmt: skip
         depthwise_conv2d_bwd_weight_sum_kernel[(cdiv(K, 32), taps + 1)](
             partial, grad_weight, grad_bias, partial.shape[0], K, partial.stride(1),

@@ -17,7 +17,7 @@ Numbers   bfloat16 and float16 on tensor cores with float32 sums (before compute
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; N H W, C K and the number of
           tiles stay below 2^31.
 Repeats   No atomics: every sum has a fixed order, and that of a pixel depends on C, K, its image's size and stride
-          alone, not on its neighbours in the batch.
+          and on the configuration (device class, or `cnnfast tune`), not on its neighbours in the batch.
 Registers and shared memory per target: docs/kernels.md.
 """
 
@@ -28,6 +28,7 @@ import triton.language as tl
 from .activation import RELU6, activate, scaled
 from .activation import gate as gradient_through
 from .channels import add_up, load_channels, store_sums
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
 from .packing import accumulator, padded
 
@@ -359,15 +360,22 @@ def forward_and_sums(
         return y, torch.empty((1, 0, 2 * K), dtype=accumulator(x), device=x.device) if sums else None
     residual, grad = (t if t is None else t.contiguous(memory_format=g.format) for t in (residual, grad))
     on_tensor_cores = tensor_cores(x)
-    entering = scale is not None or pre_activation != 0
-    blocks = product_blocks(C, K, g.image, x.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"], entering)
+    channels_last, entering = g.constants["CHANNELS_LAST"], scale is not None or pre_activation != 0
+    blocks = configuration(
+        pointwise_conv2d_fwd_kernel, x, product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last, entering),
+        C=C, K=K, image=g.image, stride=stride, gate=gate is not None, residual=residual is not None,
+        grad=grad is not None, curved=activation > RELU6.value, prologue=entering, sums=sums,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(C, K)
     partial = torch.empty((1, g.tiles(blocks), 2 * K), dtype=accumulator(x), device=x.device) if sums else None
     with torch.cuda.device_of(x):
-        pointwise_conv2d_fwd_kernel[(g.tiles(blocks) * cdiv(K, blocks["BLOCK_K"]),)](
+        launch(
+            pointwise_conv2d_fwd_kernel, blocks, lambda b: (g.tiles(b) * cdiv(K, b["BLOCK_K"]),),
             g.x, weight.contiguous(), bias, gate if gate is None else gate.contiguous(), scale, shift, residual, grad,
             y, partial, *g.sizes, *vectors, PRE_ACTIVATION=pre_activation, ACTIVATION=activation,
-            TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+            TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
+            vary=("BLOCK_K", "BLOCK_C") if sums else ("BLOCK_P", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
     return y, partial
 
@@ -393,23 +401,31 @@ def input_gradient_and_sums(
     [1, tiles, 2 C] of scale's and shift's."""
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
-    grad_x = torch.empty_like(g.x) if grad_x_wanted else None
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=g.format) if grad_x_wanted else None
     outer, width = (g.images, C) if scale is None else (1, 2 * C)
     if x.numel() == 0:
         return grad_x, torch.empty((outer, 0, width), dtype=accumulator(x), device=x.device) if sums_wanted else None
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
     image = g.image if scale is None else min(g.image, 256)  # two sums besides: a large tile's registers spill
-    blocks = product_blocks(K, C, image, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = configuration(
+        pointwise_conv2d_bwd_input_kernel, grad,
+        product_blocks(K, C, image, grad.dtype, on_tensor_cores, channels_last),
+        C=K, K=C, image=g.image, stride=stride, gate=gate is not None, prologue=scale is not None, sums=sums_wanted,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(K, C)
     partial = None
     if sums_wanted:
         partial = torch.empty((outer, g.tiles(blocks) // outer, width), dtype=accumulator(x), device=x.device)
     with torch.cuda.device_of(x):
-        pointwise_conv2d_bwd_input_kernel[(g.tiles(blocks) * cdiv(C, blocks["BLOCK_K"]),)](
+        launch(
+            pointwise_conv2d_bwd_input_kernel, blocks, lambda b: (g.tiles(b) * cdiv(C, b["BLOCK_K"]),),
             grad.contiguous(memory_format=g.format), g.x, weight.to(grad.dtype).contiguous(),
             gate if gate is None else gate.contiguous(), scale, shift, grad_x, partial,
             *g.sizes, *vectors, PRE_ACTIVATION=pre_activation, TENSOR_CORES=on_tensor_cores,
-            **constants, **g.constants, **blocks,
+            **constants, **g.constants,
+            vary=("BLOCK_K", "BLOCK_C") if sums_wanted else ("BLOCK_P", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
     return grad_x, partial
 
@@ -421,7 +437,11 @@ def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None,
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
     channels_last = g.constants["CHANNELS_LAST"]
     entering = gate is not None or scale is not None or pre_activation != 0
-    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering)
+    blocks = configuration(
+        pointwise_conv2d_bwd_weight_kernel, grad,
+        weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering),
+        C=C, K=K, stride=stride, gate=entering, channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
     tiles_total = g.tiles(blocks)
@@ -433,11 +453,12 @@ def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None,
     grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
     with torch.cuda.device_of(x):
         if chunks:
-            pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
+            launch(
+                pointwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
                 grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
                 gate if gate is None else gate.to(grad.dtype).contiguous(), scale, shift, partial, partial_bias,
                 *g.sizes, *vectors, tiles_total, tiles, partial.stride(1), PRE_ACTIVATION=pre_activation,
-                TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+                TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
             )  # fmt: skip
         add_up(partial, grad_weight)
         if bias is not None:
@@ -464,5 +485,7 @@ def pointwise_conv2d_backward(grad, x, weight, bias, gate, residual, stride, act
         grads[1] = of_weight if wanted[1] else grads[1]
         grads[2] = of_bias if wanted[2] else grads[2]
     if wanted[4]:
-        grads[4] = torch.empty_like(dense(residual)[0]).copy_(grad)
+        residual_format = memory_format(dense(residual)[1])
+        grads[4] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
+        grads[4].copy_(grad)
     return tuple(grads)

@@ -10,8 +10,8 @@ Bytes     forward x twice, residual and y once. Backward without post_activation
           one: x three times, grad and residual once, and what comes before the activation written once, read twice.
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between, but
           that a gradient that only a clamp (relu, relu6) came over stays in x's dtype, in which it is exact.
-Repeats   No atomics: every sum has a fixed order, and that of an image depends on C, H * W, dtype and format alone, not
-          on the device, on scheduling or on its neighbours in the batch.
+Repeats   No atomics: every sum has a fixed order, and that of an image depends on C, H * W, dtype, format and the
+          configuration alone, not on scheduling or on its neighbours in the batch.
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; C, H * W, the weights' elements
           and the number of tiles stay below 2^31.
 Registers and shared memory per target: docs/kernels.md.
@@ -24,6 +24,7 @@ import triton.language as tl
 from .activation import RELU6, activate
 from .activation import gate as gradient_through
 from .channels import channel_sums, image_blocks, locate_image
+from .configurations import configuration, launch
 from .launch import cdiv, dense, memory_format, next_power_of_2, vector
 from .packing import accumulator
 
@@ -171,12 +172,17 @@ def scale(x, z, share, residual, grad, gate_activation, activation, channels_las
         return y
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
-    blocks = image_blocks(C, H * W, x, channels_last, vectors=1)
-    grid = (N * cdiv(H * W, blocks["BLOCK_P"]) * cdiv(C, blocks["BLOCK_C"]),)
+    blocks = configuration(
+        squeeze_excite_scale_kernel, x, image_blocks(C, H * W, x, channels_last, vectors=1),
+        C=C, pixels=H * W, channels_last=channels_last, residual=residual is not None, grad=grad is not None,
+    )  # fmt: skip
     with torch.cuda.device_of(x):
-        squeeze_excite_scale_kernel[grid](
+        launch(
+            squeeze_excite_scale_kernel, blocks,
+            lambda b: (N * cdiv(H * W, b["BLOCK_P"]) * cdiv(C, b["BLOCK_C"]),),
             x, z, share, residual, grad, y, rows, columns // v, VECTOR=v, PER_IMAGE=z.dim() > 1,
-            GATE_ACTIVATION=gate_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last, **blocks,
+            GATE_ACTIVATION=gate_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last,
+            vary=("BLOCK_P", "BLOCK_C"),
         )  # fmt: skip
     return y
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,44 @@ def pointwise_conv2d(
     with float32_by("tf32" if tf32 else "ieee"):
         y = kernels.pointwise_conv2d(*args)
         kernels.pointwise_conv2d_backward(torch.empty_like(y), *args, 0b11111)
+
+
+def pointwise_conv2d_slope(shape, out, dtype, tf32=False, activation=4):
+    """What the gradients of a curved activation start from: the forward kernel's other form."""
+    kernels = importlib.import_module("cnnfast.kernels.pointwise_conv2d")
+    x, y = (empty(shape[0], channels, *shape[2:], dtype=dtype, memory_format=NHWC) for channels in (shape[1], out))
+    weight, bias = empty(out, shape[1], 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.forward(x, weight, bias, None, y, torch.empty_like(y), (1, 1), activation)
+
+
+def pointwise_depthwise(
+    shape, expanded, k, stride=1, dtype=BFLOAT16, memory_format=NHWC, tf32=False, residual=False, squeeze=False,
+    activations=(0, 2, 2),
+):  # fmt: skip
+    kernels = importlib.import_module("cnnfast.kernels.pointwise_depthwise")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weights = empty(expanded, shape[1], 1, 1, dtype=dtype), empty(expanded, 1, k, k, dtype=dtype)
+    bias = empty(expanded, dtype=dtype)
+    height, width = (-(-size // stride) for size in shape[2:])
+    added = empty(shape[0], expanded, height, width, dtype=dtype, memory_format=memory_format) if residual else None
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.pointwise_depthwise(
+            x, weights[0], bias, weights[1], bias, added, (stride, stride), (), (1, 1), *activations, squeeze
+        )
+
+
+def separable_conv2d(
+    shape, out, k=3, stride=1, dtype=BFLOAT16, memory_format=NHWC, residual=False, activations=(1, 0, 0), tf32=False
+):
+    kernels = importlib.import_module("cnnfast.kernels.separable_conv2d")
+    x, channels = empty(*shape, dtype=dtype, memory_format=memory_format), shape[1]
+    height, width = (-(-size // stride) for size in shape[2:])
+    added = empty(shape[0], out, height, width, dtype=dtype, memory_format=memory_format) if residual else None
+    depthwise = empty(channels, 1, k, k, dtype=dtype), empty(channels, dtype=dtype)
+    pointwise = empty(out, channels, 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.separable_conv2d(x, *depthwise, *pointwise, added, (stride, stride), (), (1, 1), False, *activations)
 
 
 @contextlib.contextmanager
@@ -156,6 +195,8 @@ def case(
     return Case(dtype, launch, wide, quick)
 
 
+SEPARABLE = functools.partial(case, separable_conv2d)
+POINTWISE_DEPTHWISE = functools.partial(case, pointwise_depthwise)
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
 POINTWISE = functools.partial(case, pointwise_conv2d)
 EXCITE = functools.partial(case, squeeze_excite)
@@ -188,6 +229,15 @@ CASES = {
     ),
     "conv2d 3x3, fp64": case(conv2d, (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
     "pointwise 728 -> 728, bf16": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, activation=1, quick=True),
+    "pointwise 728 -> 728, residual, silu, bf16": POINTWISE(
+        (32, 728, 19, 19), 728, dtype=BFLOAT16, residual=True, activation=4
+    ),
+    "pointwise 728 -> 728, slope of silu, bf16": case(
+        pointwise_conv2d_slope, (32, 728, 19, 19), 728, dtype=BFLOAT16, activation=4
+    ),
+    "pointwise 144 -> 240, slope of tanh, TF32": case(
+        pointwise_conv2d_slope, (32, 144, 28, 28), 240, dtype=FLOAT32, tf32=True, activation=6
+    ),
     "pointwise 96 -> 24, fp16": POINTWISE((32, 96, 56, 56), 24, dtype=FLOAT16, residual=True),
     "pointwise 320 -> 1280, gate, bf16": POINTWISE((32, 320, 7, 7), 1280, dtype=BFLOAT16, gate=True, activation=2),
     "pointwise 672 -> 112, gate, silu, bf16": POINTWISE(
@@ -201,6 +251,60 @@ CASES = {
     "pointwise 144 -> 40, fp32, NCHW": POINTWISE((32, 144, 28, 28), 40, dtype=FLOAT32, memory_format=NCHW),
     "pointwise 728 -> 728, bf16, NCHW": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
     "pointwise 144 -> 40, fp64": POINTWISE((4, 144, 28, 28), 40, dtype=FLOAT64),
+    "pointwise, depthwise 3x3, 24 -> 144, bf16": POINTWISE_DEPTHWISE(
+        (32, 24, 56, 56), 144, 3, dtype=BFLOAT16, quick=True
+    ),
+    "pointwise, depthwise 3x3, 728, bf16": POINTWISE_DEPTHWISE(
+        (32, 728, 19, 19), 728, 3, dtype=BFLOAT16, activations=(1, 0, 0), residual=True
+    ),
+    "pointwise, depthwise 5x5, 40 -> 240, squeeze, silu, bf16": POINTWISE_DEPTHWISE(
+        (32, 40, 28, 28), 240, 5, dtype=BFLOAT16, activations=(0, 4, 4), squeeze=True
+    ),
+    "pointwise, depthwise 5x5, 112 -> 672, squeeze, silu, fp16": POINTWISE_DEPTHWISE(
+        (32, 112, 14, 14), 672, 5, dtype=FLOAT16, activations=(0, 4, 4), squeeze=True
+    ),
+    "pointwise, depthwise 3x3 / 2, 96 -> 576, bf16": POINTWISE_DEPTHWISE((32, 96, 14, 14), 576, 3, 2, dtype=BFLOAT16),
+    "pointwise, depthwise 3x3 / 2, 24 -> 144, fp32": POINTWISE_DEPTHWISE((32, 24, 56, 56), 144, 3, 2, dtype=FLOAT32),
+    "pointwise, depthwise 5x5, 112 -> 672, squeeze, silu, fp32": POINTWISE_DEPTHWISE(
+        (32, 112, 14, 14), 672, 5, dtype=FLOAT32, activations=(0, 4, 4), squeeze=True
+    ),
+    "pointwise, depthwise 3x3, 24 -> 144, TF32": POINTWISE_DEPTHWISE(
+        (32, 24, 56, 56), 144, 3, dtype=FLOAT32, tf32=True
+    ),
+    "pointwise, depthwise 3x3, 24 -> 144, fp64": POINTWISE_DEPTHWISE((4, 24, 56, 56), 144, 3, dtype=FLOAT64),
+    "pointwise, depthwise 3x3, 24 -> 144, bf16, NCHW": POINTWISE_DEPTHWISE(
+        (32, 24, 56, 56), 144, 3, dtype=BFLOAT16, memory_format=NCHW
+    ),
+    "pointwise, depthwise 5x5 / 2, 24 -> 144, fp32, NCHW": POINTWISE_DEPTHWISE(
+        (32, 24, 56, 56), 144, 5, 2, dtype=FLOAT32, memory_format=NCHW
+    ),
+    "separable 3x3, 728 -> 728, bf16": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, quick=True),
+    "separable 3x3, 728 -> 728, residual, fp16": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT16, residual=True),
+    "separable 3x3, 512 -> 512, bf16": SEPARABLE((32, 512, 14, 14), 512, dtype=BFLOAT16, activations=(0, 2, 2)),
+    "separable 3x3, 32 -> 64, bf16": SEPARABLE((32, 32, 112, 112), 64, dtype=BFLOAT16, activations=(0, 2, 2)),
+    "separable 3x3, 32 -> 16, bf16": SEPARABLE((32, 32, 112, 112), 16, dtype=BFLOAT16, activations=(0, 2, 0)),
+    "separable 3x3 / 2, 128 -> 256, bf16": SEPARABLE(
+        (32, 128, 56, 56), 256, 3, 2, dtype=BFLOAT16, activations=(0, 2, 2)
+    ),
+    "separable 5x5, 240 -> 40, bf16": SEPARABLE((32, 240, 28, 28), 40, 5, dtype=BFLOAT16, activations=(0, 4, 0)),
+    "separable 5x5, 672 -> 192, silu, fp16": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT16, residual=True, activations=(4, 4, 4)
+    ),
+    "separable 3x3, 728 -> 728, fp32": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32),
+    "separable 3x3, 728 -> 728, TF32": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32, tf32=True),
+    "separable 3x3 / 2, 128 -> 256, fp32": SEPARABLE(
+        (32, 128, 56, 56), 256, 3, 2, dtype=FLOAT32, activations=(0, 2, 2)
+    ),
+    "separable 5x5, 672 -> 192, silu, fp32": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT32, residual=True, activations=(4, 4, 4)
+    ),
+    "separable 5x5, 672 -> 192, silu, TF32": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT32, residual=True, activations=(4, 4, 4), tf32=True
+    ),
+    "separable 7x7, 96 -> 192, bf16": SEPARABLE((32, 96, 28, 28), 192, 7, dtype=BFLOAT16, activations=(0, 5, 0)),
+    "separable 3x3, 728 -> 728, fp64": SEPARABLE((4, 728, 19, 19), 728, dtype=FLOAT64),
+    "separable 3x3, 728 -> 728, bf16, NCHW": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
+    "separable 3x3, 728 -> 728, fp32, NCHW": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32, memory_format=NCHW),
     "squeeze-excite 256 @ 56, bf16": SENET((32, 256, 56, 56), 16, dtype=BFLOAT16, quick=True),
     "squeeze-excite 2048 @ 7, bf16": SENET((32, 2048, 7, 7), 128, dtype=BFLOAT16),
     "squeeze-excite 672 @ 14, silu, bf16": EXCITE((32, 672, 14, 14), 28, dtype=BFLOAT16, activation=4),
@@ -256,7 +360,18 @@ NARROW = {
 }
 
 
-def product(dtype: torch.dtype, target: str, options: dict, side: str = "BLOCK_P") -> re.Pattern:
+# A product's results times a filter's taps: pairs of float32, as an instruction's results lie in registers.
+WITH_TAPS = {"pointwise_depthwise_fwd_kernel"}
+
+
+def columns(options: dict) -> int:
+    """Of a tile of strips."""
+    return options["STRIPS"] * options["BLOCK_W"]
+
+
+def product(
+    dtype: torch.dtype, target: str, options: dict, side: Callable = operator.itemgetter("BLOCK_P")
+) -> re.Pattern:
     """What multiplies matrices; `side`: the one of its tiles that goes along an instruction's rows."""
     kind = {FLOAT16: "f16", BFLOAT16: "bf16", FLOAT32: "xf32"}.get(dtype)
     if not options["TENSOR_CORES"]:
@@ -265,7 +380,7 @@ def product(dtype: torch.dtype, target: str, options: dict, side: str = "BLOCK_P
         return re.compile(r"\A(?![\s\S]*\b(?:UTC\w*MMA|HG?MMA))[\s\S]*\b(?:FFMA|DFMA|DMMA)")
     if target == "gfx942":
         return re.compile(rf"v_mfma_f32_\w+_{kind}\b")
-    large = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} if options[side] >= 64 else {}
+    large = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} if side(options) >= 64 else {}
     return re.compile(rf"\b{large.get(target, 'HMMA')}\b")
 
 
@@ -273,5 +388,7 @@ def product(dtype: torch.dtype, target: str, options: dict, side: str = "BLOCK_P
 PRODUCTS: dict[str, Callable[[torch.dtype, str, dict], re.Pattern]] = {
     "pointwise_conv2d_fwd_kernel": product,
     "pointwise_conv2d_bwd_input_kernel": product,
-    "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side="BLOCK_K"),
+    "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side=operator.itemgetter("BLOCK_K")),
+    "pointwise_depthwise_fwd_kernel": functools.partial(product, side=columns),
+    "separable_conv2d_fwd_kernel": product,
 }

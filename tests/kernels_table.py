@@ -9,17 +9,22 @@ Registers may differ between versions of Triton: with another one than the file'
 import argparse
 import functools
 import hashlib
+import multiprocessing
+import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
-from ahead_of_time import SHARED_LIMIT, TARGETS, Compiled, Launch, compile_for, recording
-from kernel_cases import CASES, NARROW, PRODUCTS
+from ahead_of_time import SHARED_LIMIT, TARGETS, Compiled, compile_for
+from kernel_cases import CASES, NARROW, PRODUCTS, WITH_TAPS
+
+from cnnfast.bench.launches import Launch, recording
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs/kernels.md"
-TILE = ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_S", "BLOCK_P", "BLOCK_K", "BLOCK_C")
+TILE = ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_S", "BLOCK_P", "BLOCK_K", "BLOCK_E", "BLOCK_C")
 
 
 @functools.cache
@@ -29,7 +34,7 @@ def launches(case: str, target: str = "sm_90") -> dict[str, Launch]:
     with recording(target) as recorded:
         CASES[case].launch()
     for launch in recorded:
-        by_name.setdefault(launch.kernel.__name__, launch)
+        by_name.setdefault(launch.name, launch)
     return by_name
 
 
@@ -44,16 +49,18 @@ def wanted_load(case: str, kernel: str, target: str) -> int:
         return 1
     threads = launch.kwargs["num_warps"] * TARGETS[target].warp_size
     # For gfx942 Triton loads blocks that it transposes by 8 bytes, and a gate number by number in every thread.
-    most = 4 if target == "gfx942" and kernel in PRODUCTS else 16
+    most = 4 if target == "gfx942" and kernel in PRODUCTS else 8 if kernel in WITH_TAPS else 16
     return min(elements_of_a_load(launch.kwargs) // threads * CASES[case].dtype.itemsize, most)
 
 
 def elements_of_a_load(options: dict) -> int:
     """What all threads of a program load together of x: a row of a tile of pixels; of two matrices the smaller one."""
-    if "BLOCK_K" in options:
-        sides = sorted(options[name] for name in ("BLOCK_P", "BLOCK_K", "BLOCK_C"))
+    pixels = options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options.get("BLOCK_P", 1)
+    channels = [options[name] for name in ("BLOCK_K", "BLOCK_E") if name in options]
+    if channels:
+        sides = sorted((pixels, options["BLOCK_C"], *channels))
         return sides[0] * sides[1]
-    return options.get("STRIPS", 1) * options.get("BLOCK_W", 1) * options.get("BLOCK_P", 1) * options["BLOCK_C"]
+    return pixels * options["BLOCK_C"]
 
 
 def objections(case: str, kernel: str, target: str, result: Compiled) -> list[str]:
@@ -80,23 +87,31 @@ def digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
+def row(case: str, kernel: str) -> tuple[str, list[str]]:
+    """(line of the table, what is wrong with the kernel on any target)."""
+    results = {target: compiled(case, kernel, target) for target in TARGETS}
+    wrong = [text for target, result in results.items() for text in objections(case, kernel, target, result)]
+    registers = " | ".join(str(result.registers) for result in results.values())
+    shared = max(result.shared for result in results.values())
+    options = launches(case)[kernel].kwargs
+    tile = " x ".join(str(options[name]) for name in TILE if name in options)
+    sm_90 = results["sm_90"]
+    line = (
+        f"| {kernel} | {case} | {tile} | {options['num_warps']} | {registers} | {shared} |"
+        f" {sm_90.narrowest_load} | {sm_90.instructions} |"
+    )
+    return line, wrong
+
+
 def table() -> tuple[str, list[str]]:
     lines, wrong = [], []
-    for case in CASES:
-        for kernel in launches(case):
-            results = {target: compiled(case, kernel, target) for target in TARGETS}
-            for target, result in results.items():
-                wrong += objections(case, kernel, target, result)
-            registers = " | ".join(str(result.registers) for result in results.values())
-            shared = max(result.shared for result in results.values())
-            options = launches(case)[kernel].kwargs
-            tile = " x ".join(str(options[name]) for name in TILE if name in options)
-            sm_90 = results["sm_90"]
-            lines.append(
-                f"| {kernel} | {case} | {tile} | {options['num_warps']} | {registers} | {shared} |"
-                f" {sm_90.narrowest_load} | {sm_90.instructions} |"
-            )
-            print(lines[-1], file=sys.stderr)
+    cases, kernels = zip(*((case, kernel) for case in CASES for kernel in launches(case)), strict=True)
+    # Fresh processes: a forked one would inherit locks that other threads of this one hold.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for line, objected in pool.map(row, cases, kernels):
+            lines.append(line)
+            wrong += objected
+            print(line, *objected, sep="\n", file=sys.stderr)
     targets = " | ".join(TARGETS)
     return (
         f"""# Triton kernels, compiled ahead of time

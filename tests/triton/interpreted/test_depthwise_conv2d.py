@@ -190,6 +190,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     row = dict(n=1, c=5, size=(5, 5), k=(3, 3), stride=2, padding=1, activation="relu")
