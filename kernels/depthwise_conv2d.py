@@ -489,7 +489,7 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     blocks = configuration(
         depthwise_conv2d_bwd_weight_kernel, x, weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
         K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
-        mixed=grad.dtype != x.dtype,
+        mixed=grad.dtype != x.dtype, prologue=scale is not None,
     )  # fmt: skip
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles

@@ -362,7 +362,8 @@ def forward_and_sums(
     on_tensor_cores = tensor_cores(x)
     channels_last, entering = g.constants["CHANNELS_LAST"], scale is not None or pre_activation != 0
     blocks = configuration(
-        pointwise_conv2d_fwd_kernel, x, product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last, entering),
+        pointwise_conv2d_fwd_kernel, x,
+        product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last, entering),
         C=C, K=K, image=g.image, stride=stride, gate=gate is not None, residual=residual is not None,
         grad=grad is not None, curved=activation > RELU6.value, prologue=entering, sums=sums,
         channels_last=channels_last, tensor_cores=on_tensor_cores,
