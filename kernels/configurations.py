@@ -112,11 +112,6 @@ def curved_slope(tensor_cores, image, K, grad, curved, **_):
     return tensor_cores and image > 256 and K > 64 and grad and curved
 
 
-def curved_slope(tensor_cores, image, K, grad, curved, **_):
-    """What the gradients of a curved activation start from, in the formula's largest tiles."""
-    return tensor_cores and image > 256 and K > 64 and grad and curved
-
-
 def on_tensor_cores(tensor_cores, **_):
     return tensor_cores
 

@@ -299,10 +299,10 @@ def depthwise_conv2d_bwd_weight_kernel(
         for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (TAP_ROWS - 1) * DILATION_H + 1):
             o_r = i_n * C * H * W + (top + r) * x_h
             m_r = (top + r >= 0) & (top + r < H)
-            if scale is None:
+            if (scale is None) | (zero.dtype == tl.float64):
                 sums = add_row(
-                    sums, p_x, o_r, b_g, r, m_r, left, W, x_w, m_k, None, None, KW, STRIDE_H, DILATION_H, DILATION_W,
-                    PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
+                    sums, p_x, o_r, b_g, r, m_r, left, W, x_w, m_k, b_scale, b_shift, KW, STRIDE_H, DILATION_H,
+                    DILATION_W, PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
                 )  # fmt: skip
             elif m_r:  # a branch: masks that are kept from load to product, of all rows, take too many registers
                 sums = add_row(
@@ -491,6 +491,7 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
         depthwise_conv2d_bwd_weight_kernel, x,
         lambda: weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
         K=K, height=OH, width=OW, channels_last=channels_last, mixed=grad.dtype != x.dtype,
+        prologue=scale is not None,
         **geometry(kernel, stride, dilation, K // C),
     )  # fmt: skip
     n_w = cdiv(OW, blocks["BLOCK_W"])

@@ -271,22 +271,23 @@ def pointwise_conv2d_bwd_weight_kernel(
         tl.store(partial_bias + i_sum * K + o_k, sum_g, m_k & (i_c == 0))
 
 
-def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last):
+def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last, entering=False):
     """Tile of the forward and input-gradient kernels, for C input and K output channels of the product.
 
     It depends on the size of an image, not on the batch: a pixel's sum has the same order beside any neighbours. Most
     of the networks' products are bound by memory: up to 128 output channels are one block, which reads x once. Three
     stages of 128 bytes of a row of x and of weight are at most 96 KiB, what the smallest GPUs with tensor cores have.
-    Plain multiplications hold their operands in registers: fewer channels.
+    Plain multiplications hold their operands in registers: fewer channels. So do tensor cores where x goes through a
+    prologue (`entering`): half as many.
     """
     if dtype == torch.float64:
-        return dict(BLOCK_P=32, BLOCK_K=32, BLOCK_C=16, num_warps=4, num_stages=2)
+        return dict(BLOCK_P=16 if entering else 32, BLOCK_K=32, BLOCK_C=16, num_warps=4, num_stages=2)
     if not on_tensor_cores:
         block_p, warps = (128, 8) if channels_last else (64, 4)
         return dict(BLOCK_P=block_p, BLOCK_K=side(K, 64), BLOCK_C=16, num_warps=warps, num_stages=3)
     block_p = 128 if image > 256 else 64
     block_k = side(K, 128)
-    block_c = max(fitting_power(C, 32, 128 // dtype.itemsize), 16)
+    block_c = max(fitting_power(C, 32, (64 if entering else 128) // dtype.itemsize), 16)
     warps = 8 if block_p * block_k >= 4096 else 4
     return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
 
@@ -359,11 +360,12 @@ def forward_and_sums(
         return y, torch.empty((1, 0, 2 * K), dtype=accumulator(x), device=x.device) if sums else None
     residual, grad = (t if t is None else t.contiguous(memory_format=g.format) for t in (residual, grad))
     on_tensor_cores = tensor_cores(x)
-    channels_last = g.constants["CHANNELS_LAST"]
+    channels_last, entering = g.constants["CHANNELS_LAST"], scale is not None or pre_activation != 0
     blocks = configuration(
-        pointwise_conv2d_fwd_kernel, x, lambda: product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
+        pointwise_conv2d_fwd_kernel, x,
+        lambda: product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last, entering),
         C=C, K=K, image=g.image, stride=tuple(stride), gate=gate is not None, residual=residual is not None,
-        grad=grad is not None, curved=activation > RELU6.value, prologue=scale is not None, sums=sums,
+        grad=grad is not None, curved=activation > RELU6.value, prologue=entering, sums=sums,
         channels_last=channels_last, tensor_cores=on_tensor_cores,
     )  # fmt: skip
     vectors, constants = g.channels(C, K)

@@ -4,8 +4,10 @@ y = op(pre_activation(x * scale + shift)), and the sums and sums of squares of y
 normalisation with batch statistics is then no pass of its own: its statistics come from the sums of the convolution
 before it, and its affine map (with the activation after it) is the scale, shift and pre_activation of the one after it.
 
-Each differentiates once, through y and both sums; what backward needs of the prologue it computes again. Sums are those
-of y as it is stored, added up in float32 (float64 for float64), the same bits on any number of threads.
+Each differentiates once, through y and both sums; what backward needs of the prologue it computes again. On a GPU it
+may round to x's dtype what comes to y through y and the sums together, as PyTorch's batch normalisation does, and the
+gradient of an intermediate that is rounded itself. Sums are those of y as it is stored, added up in float32 (float64
+for float64), the same bits on any number of threads and in every run.
 
 Batch Normalization, https://arxiv.org/abs/1502.03167.
 """
@@ -101,7 +103,7 @@ def depthwise_conv2d_stats(
             zero, whatever scale and shift make of a zero.
         scale, shift: (C), float32 (float64 beside a float64 x): batch normalisation's gamma / sqrt(var + eps) and
             beta - mean * scale, say; shift only with scale.
-        backend: "auto", "cpu" or "reference" (plain torch).
+        backend: "auto", "cpu", "triton" or "reference" (plain torch).
 
     Returns:
         y, (N, C * multiplier, Ho, Wo), of x's dtype; the sums of y over images and pixels, and of y * y,
@@ -177,7 +179,8 @@ def separable_conv2d_stats(
 
     For units without batch normalisation between their two stages, as Xception's. Weights, biases, geometry and
     mid_activation are separable_conv2d's; the rest, what is returned and raised as for depthwise_conv2d_stats, with
-    out_channels for C * multiplier. A backend may round one intermediate, the depthwise result, to x's dtype.
+    out_channels for C * multiplier. A backend may round one intermediate, the depthwise result, to x's dtype; on a GPU
+    that is in memory, between the kernels of the two stages.
     """
     shape = check_x(x)
     dw_shape = check_depthwise_weight("dw_weight", dw_weight, x, shape[1])

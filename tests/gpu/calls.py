@@ -3,7 +3,7 @@
 import pytest
 import torch
 from numerics import assert_gradients_by_policy, draw, nan_filled
-from op_cases import drawn_away_from_kinks, make, with_exact_gate
+from op_cases import Case, drawn_away_from_kinks, make, with_exact_gate
 
 import cnnfast
 
@@ -47,27 +47,46 @@ def check_gradients(case, generator, backend, terms, rounded=0):
 
 
 def check_repeatable_and_independent_of_the_batch(case, backend, per_image=("x",)):
+    """per_image: the tensors of which each image has its own part. case: of at least 6 images."""
     y = run(case, backend)
     grad = torch.randn_like(y)
     first, second = gradients(case, grad, backend), gradients(case, grad, backend)
     for name in first:
         assert torch.equal(first[name], second[name]), name
     one = {name: case.tensors[name][5:6] for name in per_image if name in case.tensors}
-    assert torch.equal(case.run(**one, backend=backend), y[5:6])
+    alone = Case(case.op, case.tensors | one, case.options)
+    assert torch.equal(run(alone, backend), y[5:6])
+    of_one = gradients(alone, grad[5:6], backend)
+    for name in one:
+        assert torch.equal(of_one[name], first[name][5:6]), name
+
+
+def assert_equal(ours, expected):
+    """Bits of a tensor, or of each of several."""
+    for a, b in zip(tensors_of(ours), tensors_of(expected), strict=True):
+        assert torch.equal(a, b)
+
+
+def tensors_of(result):
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 def check_side_stream(case, backend):
+    check_call_on_side_stream(lambda x: case.run(x=x, backend=backend), case.x)
+
+
+def check_call_on_side_stream(call, source):
     """On another stream, behind work that takes long: a kernel on the default stream would read x too early."""
-    expected = run(case, backend)
-    x = torch.zeros_like(case.x)
+    expected = call(source)
+    x = torch.zeros_like(source)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
-        x.copy_(case.x)
-        y = case.run(x=x, backend=backend)
+        x.copy_(source)
+        result = call(x)
     stream.synchronize()
-    assert torch.equal(y, expected)
+    assert_equal(result, expected)
 
 
 def check_device_that_is_not_the_current_one(case, backend):
@@ -75,37 +94,46 @@ def check_device_that_is_not_the_current_one(case, backend):
     assert torch.cuda.current_device() == 0
     y = run(case, backend)
     computed = gradients(case, torch.randn_like(y), backend)
-    assert y.device == computed["x"].device == torch.device("cuda:1")
+    assert all(tensor.device == torch.device("cuda:1") for tensor in (y, *computed.values()))
     case.check(y)
     with torch.cuda.device(1):
         assert torch.equal(run(case, backend), y)
 
 
 def check_cuda_graph(case, backend):
-    x = case.x.clone(memory_format=torch.preserve_format)
+    check_call_in_cuda_graph(
+        lambda x: case.run(x=x, backend=backend), case.x.clone(memory_format=torch.preserve_format)
+    )
+
+
+def check_call_in_cuda_graph(call, x):
+    """x is overwritten."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        case.run(x=x, backend=backend)  # compiled before the capture
+        call(x)  # compiled before the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = case.run(x=x, backend=backend)
+        captured = call(x)
     for _ in range(2):
         x.copy_(torch.randn_like(x))
         graph.replay()
         torch.cuda.synchronize()
-        assert torch.equal(y, case.run(x=x, backend=backend))
+        assert_equal(captured, call(x))
 
 
 def check_compile(step, parameters, shapes, dynamic):
     """Values, strides and gradients of step(x, *parameters), compiled once, for x of each shape."""
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
     for shape in shapes:
-        x = torch.randn(shape, device=DEVICE).to(memory_format=torch.channels_last)
-        ours, expected = compiled(x, *parameters), step(x, *parameters)
-        torch.testing.assert_close(ours, expected)
-        assert ours.stride() == expected.stride()
-        theirs = torch.autograd.grad(expected.sum(), parameters)
-        for grad, wanted in zip(torch.autograd.grad(ours.sum(), parameters), theirs, strict=True):
-            torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-3)
+        x = torch.randn(shape, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+        of_ours, of_expected = [], []
+        for call, of in ((compiled, of_ours), (step, of_expected)):
+            results = tensors_of(call(x, *parameters))
+            grads = torch.autograd.grad(sum(result.sum() for result in results), (x, *parameters))
+            of += [*results, *grads]
+        for i, (ours, expected) in enumerate(zip(of_ours, of_expected, strict=True)):
+            result = i < len(of_ours) - 1 - len(parameters)
+            torch.testing.assert_close(ours, expected, **({} if result else dict(rtol=1e-4, atol=1e-3)))
+            assert ours.stride() == expected.stride() or not result

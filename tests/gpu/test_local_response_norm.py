@@ -9,12 +9,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu import calls
+from gpu.calls import DEVICE, require
 from numerics import LAYOUTS, assert_within, channel_scales, draw, fresh_generator, nan_filled
 from op_cases import DTYPES, NONCONTIGUOUS, all_pairs, identifier
 
 import cnnfast
 
-DEVICE = "cuda"
 BACKEND = "triton"
 OPTIONS = {"size": 5, "alpha": 0.7, "beta": 0.75, "k": 1.5}
 PAIRS = all_pairs(
@@ -33,9 +34,7 @@ PAIRS = all_pairs(
 
 @pytest.fixture(autouse=True)
 def require_triton():
-    reasons = cnnfast.ops.can_run("local_response_norm", BACKEND, torch.device(DEVICE))
-    if reasons:
-        pytest.skip("; ".join(reasons))
+    require("local_response_norm", BACKEND)
 
 
 pytestmark = pytest.mark.gpu
@@ -144,18 +143,7 @@ def call(x):
 
 
 def test_side_stream():
-    """On another stream, behind work that takes long: a kernel on the default stream would read x too early."""
-    source = drawn(fresh_generator(), (4, 64, 56, 56))
-    expected = call(source)
-    x = torch.zeros_like(source)
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)
-        x.copy_(source)
-        y = call(x)
-    stream.synchronize()
-    assert torch.equal(y, expected)
+    calls.check_call_on_side_stream(call, drawn(fresh_generator(), (4, 64, 56, 56)))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -169,41 +157,18 @@ def test_device_that_is_not_the_current_one():
 def test_cuda_graph():
     """Forward and backward."""
     x, grad = (drawn(fresh_generator(), (4, 64, 28, 28)) for _ in range(2))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
 
-    def step():
+    def step(x):
         leaf = x.detach().requires_grad_()
         y = call(leaf)
         return y.detach(), torch.autograd.grad(y, leaf, grad)[0]
 
-    with torch.cuda.stream(stream):
-        step()  # compiled before the capture
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for _ in range(2):
-        x.copy_(torch.randn_like(x))
-        graph.replay()
-        torch.cuda.synchronize()
-        for ours, expected in zip(captured, step(), strict=True):
-            assert torch.equal(ours, expected)
+    calls.check_call_in_cuda_graph(step, x)
 
 
 @pytest.mark.parametrize("dynamic", (False, True))
 def test_compile(dynamic):
-    def step(x):
-        return call(x * 2) + 1
-
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
-    for n in (4, 6):
-        x = drawn(fresh_generator(), (n, 24, 14, 14)).requires_grad_()
-        ours, expected = compiled(x), step(x)
-        torch.testing.assert_close(ours, expected)
-        assert ours.stride() == expected.stride()
-        (theirs_x,), (grad_x,) = (torch.autograd.grad(y.square().sum(), x) for y in (expected, ours))
-        torch.testing.assert_close(grad_x, theirs_x, rtol=1e-4, atol=1e-4)
+    calls.check_compile(lambda x: call(x * 2) + 1, (), [(n, 24, 14, 14) for n in (4, 6)], dynamic)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
