@@ -284,13 +284,13 @@ def geometry(kernel, stride, dilation, multiplier):
     )  # fmt: skip
 
 
-def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation):
-    """The op on taps-major weights, or with `grad` the gradient before the activation."""
+def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation, dtype=None):
+    """The op on taps-major weights, of `dtype`, else x's; or with `grad` the gradient before the activation."""
     x, channels_last = dense(x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
-    dtype = x.dtype if grad is None or activation <= RELU6.value else accumulator(x)
+    dtype = dtype or (x.dtype if grad is None or activation <= RELU6.value else accumulator(x))
     y = torch.empty((N, K, OH, OW), dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
     if y.numel() == 0:
         return y
@@ -330,12 +330,13 @@ def before_activation(grad, x, rows, bias, K, kernel, stride, padding, dilation,
     return forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation)
 
 
-def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_activation):
+def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_activation, dtype=None):
+    """Of `dtype`, else x's."""
     x, channels_last = dense(x)
     grad, _ = dense(grad, like=x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+    grad_x = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(channels_last))
     if grad_x.numel() == 0:
         return grad_x
     blocks = spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0])

@@ -324,12 +324,12 @@ class Geometry:
         return (C // c, K // k), dict(C_VECTOR=c, K_VECTOR=k)
 
 
-def forward(x, weight, bias, gate, residual, grad, stride, activation):
-    """The op, or with `grad` the gradient before the activation."""
+def forward(x, weight, bias, gate, residual, grad, stride, activation, dtype=None):
+    """The op, of `dtype`, else x's; or with `grad` the gradient before the activation."""
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
     # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
-    dtype = x.dtype if grad is None or activation <= RELU6.value else accumulator(x)
+    dtype = dtype or (x.dtype if grad is None or activation <= RELU6.value else accumulator(x))
     y = torch.empty(g.y_shape, dtype=dtype, device=x.device, memory_format=g.format)
     if y.numel() == 0:
         return y
@@ -388,13 +388,15 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     chunks = cdiv(tiles_total, tiles)
     partial = torch.empty((1, chunks, padded(K * C)), dtype=accumulator(x), device=x.device)
     partial_bias = None if bias is None else partial.new_empty((1, chunks, K))
+    if gate is not None:
+        gate = gate.to(torch.promote_types(gate.dtype, grad.dtype)).contiguous()
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
     grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
     with torch.cuda.device_of(x):
         if chunks:
             pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
                 grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
-                gate if gate is None else gate.to(grad.dtype).contiguous(), partial, partial_bias,
+                gate, partial, partial_bias,
                 *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
                 TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
             )  # fmt: skip
