@@ -2,139 +2,190 @@
 
     python -m cnnfast.bench.predictions      from the repository's root; keeps what was measured for unchanged rows
 
-The model, to be proven wrong: a launch takes LAUNCH, plus the longer of its bytes at the rate of a copy and its
-instructions at ISSUE of what the schedulers could issue. Instructions are those of the code that Triton makes for
-sm_90, counted by kind (load, conversion, multiply-add, the rest) in the disassembly; tiles are the launchers' own.
+The networks run on meta tensors, as on a GPU; each call of an op makes its launcher's launches, recorded for sm_90; the
+model of their costs is in costs.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
+import importlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .costs import COPY, ISSUE, LANES, LAUNCH, MATMUL, RATES, Work, work
+from .launches import recording
 
 FILE = Path("docs/predictions.md")
-COPY = 3.0e12  # bytes/s, read and written: measured on an H100 SXM
-LANES = 132 * 128 * 1.755e9  # instructions/s of all threads: multiprocessors x lanes x boost clock
-ISSUE = 0.7
-LAUNCH = 2e-6  # s, of each kernel behind another
-DTYPES = (torch.bfloat16, torch.float32)
 BATCHES = (32, 256)
+DTYPES = (torch.bfloat16, torch.float32)
+NETWORKS = {"mobilenet_v2": 224, "tf_efficientnet_b0": 224, "xception": 299, "se_resnet50": 224}  # to input's size
+RESPONSE_NORMS = {"AlexNet": [(96, 55), (256, 27)], "GoogLeNet": [(64, 56), (192, 56)]}  # channels, size
+# Heading of a column: dtype, batch, what of a Work, its unit.
+_PREDICTED = {
+    f"{name}, {batch}": (dtype, batch, "seconds", 1e-6)
+    for name, dtype in zip(("bf16", "fp32"), DTYPES, strict=True)
+    for batch in BATCHES
+}
+COLUMNS = {
+    "MB": (torch.bfloat16, max(BATCHES), "bytes", 1e6),
+    "GFLOP": (torch.bfloat16, max(BATCHES), "flops", 1e9),
+    "floor bf16": (torch.bfloat16, max(BATCHES), "floor", 1e-6),
+    "floor fp32": (torch.float32, max(BATCHES), "floor", 1e-6),
+    **_PREDICTED,
+}
+IMAGES = ("grad", "x", "residual")
+Rows = dict[tuple[str, str], list[Work]]  # by (call, kernel): the works of all such launches
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A depthwise convolution with padding 'same', and how often a forward pass of its network runs it."""
+class Calls(TorchDispatchMode):
+    """Meanwhile every call of a cnnfast op, on meta tensors, is made on its Triton launcher, too.
 
-    channels: int
-    size: int
-    kernel: int
-    stride: int
-    times: int
-    pre_activation: bool = False
+    `rows` holds what these launch, `times` how often there was each call.
+    """
 
-    @property
-    def out(self) -> int:
-        return -(-self.size // self.stride)
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: Rows = collections.defaultdict(list)
+        self.times: dict[str, int] = collections.defaultdict(int)
 
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "cnnfast":
+            self.launch(function._schema, args)
+        return function(*args, **(kwargs or {}))
 
-LITE0 = [Layer(32, 112, 3, 1, 1), Layer(96, 112, 3, 2, 1), Layer(144, 56, 3, 1, 1), Layer(144, 56, 5, 2, 1)]
-LITE0 += [Layer(240, 28, 5, 1, 1), Layer(240, 28, 3, 2, 1), Layer(480, 14, 3, 1, 2), Layer(480, 14, 5, 1, 1)]
-LITE0 += [Layer(672, 14, 5, 1, 2), Layer(672, 14, 5, 2, 1), Layer(1152, 7, 5, 1, 3), Layer(1152, 7, 3, 1, 1)]
-V2 = [Layer(32, 112, 3, 1, 1), Layer(96, 112, 3, 2, 1), Layer(144, 56, 3, 1, 1), Layer(144, 56, 3, 2, 1)]
-V2 += [Layer(192, 28, 3, 1, 2), Layer(192, 28, 3, 2, 1), Layer(384, 14, 3, 1, 4), Layer(576, 14, 3, 1, 2)]
-V2 += [Layer(576, 14, 3, 2, 1), Layer(960, 7, 3, 1, 3)]
-XCEPTION = [Layer(64, 147, 3, 1, 1), Layer(128, 147, 3, 1, 1, True), Layer(128, 74, 3, 1, 1, True)]
-XCEPTION += [Layer(256, 74, 3, 1, 1, True), Layer(256, 37, 3, 1, 1, True), Layer(728, 37, 3, 1, 1, True)]
-XCEPTION += [Layer(728, 19, 3, 1, 26, True), Layer(1024, 10, 3, 1, 1), Layer(1536, 10, 3, 1, 1)]
-NETWORKS = {"MobileNetV2": V2, "EfficientNet-B0 and -Lite0": LITE0, "Xception": XCEPTION}
-
-
-def seconds(bytes_moved: float, instructions: float) -> float:
-    return LAUNCH + max(bytes_moved / COPY, instructions / (ISSUE * LANES))
-
-
-def load_cost(layer: Layer, dtype: torch.dtype) -> int:
-    """Instructions of a 16-byte load of x: address, mask, conversions, the activation before."""
-    vector = 16 // dtype.itemsize
-    return 11 + vector * ((dtype is not torch.float32) + layer.pre_activation)
+    def launch(self, schema: Any, args: tuple[Any, ...]) -> None:
+        name = schema.name.removeprefix("cnnfast::")
+        launcher = getattr(importlib.import_module(f"cnnfast.kernels.{name.removesuffix('_backward')}"), name)
+        arguments = schema.arguments[:-1]  # less backend
+        # PyTorch's own convolutions lose the memory format of bfloat16 meta tensors; a GPU's keep it.
+        args = tuple(
+            value.contiguous(memory_format=torch.channels_last)
+            if argument.name in IMAGES and value is not None
+            else value
+            for argument, value in zip(arguments, args, strict=False)
+        )
+        with recording("sm_90") as launches:
+            launcher(*args)
+        call = described(name, dict(zip((argument.name for argument in arguments), args, strict=False)))
+        self.times[call] += 1
+        for launch in launches:
+            self.rows[call, launch.name].append(work(launch))
 
 
-def spatial(layer: Layer, batch: int, dtype: torch.dtype, backward: bool) -> float:
-    """Seconds of the forward kernel, or of the input gradient's."""
-    from cnnfast.kernels.launch import spatial_blocks, spatial_grid
-
-    x = torch.empty(0, dtype=dtype, device="meta")
-    k, s, vector = layer.kernel, layer.stride, 16 // dtype.itemsize
-    if backward:
-        size, rows = layer.size, dict(row_multiple=s)
-    else:
-        size, rows = layer.out, dict(stride_h=s)
-    blocks = spatial_blocks(layer.channels, size, size, x, True, k, **rows)
-    (programs,) = spatial_grid(batch, size, size, layer.channels, blocks)
-    height = blocks["BLOCK_H"]
-    loads = (k - 1) // s + height // s if backward else (height - 1) * s + k
-    adds = vector * k * height // (s if backward else 1)
-    thread = 410 + k * (20 + 11 * k + loads * load_cost(layer, dtype) + adds)
-    images = batch * layer.channels * (layer.size**2 + layer.out**2) * dtype.itemsize
-    if backward and layer.pre_activation:
-        images += batch * layer.channels * layer.size**2 * dtype.itemsize
-    return seconds(images, programs * blocks["num_warps"] * 32 * thread)
+def described(name: str, a: dict[str, Any]) -> str:
+    """A call in a few words, the same in every dtype and for any batch."""
+    weights = [value for key, value in a.items() if key.endswith("weight") and value is not None]
+    channels = [str(a["x"].shape[1]), *(str(weight.shape[0]) for weight in weights if weight.shape[1] > 1)]
+    kernel = max(weight.shape[2] for weight in weights) if weights else 1
+    words = [name, "-".join(channels), f"@{a['x'].shape[2]}"]
+    if kernel > 1:
+        words.append(f"k{kernel}")
+    if max(a.get("stride", (1,))) > 1:
+        words.append(f"s{max(a['stride'])}")
+    activations = [f"{value}" for key, value in a.items() if key.endswith("activation") and value]
+    return " ".join(words) + (" act " + ",".join(activations) if activations else "")
 
 
-def weight_gradient(layer: Layer, batch: int, dtype: torch.dtype) -> float:
-    """Seconds of both stages."""
-    from cnnfast.kernels.depthwise_conv2d import weight_blocks
-    from cnnfast.kernels.launch import cdiv
-
-    x = torch.empty(0, dtype=dtype, device="meta")
-    k, s = layer.kernel, layer.stride
-    blocks = weight_blocks(layer.channels, (k, k), layer.out, layer.out, x, True, s)
-    height, threads = blocks["BLOCK_H"], blocks["num_warps"] * 32
-    held = blocks["BLOCK_W"] * blocks["BLOCK_C"] / threads  # elements a thread
-    columns = cdiv(layer.out, blocks["BLOCK_W"]) * cdiv(layer.channels, blocks["BLOCK_C"])
-    tiles = batch * cdiv(layer.out, height)
-    conversions = (dtype is not torch.float32) + layer.pre_activation
-    tile = 100 + ((height - 1) * s + k) * k * (11 + held * conversions) + held * height * (k * k + 2)
-    programs = columns * cdiv(tiles, max(cdiv(tiles * columns, 2048), 2))
-    images = batch * layer.channels * (layer.size**2 + layer.out**2) * dtype.itemsize
-    partial = programs * blocks["BLOCK_C"] * (k * k + 1) * 4
-    return seconds(images + partial, columns * tiles * threads * tile) + seconds(partial, 0)
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Blocks call the ops' plain forms: GPUs have no packed ones."""
+    with mock.patch("cnnfast.nn.fusion._takes_packed", lambda op, device, backend: False):
+        yield
 
 
-def row(layer: Layer, batch: int, dtype: torch.dtype) -> str:
-    images = batch * layer.channels * (layer.size**2 + layer.out**2) * dtype.itemsize
-    flops = 2 * batch * layer.channels * layer.out**2 * layer.kernel**2
-    times = [spatial(layer, batch, dtype, backward) for backward in (False, True)]
-    times.append(weight_gradient(layer, batch, dtype))
-    shape = f"{layer.channels} x {layer.size}^2, {layer.kernel}x{layer.kernel} / {layer.stride}"
-    cells = [shape, f"{layer.times}", f"{batch}", "bf16" if dtype is torch.bfloat16 else "fp32"]
-    cells += [f"{images / 1e6:.1f}", f"{flops / 1e9:.2f}", f"{images / COPY * 1e6:.1f}"]
-    cells += [f"{time * 1e6:.1f}" for time in times]
-    return f"| {' | '.join(cells)} | not yet |"
+def calls_of(network: str, training: bool, batch: int, dtype: torch.dtype) -> Calls:
+    """A forward pass of the network in eval mode, or with its backward pass in training mode."""
+    from cnnfast import create_model
+
+    with torch.device("meta"):
+        model = create_model(network).to(dtype).train(training)
+        x = torch.empty(batch, 3, NETWORKS[network], NETWORKS[network], dtype=dtype)
+    x = x.to(memory_format=torch.channels_last)
+    with Calls() as calls, as_on_a_gpu(), torch.set_grad_enabled(training):
+        y = model(x)
+        if training:
+            y.sum().backward()
+    return calls
 
 
-def text() -> str:
+def calls_of_response_norms(network: str, training: bool, batch: int, dtype: torch.dtype) -> Calls:
+    with Calls() as calls:
+        for channels, size in RESPONSE_NORMS[network]:
+            x = torch.empty(batch, channels, size, size, dtype=dtype, device="meta")
+            x = x.to(memory_format=torch.channels_last).requires_grad_(training)
+            y = torch.ops.cnnfast.local_response_norm(x, 5, 1e-4, 0.75, 2.0)
+            if training:
+                y.sum().backward()
+    return calls
+
+
+Made = dict[tuple[torch.dtype, int], Calls]  # the calls of each dtype and batch
+
+
+def sections() -> dict[str, Callable[[], Made]]:
+    """By title."""
+
+    def made(calls: Callable[..., Calls], network: str, training: bool) -> Callable[[], Made]:
+        return lambda: {(dtype, batch): calls(network, training, batch, dtype) for dtype in DTYPES for batch in BATCHES}
+
+    networks = {
+        f"{network} at {size}, {what}": made(calls_of, network, what == "a training step")
+        for network, size in NETWORKS.items()
+        for what in ("inference", "a training step")
+    }
+    norms = {f"local_response_norm in {name}": made(calls_of_response_norms, name, True) for name in RESPONSE_NORMS}
+    return networks | norms
+
+
+def table(made: Made) -> list[str]:
+    """Its rows, of one call each, and one of sums over all calls; a call's launches of one kernel are one row."""
+    lines, totals = [], dict.fromkeys(COLUMNS, 0.0)
+    for call, kernel in dict.fromkeys(key for calls in made.values() for key in calls.rows):
+        times = max(calls.times[call] for calls in made.values())
+        of_row = {
+            name: sum(getattr(work, what) for work in made[dtype, batch].rows.get((call, kernel), [])) / unit / times
+            for name, (dtype, batch, what, unit) in COLUMNS.items()
+        }
+        for name, value in of_row.items():
+            totals[name] += value * times
+        cells = [call, kernel.removesuffix("_kernel"), str(times), *(f"{value:.1f}" for value in of_row.values())]
+        lines.append(f"| {' | '.join(cells)} | not yet |")
+    return [*lines, f"| all | | | {' | '.join(f'{value:.0f}' for value in totals.values())} | not yet |"]
+
+
+def text(titles: Sequence[str] | None = None) -> str:
+    """The file; titles: only these of its sections."""
     lines = [
         f"""# Predictions
 
-Made by `python -m cnnfast.bench.predictions` before any of these kernels ran on a GPU; the model is in
-bench/predictions.py. H100 SXM: copy {COPY / 1e12:.1f} TB/s (read and written; measured), {LANES / 1e12:.1f} T thread
-instructions/s of which {ISSUE:.0%} are counted on, {LAUNCH * 1e6:.0f} us a launch. A weight gradient is two launches.
-Times are of the Triton kernels, channels_last, in microseconds; the floor is (x + y) / copy, also for other kernels of
-the same op. 'Measured' becomes date, commit, device, time and error, and is stale once the kernel has changed.
+Made by `python -m cnnfast.bench.predictions` before any of these kernels ran on a GPU, from the launches that the
+networks' ops make (channels_last, tiles as launched); the model is in bench/costs.py. H100 SXM: copy
+{COPY / 1e12:.1f} TB/s (read and written; measured), matrix products in 16 bits {RATES["16 bits"] / 1e12:.0f} TFLOP/s
+(measured in a large product; {MATMUL:.0%} of it are counted on), {LANES / 1e12:.1f} T thread instructions/s
+({ISSUE:.0%}), {LAUNCH * 1e6:.0f} us a launch. float32 is multiplied as TF32, PyTorch's default for convolutions.
+
+A row is what one call launches of a kernel (a gradient's second stages, say, are its own rows), and how often there is
+such a call; the last row sums up all of them. MB and GFLOP are of batch {max(BATCHES)} in bfloat16, bytes with every
+tensor once, FLOPs as the op is defined; floor is the longer of the two at their ceilings, for batch {max(BATCHES)}.
+Times in microseconds. cuDNN's own convolutions and other ops of PyTorch are not in here. 'Measured' becomes date,
+commit, device, time and error, and is stale once the kernel has changed.
 """
     ]
-    for network, layers in NETWORKS.items():
-        lines.append(f"\n## depthwise_conv2d in {network}\n")
-        lines.append(
-            "| layer | times | batch | dtype | MB | GFLOP | floor | forward | gradient of x | of weight | measured |"
-        )
-        lines.append("|---|" + "---:|" * 9 + "---|")
-        lines += [row(layer, batch, dtype) for layer in layers for dtype in DTYPES for batch in BATCHES]
+    for title, make in sections().items():
+        if titles is not None and title not in titles:
+            continue
+        lines.append(f"\n## {title}\n\n| call | kernel | times | {' | '.join(COLUMNS)} | measured |")
+        lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 1) + "---|")
+        lines += table(make())
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
 """What was built, what this machine has, and which backend each op takes here: the facts behind `cnnfast info`."""
 
+import importlib.util
 import io
 import json
 import platform
@@ -30,7 +31,23 @@ def machine_facts() -> dict:
         "isa_in_use": _library._C.isa,
         "cuda_library": _library.cuda_missing or "loaded",
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "tuned": tuned_facts(),
     }
+
+
+def tuned_facts() -> list[dict]:
+    """Per GPU that torch sees: how many configurations of `cnnfast tune` its launches use, and their file."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return []
+    from cnnfast.kernels import tuned
+
+    facts = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        identity = tuned.identity(device)
+        assert identity is not None
+        facts.append({"entries": len(tuned.entries(device)), "file": str(tuned.path(identity))})
+    return facts
 
 
 def op_facts() -> dict:
@@ -69,6 +86,10 @@ def render() -> str:
         f" in use: {machine['isa_in_use']}",
         "CUDA kernels": f"{built_for_gpu}; {machine['cuda_library']}",
         "GPUs": ", ".join(machine["gpus"]) or "none that torch sees",
+        "tuned": "\n".join(
+            f"{tuned['entries']} of the Triton kernels' configurations, {tuned['file']}" for tuned in machine["tuned"]
+        )
+        or "nothing: `cnnfast tune` is for GPUs with Triton",
         **{f"left out {number}": note for number, note in enumerate(build["notes"], 1)},
     }
     summary = Table.grid(padding=(0, 2))

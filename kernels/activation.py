@@ -47,11 +47,22 @@ def hyperbolic_tangent(v):
 
 
 @triton.jit
-def activate_loaded(v, mask, CODE: tl.constexpr):
-    """activate(v) of what was loaded under `mask`, and 0 elsewhere: what lies beyond the edge is padding."""
+def scaled(v, scale, shift):
+    """v * scale + shift, without one that is None."""
+    if scale is not None:
+        v = v * scale
+    if shift is not None:
+        v = v + shift
+    return v
+
+
+@triton.jit
+def activate_loaded(v, mask, CODE: tl.constexpr, scale=None, shift=None):
+    """activate(v * scale + shift) of what was loaded under `mask`, and 0 elsewhere: beyond the edge is padding."""
+    v = scaled(v, scale, shift)
     if CODE != 0:
         v = activate(v, CODE)
-    if CODE == SIGMOID:  # the one that doesn't take 0 to 0
+    if (CODE == SIGMOID) | (scale is not None):  # what doesn't take 0 to 0
         v = tl.where(mask, v, 0.0)
     return v
 

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch.nn.functional import pad
 
 from .activation import activate, gate
+from .configurations import configuration, launch
 from .launch import cdiv, dense, memory_format, output_size, vector
 from .packing import accumulator
 
@@ -58,12 +59,17 @@ def finish(y, bias, residual, grad, activation, channels_last):
         return
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format(channels_last))
+    blocks = configuration(
+        conv2d_epilogue_kernel, y, dict(BLOCK_C=BLOCK, num_warps=4),
+        bias=bias is not None, residual=residual is not None, grad=grad is not None, channels_last=channels_last,
+    )  # fmt: skip
     v, k = vector(y.numel(), y), vector(y.shape[1], y)
     with torch.cuda.device_of(y):
-        conv2d_epilogue_kernel[(cdiv(y.numel(), BLOCK),)](
+        launch(
+            conv2d_epilogue_kernel, blocks, lambda b: (cdiv(y.numel(), b["BLOCK_C"]),),
             y, bias, residual, grad, y.numel() // v, y.shape[1] // k, y.shape[2] * y.shape[3],
             VECTOR=v, K_VECTOR=k, ACTIVATION=activation, CHANNELS_LAST=channels_last,
-            BLOCK_C=BLOCK, num_warps=4,
+            vary=("BLOCK_C",), restore=("y",),
         )  # fmt: skip
 
 
@@ -86,6 +92,8 @@ class Windows:
         """Of a gradient what belongs to x itself."""
         if any(self.zeros):
             gradient = pad(gradient, [-n for n in self.zeros])
+        if gradient.numel() == 0:  # contiguous in any format, whatever its strides
+            return gradient.new_empty(gradient.shape)
         return gradient.contiguous(memory_format=memory_format(self.channels_last))
 
 

@@ -1,5 +1,8 @@
 """Depthwise convolution, forward and both gradients: y = activation(depthwise(pre_activation(x), weight) + bias).
 
+For stats.py the kernels take a scale and shift of x's channels, before pre_activation, and store sums over the pixels
+of each tile, which add_up adds up; without those they are compiled as if there were none.
+
 Layout    x (N, C, H, W) dense, channels_last (the fast path: 16-byte loads along C) or NCHW; y in x's format.
           Output channel k reads input channel k // MULTIPLIER. Weights always arrive taps-major in the accumulator's
           dtype, weight[tap * w_stride + k]: the packed form holds them so; the plain form copies them once per call.
@@ -12,7 +15,8 @@ Bytes     ideally every tensor once. Really the input's halo once more from L2: 
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between.
 Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^31 elements; each dimension, the number
           of tiles and w_stride * taps stay below 2^31.
-Repeats   No atomics: every sum has a fixed order, which depends on shapes, not on the device or on scheduling.
+Repeats   No atomics: every sum has a fixed order, which depends on shapes (the weight gradient's on the configuration,
+          too), not on scheduling.
 Registers and shared memory per target: docs/kernels.md.
 """
 
@@ -20,7 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import RELU6, activate, activate_loaded, gate
+from .activation import RELU6, activate, activate_loaded, gate, scaled
+from .channels import load_channels, store_sums
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, spatial_blocks, spatial_grid, vector
 from .packing import accumulator, pack_depthwise_conv2d, padded, taps_major, unpack_depthwise
 
@@ -69,13 +75,43 @@ def locate(
     return (i_rows // n_h).to(tl.int64), o_s, o_w, o_c
 
 
-# Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from.
+@triton.jit
+def windows(
+    p_x, b_scale, b_shift, weight, top, left, o_k, m_k, H, W, x_h, x_w, w_stride,
+    KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_H rows of outputs, [BP, BC] each, whose windows begin at row `top` + 0, STRIDE_H, ... and column `left`.
+
+    p_x [BP, BC]: where the first window begins, padding included. b_scale, b_shift: of x, [1, BC] or None.
+    """
+    accs = (tl.zeros((BLOCK_P, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
+    for j in range(KW):
+        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+        b_w = ()
+        for i in tl.static_range(KH):
+            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
+        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
+            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None]
+            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x & m_k[None, :], 0.0).to(weight.dtype.element_ty)
+            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)
+            for o in tl.static_range(BLOCK_H):
+                if hits(r - o * STRIDE_H, KH, DILATION_H):
+                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
+                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
+    return accs
+
+
+# Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from; with
+# `share` (grad + share[image, channel] / pixels) * activation'(...). With `partial` the sums over the tile's pixels of
+# y as it is stored, partial[tile, k], or with SQUARES those and the sums of y * y, partial[tile, 0 and 1, k].
 @triton.jit(do_not_specialize=SIZES)
 def depthwise_conv2d_fwd_kernel(
-    x, weight, bias, grad, y, H, W, OH, OW, pad_top, pad_left, vectors, w_stride,
+    x, weight, bias, scale, shift, grad, share, y, partial, H, W, OH, OW, pad_top, pad_left, vectors, w_stride,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    PRE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, SQUARES: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     STRIPS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     K = vectors * VECTOR  # in two factors, so that the compiler knows how rows are aligned
@@ -86,45 +122,54 @@ def depthwise_conv2d_fwd_kernel(
     left = o_w * STRIDE_W - pad_left
     x_c, x_h, x_w = strides(C, H, W, CHANNELS_LAST)
     p_x = x + ((i_n * C * H * W + top * x_h + left * x_w)[:, None] + (o_k // MULTIPLIER * x_c)[None, :])  # [BP, BC]
+    b_scale = load_channels(scale, o_k // MULTIPLIER, m_k)
+    b_shift = load_channels(shift, o_k // MULTIPLIER, m_k)
 
-    accs = (tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty),) * BLOCK_H
-    for j in range(KW):
-        m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-        b_w = ()
-        for i in tl.static_range(KH):
-            b_w = b_w + (tl.load(weight + (i * KW + j) * w_stride + o_k, m_k, 0.0)[None, :],)
-        for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (KH - 1) * DILATION_H + 1):
-            m_x = (m_w & (top + r >= 0) & (top + r < H))[:, None] & m_k[None, :]
-            b_x = tl.load(p_x + (r * x_h + j * DILATION_W * x_w), m_x, 0.0).to(weight.dtype.element_ty)
-            b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION)
-            for o in tl.static_range(BLOCK_H):
-                if hits(r - o * STRIDE_H, KH, DILATION_H):
-                    b_y = accs[o] + b_x * b_w[(r - o * STRIDE_H) // DILATION_H]
-                    accs = accs[:o] + (b_y,) + accs[o + 1 :]
-
+    accs = windows(
+        p_x, b_scale, b_shift, weight, top, left, o_k, m_k, H, W, x_h, x_w, w_stride, KH, KW,
+        STRIDE_H, DILATION_H, DILATION_W, PRE_ACTIVATION, STRIPS * BLOCK_W, BLOCK_H, BLOCK_C,
+    )  # fmt: skip
     b_bias = 0.0
     if bias is not None:
         b_bias = tl.load(bias + o_k, m_k, 0.0).to(weight.dtype.element_ty)[None, :]
+    if share is not None:
+        b_share = tl.load(share + i_n * K + o_k, m_k, 0.0).to(weight.dtype.element_ty)[None, :] / (OH * OW)
+    if partial is not None:
+        b_sum = tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty)
+        b_squares = b_sum if SQUARES else None
     y_c, y_h, y_w = strides(K, OH, OW, CHANNELS_LAST)
     o_h = o_s * BLOCK_H
     o_y = (i_n * K * OH * OW + o_h * y_h + o_w * y_w)[:, None] + (o_k * y_c)[None, :]  # [BP, BC]
     for o in tl.static_range(BLOCK_H):
-        m_y = ((o_h + o < OH) & (o_w < OW))[:, None] & m_k[None, :]
+        m_p = ((o_h + o < OH) & (o_w < OW))[:, None]
+        m_y = m_p & m_k[None, :]
         b_y = accs[o] + b_bias
         if grad is None:
             b_y = activate(b_y, ACTIVATION)
         else:
-            b_y = gate(b_y, tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype), ACTIVATION)
-        tl.store(y + (o_y + o * y_h), b_y.to(y.dtype.element_ty), m_y)
+            b_g = tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype)
+            if share is not None:
+                b_g += b_share
+            b_y = gate(b_y, b_g, ACTIVATION)
+        b_stored = b_y.to(y.dtype.element_ty)
+        tl.store(y + (o_y + o * y_h), b_stored, m_y)
+        if partial is not None:
+            b_y = tl.where(m_p, b_stored, 0.0).to(b_sum.dtype)
+            b_sum += b_y
+            if SQUARES:
+                b_squares += b_y * b_y
+    if partial is not None:
+        store_sums(partial, tl.program_id(0) // tl.cdiv(K, BLOCK_C), K, o_k, m_k, b_sum, b_squares)
 
 
 # Gradient of x: each of its pixels gathers the outputs that it went into. A strip starts at a row that, padding
 # included, is a multiple of the stride, and BLOCK_H is one too: which rows of outputs hit which of its rows is then
 # known at compile time. Of the columns a stride s leaves one in s; the others cost an instruction, no byte.
-# Bytes ideally grad and grad_x once, and x where pre_activation needs it.
+# With `partial` the gradients of scale and shift, summed over the tile's pixels: partial[tile, 0 and 1, c].
+# Bytes ideally grad and grad_x once, and x where pre_activation or the gradient of scale needs it.
 @triton.jit(do_not_specialize=SIZES)
 def depthwise_conv2d_bwd_input_kernel(
-    grad, x, weight, grad_x, H, W, OH, OW, pad_top, pad_left, vectors, w_stride,
+    grad, x, weight, scale, shift, grad_x, partial, H, W, OH, OW, pad_top, pad_left, vectors, w_stride,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -160,12 +205,47 @@ def depthwise_conv2d_bwd_input_kernel(
     x_c, x_h, x_w = strides(C, H, W, CHANNELS_LAST)
     o_h = o_s * BLOCK_H - above
     o_x = (i_n * C * H * W + o_h * x_h + o_w * x_w)[:, None] + (o_c * x_c)[None, :]  # [BP, BC]
+    b_scale = load_channels(scale, o_c, m_c)
+    b_shift = load_channels(shift, o_c, m_c)
+    if partial is not None:
+        b_of_scale = tl.zeros((STRIPS * BLOCK_W, BLOCK_C), weight.dtype.element_ty)
+        b_of_shift = b_of_scale
     for o in tl.static_range(BLOCK_H):
-        m_x = ((o_h + o >= 0) & (o_h + o < H) & (o_w < W))[:, None] & m_c[None, :]
+        m_p = ((o_h + o >= 0) & (o_h + o < H) & (o_w < W))[:, None]
+        m_x = m_p & m_c[None, :]
         b_g = accs[o]
+        if (PRE_ACTIVATION != 0) | (partial is not None):
+            b_x = tl.load(x + (o_x + o * x_h), m_x, 0.0).to(b_g.dtype)
         if PRE_ACTIVATION != 0:
-            b_g = gate(tl.load(x + (o_x + o * x_h), m_x, 0.0).to(b_g.dtype), b_g, PRE_ACTIVATION)
-        tl.store(grad_x + (o_x + o * x_h), b_g.to(grad_x.dtype.element_ty), m_x)
+            b_g = gate(scaled(b_x, b_scale, b_shift), b_g, PRE_ACTIVATION)
+        if partial is not None:
+            b_g = tl.where(m_p, b_g, 0.0)
+            b_of_scale += b_g * b_x
+            b_of_shift += b_g
+        if grad_x is not None:
+            if scale is not None:
+                b_g *= b_scale
+            tl.store(grad_x + (o_x + o * x_h), b_g.to(grad_x.dtype.element_ty), m_x)
+    if partial is not None:
+        store_sums(partial, tl.program_id(0) // tl.cdiv(C, BLOCK_C), C, o_c, m_c, b_of_scale, b_of_shift)
+
+
+@triton.jit
+def add_row(
+    sums, p_x, o_r, b_g, r, there, left, W, x_w, m_k, b_scale, b_shift,
+    KW: tl.constexpr, STRIDE_H: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, TAP_ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """The sums of all taps with what row r of x, counted from the first tap's first, adds to them."""
+    for j in tl.static_range(KW):
+        m_w = there & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+        b_x = tl.load(p_x + (o_r + j * DILATION_W * x_w), m_w[:, None] & m_k[None, :], 0.0).to(sums[0].dtype)
+        b_x = activate_loaded(b_x, m_w[:, None], PRE_ACTIVATION, b_scale, b_shift)
+        for i in tl.static_range(TAP_ROWS):
+            if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
+                b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
+                sums = sums[: i * KW + j] + (b_sum,) + sums[i * KW + j + 1 :]
+    return sums
 
 
 # Gradients of weight and bias, first stage: TAP_ROWS rows of the filter, summed over `tiles` tiles of outputs that lie
@@ -178,7 +258,7 @@ def depthwise_conv2d_bwd_input_kernel(
 # An Inf or NaN of x reaches all taps of its channel where a tile sticks out over the last row or column.
 @triton.jit(do_not_specialize=SIZES + ["tiles_total", "tiles"])
 def depthwise_conv2d_bwd_weight_kernel(
-    grad, x, partial, H, W, OH, OW, pad_top, pad_left, tiles_total, tiles, vectors, w_stride,
+    grad, x, scale, shift, partial, H, W, OH, OW, pad_top, pad_left, tiles_total, tiles, vectors, w_stride,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -200,6 +280,8 @@ def depthwise_conv2d_bwd_weight_kernel(
     g_c, g_h, g_w = strides(K, OH, OW, CHANNELS_LAST)
     p_x = x + ((left * x_w)[:, None] + (o_k // MULTIPLIER * x_c)[None, :])  # [BW, BC]
     p_g = grad + ((o_w * g_w)[:, None] + (o_k * g_c)[None, :])
+    b_scale = load_channels(scale, o_k // MULTIPLIER, m_k)
+    b_shift = load_channels(shift, o_k // MULTIPLIER, m_k)
 
     zero = tl.zeros((BLOCK_W, BLOCK_C), partial.dtype.element_ty)
     sums = (zero,) * (TAP_ROWS * KW)
@@ -215,15 +297,18 @@ def depthwise_conv2d_bwd_weight_kernel(
             sum_g += b_g[o]
         top = i_h * STRIDE_H - pad_top + first_tap_row * DILATION_H
         for r in tl.static_range((BLOCK_H - 1) * STRIDE_H + (TAP_ROWS - 1) * DILATION_H + 1):
-            for j in tl.static_range(KW):
-                m_w = (top + r >= 0) & (top + r < H) & (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-                p_tap = p_x + (i_n * C * H * W + (top + r) * x_h + j * DILATION_W * x_w)
-                m_x = m_w[:, None] & m_k[None, :]
-                b_x = activate_loaded(tl.load(p_tap, m_x, 0.0).to(zero.dtype), m_x, PRE_ACTIVATION)
-                for i in tl.static_range(TAP_ROWS):
-                    if hits(r - i * DILATION_H, BLOCK_H, STRIDE_H):
-                        b_sum = sums[i * KW + j] + b_x * b_g[(r - i * DILATION_H) // STRIDE_H]
-                        sums = sums[: i * KW + j] + (b_sum,) + sums[i * KW + j + 1 :]
+            o_r = i_n * C * H * W + (top + r) * x_h
+            m_r = (top + r >= 0) & (top + r < H)
+            if scale is None:
+                sums = add_row(
+                    sums, p_x, o_r, b_g, r, m_r, left, W, x_w, m_k, None, None, KW, STRIDE_H, DILATION_H, DILATION_W,
+                    PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
+                )  # fmt: skip
+            elif m_r:  # a branch: masks that are kept from load to product, of all rows, take too many registers
+                sums = add_row(
+                    sums, p_x, o_r, b_g, r, True, left, W, x_w, m_k, b_scale, b_shift, KW, STRIDE_H, DILATION_H,
+                    DILATION_W, PRE_ACTIVATION, TAP_ROWS, BLOCK_H,
+                )  # fmt: skip
 
     p_out = partial + i_sum.to(tl.int64) * (KH * KW + 1) * w_stride + o_k
     for i in tl.static_range(TAP_ROWS):
@@ -286,26 +371,54 @@ def geometry(kernel, stride, dilation, multiplier):
 
 def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation, dtype=None):
     """The op on taps-major weights, of `dtype`, else x's; or with `grad` the gradient before the activation."""
+    return forward_and_sums(
+        x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation, dtype=dtype
+    )[0]
+
+
+def forward_and_sums(
+    x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation,
+    scale=None, shift=None, share=None, sums=0, dtype=None,
+):  # fmt: skip
+    """(what forward gives for x * scale + shift, partial sums [N, tiles, sums * K] or None).
+
+    sums: 0, 1 (of y) or 2 (besides of y * y). share: the gradient of each image's means, [N, K].
+    """
     x, channels_last = dense(x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
-    dtype = dtype or (x.dtype if grad is None or activation <= RELU6.value else accumulator(x))
+    if dtype is None:
+        dtype = x.dtype if grad is None or (activation <= RELU6.value and share is None) else accumulator(x)
     y = torch.empty((N, K, OH, OW), dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
     if y.numel() == 0:
-        return y
+        return y, None if sums == 0 else rows.new_empty((N, 0, sums * K))
     if grad is not None:
         grad, _ = dense(grad, like=x)
-    blocks = spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0])
+    blocks = configuration(
+        depthwise_conv2d_fwd_kernel, x, spatial_blocks(K, OH, OW, x, channels_last, kernel[0], stride_h=stride[0]),
+        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        prologue=scale is not None, sums=sums,
+    )  # fmt: skip
     v = vector(K, x) if channels_last else 1
-    grid = spatial_grid(N, OH, OW, K, blocks)
+    partial = sums_of_tiles(x, spatial_grid(N, OH, OW, K, blocks), K, blocks, sums)
     with torch.cuda.device_of(x):
-        depthwise_conv2d_fwd_kernel[grid](
-            x, rows, bias, grad, y, H, W, OH, OW, top, left, K // v, rows.stride(0), VECTOR=v,
-            PRE_ACTIVATION=pre_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last,
-            **geometry(kernel, stride, dilation, K // C), **blocks,
+        launch(
+            depthwise_conv2d_fwd_kernel, blocks, lambda b: spatial_grid(N, OH, OW, K, b),
+            x, rows, bias, scale, shift, grad, share, y, partial, H, W, OH, OW, top, left, K // v, rows.stride(0),
+            VECTOR=v, PRE_ACTIVATION=pre_activation, ACTIVATION=activation, SQUARES=sums == 2,
+            CHANNELS_LAST=channels_last, **geometry(kernel, stride, dilation, K // C),
+            vary=("BLOCK_C",) if sums else ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_C"),
         )  # fmt: skip
-    return y
+    return y, partial
+
+
+def sums_of_tiles(x, grid, channels, blocks, sums):
+    """[N, tiles, sums * channels] for the kernels' `partial`; None for none."""
+    if sums == 0:
+        return None
+    tiles = grid[0] // (x.shape[0] * cdiv(channels, blocks["BLOCK_C"]))
+    return torch.empty((x.shape[0], tiles, sums * channels), dtype=accumulator(x), device=x.device)
 
 
 def depthwise_conv2d(x, weight, bias, stride, padding, dilation, pre_activation, activation):
@@ -332,26 +445,47 @@ def before_activation(grad, x, rows, bias, K, kernel, stride, padding, dilation,
 
 def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_activation, dtype=None):
     """Of `dtype`, else x's."""
+    return input_gradient_and_sums(
+        grad, x, rows, K, kernel, stride, padding, dilation, pre_activation, dtype=dtype
+    )[0]  # fmt: skip
+
+
+def input_gradient_and_sums(
+    grad, x, rows, K, kernel, stride, padding, dilation, pre_activation,
+    scale=None, shift=None, grad_x_wanted=True, sums_wanted=False, dtype=None,
+):  # fmt: skip
+    """(gradient of x, partial sums [N, tiles, 2 C] of those of scale and shift), None where not wanted."""
     x, channels_last = dense(x)
     grad, _ = dense(grad, like=x)
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
-    grad_x = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(channels_last))
-    if grad_x.numel() == 0:
-        return grad_x
-    blocks = spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0])
+    grad_x = None
+    if grad_x_wanted:
+        shape, format_ = x.shape, memory_format(channels_last)
+        grad_x = torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=format_)
+    if x.numel() == 0:
+        return grad_x, rows.new_empty((N, 0, 2 * C)) if sums_wanted else None
+    blocks = configuration(
+        depthwise_conv2d_bwd_input_kernel, x,
+        spatial_blocks(C, H, W, x, channels_last, kernel[0], row_multiple=stride[0]),
+        C=C, height=H, width=W, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        prologue=scale is not None, sums=sums_wanted,
+    )  # fmt: skip
     v = vector(C, x) if channels_last else 1
-    grid = spatial_grid(N, H + top % stride[0], W, C, blocks)
+    rows_of_x = H + top % stride[0]
+    partial = sums_of_tiles(x, spatial_grid(N, rows_of_x, W, C, blocks), C, blocks, 2 if sums_wanted else 0)
     with torch.cuda.device_of(x):
-        depthwise_conv2d_bwd_input_kernel[grid](
-            grad, x, rows, grad_x, H, W, OH, OW, top, left, C // v, rows.stride(0), VECTOR=v,
+        launch(
+            depthwise_conv2d_bwd_input_kernel, blocks, lambda b: spatial_grid(N, rows_of_x, W, C, b),
+            grad, x, rows, scale, shift, grad_x, partial, H, W, OH, OW, top, left, C // v, rows.stride(0), VECTOR=v,
             PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
-            **geometry(kernel, stride, dilation, K // C), **blocks,
+            **geometry(kernel, stride, dilation, K // C),
+            vary=("BLOCK_C",) if sums_wanted else ("STRIPS", "BLOCK_W", "BLOCK_C"),  # BLOCK_H: see there
         )  # fmt: skip
-    return grad_x
+    return grad_x, partial
 
 
-def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activation):
+def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activation, scale=None, shift=None):
     """(gradient of weight, of bias or None), both from one pass over grad and x."""
     x, channels_last = dense(x)
     grad, _ = dense(grad, like=x)
@@ -359,7 +493,11 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     taps = kernel[0] * kernel[1]
-    blocks = weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad)
+    blocks = configuration(
+        depthwise_conv2d_bwd_weight_kernel, x, weight_blocks(K, kernel, OH, OW, x, channels_last, stride[0], grad),
+        K=K, height=OH, width=OW, kernel=kernel, stride=stride, dilation=dilation, channels_last=channels_last,
+        mixed=grad.dtype != x.dtype,
+    )  # fmt: skip
     n_w = cdiv(OW, blocks["BLOCK_W"])
     programs = cdiv(K, blocks["BLOCK_C"]) * cdiv(kernel[0], blocks["TAP_ROWS"]) * n_w  # per chunk of tiles
     tiles_total = N * cdiv(OH, blocks["BLOCK_H"])
@@ -371,10 +509,11 @@ def weight_gradient(grad, x, weight, bias, stride, padding, dilation, pre_activa
     grad_bias = None if bias is None else torch.empty_like(bias)
     with torch.cuda.device_of(x):
         if partial.numel():
-            depthwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
-                grad, x, partial, H, W, OH, OW, top, left, tiles_total, tiles, K // v, partial.stride(1), VECTOR=v,
-                PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
-                **geometry(kernel, stride, dilation, K // C), **blocks,
+            launch(
+                depthwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
+                grad, x, scale, shift, partial, H, W, OH, OW, top, left, tiles_total, tiles, K // v, partial.stride(1),
+                VECTOR=v, PRE_ACTIVATION=pre_activation, CHANNELS_LAST=channels_last,
+                **geometry(kernel, stride, dilation, K // C),
             )  # fmt: skip
         depthwise_conv2d_bwd_weight_sum_kernel[(cdiv(K, 32), taps + 1)](
             partial, grad_weight, grad_bias, partial.shape[0], K, partial.stride(1),

@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, vector
 from .packing import accumulator
 
@@ -321,7 +322,7 @@ def blocks_of(channels, pixels, x, channels_last, wide):
     return blocks if wide else blocks | dict(CHUNK=chunk)
 
 
-def launch(x, grad, size, alpha, beta, k):
+def run(x, grad, size, alpha, beta, k):
     """y, or with `grad` the gradient of x."""
     x, channels_last = dense(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
@@ -333,9 +334,14 @@ def launch(x, grad, size, alpha, beta, k):
     channels_last = channels_last or H * W == 1  # one and the same then
     rows, columns, images = (N * H * W, C, 1) if channels_last else (C, H * W, N)
     pixels = rows if channels_last else columns
-    blocks = blocks_of(C, pixels, x, channels_last, size > WIDEST)
-    grid = (images * cdiv(pixels, blocks["BLOCK_P"]) * cdiv(C, blocks["BLOCK_C"]),)
-    options = dict(BETA=beta, K=k, DTYPE=TRITON[accumulator(x)], CHANNELS_LAST=channels_last, **blocks)
+    kernel = local_response_norm_fwd_kernel if grad is None else local_response_norm_bwd_kernel
+    kernel = local_response_norm_wide_kernel if size > WIDEST else kernel
+    blocks = configuration(
+        kernel, x, blocks_of(C, pixels, x, channels_last, size > WIDEST),
+        C=C, size=size, channels_last=channels_last, grad=grad is not None,
+    )  # fmt: skip
+    grid = lambda b: (images * cdiv(pixels, b["BLOCK_P"]) * cdiv(C, b["BLOCK_C"]),)  # noqa: E731
+    options = dict(BETA=beta, K=k, DTYPE=TRITON[accumulator(x)], CHANNELS_LAST=channels_last, vary=("BLOCK_P",))
     with torch.cuda.device_of(x):
         if size > WIDEST:
             # Beyond the first and last channel are zeros, however many.
@@ -343,23 +349,21 @@ def launch(x, grad, size, alpha, beta, k):
             t = None
             if grad is not None:
                 t = torch.empty_like(x, dtype=accumulator(x))
-                local_response_norm_wide_kernel[grid](
-                    x, grad, None, t, rows, columns, *window, SCALE=alpha / size, **options
-                )
-            local_response_norm_wide_kernel[grid](x, grad, t, y, rows, columns, *window, SCALE=alpha / size, **options)
+                launch(kernel, blocks, grid, x, grad, None, t, rows, columns, *window, SCALE=alpha / size, **options)
+            launch(kernel, blocks, grid, x, grad, t, y, rows, columns, *window, SCALE=alpha / size, **options)
             return y
         v = vector(columns, x)
         options |= dict(VECTOR=v, SIZE=size, ALPHA=alpha)
         if grad is None:
-            local_response_norm_fwd_kernel[grid](x, y, rows, columns // v, **options)
+            launch(kernel, blocks, grid, x, y, rows, columns // v, **options)
         else:
-            local_response_norm_bwd_kernel[grid](grad, x, y, rows, columns // v, **options)
+            launch(kernel, blocks, grid, grad, x, y, rows, columns // v, **options)
     return y
 
 
 def local_response_norm(x, size, alpha, beta, k):
-    return launch(x, None, size, alpha, beta, k)
+    return run(x, None, size, alpha, beta, k)
 
 
 def local_response_norm_backward(grad, x, size, alpha, beta, k):
-    return launch(x, grad, size, alpha, beta, k)
+    return run(x, grad, size, alpha, beta, k)

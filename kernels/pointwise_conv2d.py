@@ -1,5 +1,8 @@
 """Pointwise convolution, forward and gradients: y = activation(conv1x1(x * gate, weight, stride) + bias + residual).
 
+For stats.py the kernels take a scale, shift and pre_activation of x's channels and store sums over the pixels of each
+tile, which add_up adds up; without those they are compiled as if there were none.
+
 Layout    x (N, C, H, W) dense, channels_last (the fast path: a matrix of pixels x channels, 16-byte loads along C) or
           NCHW; y in x's format. weight [K, C] row by row; the input's gradient multiplies by the same rows, not by a
           transposed copy. gate [N, C].
@@ -9,12 +12,12 @@ Grid      one axis: a tile a program, channel blocks fastest, so that programs i
 Bytes     ideally every tensor once; really x once more from L2 for each further block of BLOCK_K output channels.
 Numbers   bfloat16 and float16 on tensor cores with float32 sums (before compute capability 8.0, where Triton has none,
           in float32); float32 by IEEE multiplications, by TF32 ones where torch.backends.cudnn.conv.fp32_precision
-          says "tf32"; float64 in float64. x * gate is rounded to x's dtype; nothing else is in between: gradients
-          before a curved activation are float32, and so are their products.
+          says "tf32"; float64 in float64. x * gate and pre_activation(x * scale + shift) are rounded to x's dtype;
+          nothing else is in between: gradients before a curved activation are float32, and so are their products.
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; N H W, C K and the number of
           tiles stay below 2^31.
 Repeats   No atomics: every sum has a fixed order, and that of a pixel depends on C, K, its image's size and stride
-          alone, not on its neighbours in the batch.
+          and on the configuration (device class, or `cnnfast tune`), not on its neighbours in the batch.
 Registers and shared memory per target: docs/kernels.md.
 """
 
@@ -22,8 +25,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .activation import RELU6, activate
+from .activation import RELU6, activate, scaled
 from .activation import gate as gradient_through
+from .channels import add_up, load_channels, store_sums
+from .configurations import configuration, launch
 from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
 from .packing import accumulator, padded
 
@@ -75,6 +80,12 @@ def times_gate(b_x, gate, i_n, o_c, m_c, C):
 
 
 @triton.jit
+def enter(b_x, b_scale, b_shift, PRE_ACTIVATION: tl.constexpr):
+    """pre_activation(x * scale + shift), rounded once."""
+    return activate(scaled(b_x.to(sums_in(b_x.dtype)), b_scale, b_shift), PRE_ACTIVATION).to(b_x.dtype)
+
+
+@triton.jit
 def multiply_add(a, b, acc, TENSOR_CORES: tl.constexpr):
     """acc + a b, on tensor cores in the dtype of a and b, else in acc's."""
     if TENSOR_CORES:
@@ -88,8 +99,9 @@ def product(
     x, weight, gate, i_n, o_p, m_p, o_k, m_k, pixels, C, K,
     TRANSPOSED: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    scale=None, shift=None, PRE_ACTIVATION: tl.constexpr = 0,
 ):  # fmt: skip
-    """x [pixel, c] * gate [c] times weight: [k, c], or TRANSPOSED [c, k]."""
+    """pre_activation(x [pixel, c] * scale [c] + shift [c]) * gate [c] times weight: [k, c], or TRANSPOSED [c, k]."""
     o_c = tl.arange(0, BLOCK_C)
     p_x = x + elements(i_n, o_p, o_c, pixels, C, CHANNELS_LAST)  # [BP, BC]
     o_w = (o_c * K)[:, None] + o_k[None, :] if TRANSPOSED else o_c[:, None] + (o_k * C)[None, :]
@@ -101,31 +113,35 @@ def product(
         b_w = tl.load(p_w, m_c[:, None] & m_k[None, :], 0.0)
         if gate is not None:
             b_x = times_gate(b_x, gate, i_n, c + o_c, m_c, C)
+        if (scale is not None) | (PRE_ACTIVATION != 0):
+            b_scale, b_shift = load_channels(scale, c + o_c, m_c), load_channels(shift, c + o_c, m_c)
+            b_x = enter(b_x, b_scale, b_shift, PRE_ACTIVATION)
         acc = multiply_add(b_x, b_w, acc, TENSOR_CORES)
         p_x += BLOCK_C if CHANNELS_LAST else BLOCK_C * pixels.to(tl.int64)
         p_w += BLOCK_C * K if TRANSPOSED else BLOCK_C
     return acc
 
 
-# Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from.
+# Forward. With `grad` it stores grad * activation'(...) instead of the activation: what the gradients start from. With
+# `partial` the sums over the tile's pixels of y as it is stored and of y * y, partial[tile, 0 and 1, k].
 @triton.jit(do_not_specialize=SIZES)
 def pointwise_conv2d_fwd_kernel(
-    x, weight, bias, gate, residual, grad, y, H, W, OW, pixel_vectors, c_vectors, k_vectors,
-    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    x, weight, bias, gate, scale, shift, residual, grad, y, partial, H, W, OW, pixel_vectors, c_vectors, k_vectors,
+    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, PRE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     TENSOR_CORES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     pixels = pixel_vectors * PIXEL_VECTOR  # in two factors, so that the compiler knows how rows are aligned
     C = c_vectors * C_VECTOR
     K = k_vectors * K_VECTOR
-    _, i_n, o_p, o_k = locate(pixels, K, BLOCK_P, BLOCK_K)
+    i_tile, i_n, o_p, o_k = locate(pixels, K, BLOCK_P, BLOCK_K)
     m_p = o_p < pixels
     m_k = o_k < K
     o_x = sampled(o_p, W, OW, STRIDE_H, STRIDE_W)
     x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
     b_y = product(
         x, weight, gate, i_n, o_x, m_p, o_k, m_k, x_pixels, C, K, False, CHANNELS_LAST, TENSOR_CORES,
-        BLOCK_P, BLOCK_K, BLOCK_C,
+        BLOCK_P, BLOCK_K, BLOCK_C, scale, shift, PRE_ACTIVATION,
     )  # fmt: skip
     o_y = elements(i_n, o_p, o_k, pixels, K, CHANNELS_LAST)  # [BP, BK]
     m_y = m_p[:, None] & m_k[None, :]
@@ -137,18 +153,23 @@ def pointwise_conv2d_fwd_kernel(
         b_y = activate(b_y, ACTIVATION)
     else:
         b_y = gradient_through(b_y, tl.load(grad + o_y, m_y, 0.0).to(b_y.dtype), ACTIVATION)
-    tl.store(y + o_y, b_y.to(y.dtype.element_ty), m_y)
+    b_stored = b_y.to(y.dtype.element_ty)
+    tl.store(y + o_y, b_stored, m_y)
+    if partial is not None:
+        b_y = tl.where(m_p[:, None], b_stored, 0.0).to(b_y.dtype)
+        store_sums(partial, i_tile, K, o_k, m_k, b_y, b_y * b_y)
 
 
 # Gradient of x: each pixel of `grad` writes the STRIDE_H x STRIDE_W pixels of x that begin with its own, those but the
 # first 0 (times the gate, as PyTorch's). With `partial` also the gate's gradient, summed over the tile's pixels:
-# partial[image, tile, c]; x's pixels that a stride skips aren't read for it. The roles of C and K are swapped.
-# Bytes ideally grad and grad_x once, and x where the gate's gradient is wanted.
+# partial[image, tile, c], or with scale those of scale and shift, partial[tile, 0 and 1, c]; x's pixels that a stride
+# skips aren't read for them. The roles of C and K are swapped.
+# Bytes ideally grad and grad_x once, and x where pre_activation or the gradient of gate or scale needs it.
 @triton.jit(do_not_specialize=SIZES)
 def pointwise_conv2d_bwd_input_kernel(
-    grad, x, weight, gate, grad_x, partial, H, W, OW, pixel_vectors, c_vectors, k_vectors,
-    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
+    grad, x, weight, gate, scale, shift, grad_x, partial, H, W, OW, pixel_vectors, c_vectors, k_vectors,
+    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     pixels = pixel_vectors * PIXEL_VECTOR
@@ -164,11 +185,19 @@ def pointwise_conv2d_bwd_input_kernel(
     x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
     o_x = elements(i_n, sampled(o_p, W, OW, STRIDE_H, STRIDE_W), o_k, x_pixels, K, CHANNELS_LAST)  # [BP, BK]
     m_x = m_p[:, None] & m_k[None, :]
+    b_scale = load_channels(scale, o_k, m_k)
+    if (PRE_ACTIVATION != 0) | (partial is not None):
+        b_entered = tl.load(x + o_x, m_x, 0.0).to(b_x.dtype)
+    if PRE_ACTIVATION != 0:
+        b_x = gradient_through(scaled(b_entered, b_scale, load_channels(shift, o_k, m_k)), b_x, PRE_ACTIVATION)
     if partial is not None:
-        b_sum = tl.where(m_x, b_x * tl.load(x + o_x, m_x, 0.0).to(b_x.dtype), 0.0)
-        tl.store(partial + i_tile.to(tl.int64) * K + o_k, tl.sum(b_sum, 0), m_k)
+        b_x = tl.where(m_p[:, None], b_x, 0.0)  # an infinite weight times nothing is NaN
+        store_sums(partial, i_tile, K, o_k, m_k, b_x * b_entered, None if scale is None else b_x)
     if grad_x is not None:
         b_zero = tl.zeros((BLOCK_P, BLOCK_K), b_x.dtype)
+        if scale is not None:
+            b_x *= b_scale
+            b_zero *= b_scale
         if gate is not None:
             b_gate = tl.load(gate + i_n * K + o_k, m_k, 0.0).to(b_x.dtype)[None, :]
             b_x *= b_gate
@@ -191,12 +220,13 @@ def pointwise_conv2d_bwd_input_kernel(
 # Grid  (block of C, block of K, chunk of tiles), the first fastest: programs in flight together share pixels in L2.
 # Bytes ideally x and grad once; really besides the partial sums, and from L2 x (grad) once more per further block of
 #       K (C).
-# partial[chunk, k, c], partial_bias[chunk, k]: the second stage is the kernel below.
+# partial[chunk, k, c], partial_bias[chunk, k]: the second stage is add_up's.
 @triton.jit(do_not_specialize=SIZES + ["tiles_total", "tiles"])
 def pointwise_conv2d_bwd_weight_kernel(
-    grad, x, gate, partial, partial_bias, H, W, OW, pixel_vectors, c_vectors, k_vectors, tiles_total, tiles, p_stride,
-    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
+    grad, x, gate, scale, shift, partial, partial_bias, H, W, OW, pixel_vectors, c_vectors, k_vectors,
+    tiles_total, tiles, p_stride,
+    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     pixels = pixel_vectors * PIXEL_VECTOR
@@ -213,6 +243,7 @@ def pointwise_conv2d_bwd_weight_kernel(
     m_k = o_k < K
     x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
 
+    b_scale, b_shift = load_channels(scale, o_c, m_c), load_channels(shift, o_c, m_c)
     acc = tl.zeros((BLOCK_K, BLOCK_C), partial.dtype.element_ty)
     sum_g = tl.zeros((BLOCK_K,), partial.dtype.element_ty)
     first_tile = i_sum.to(tl.int32) * tiles
@@ -228,6 +259,8 @@ def pointwise_conv2d_bwd_weight_kernel(
         b_x = tl.load(x + elements(i_n, o_x, o_c, x_pixels, C, CHANNELS_LAST), m_x, 0.0)  # [BP, BC]
         if gate is not None:  # 0 times an infinite gate is NaN
             b_x = tl.where(m_x, times_gate(b_x, gate, i_n, o_c, m_c, C), 0.0)
+        if (scale is not None) | (PRE_ACTIVATION != 0):
+            b_x = tl.where(m_p[:, None], enter(b_x, b_scale, b_shift, PRE_ACTIVATION), 0.0)
         acc = multiply_add(tl.trans(b_g), b_x, acc, TENSOR_CORES)
         if partial_bias is not None:
             sum_g += tl.sum(b_g.to(acc.dtype), 0)
@@ -236,23 +269,6 @@ def pointwise_conv2d_bwd_weight_kernel(
     tl.store(p_out, acc, m_k[:, None] & m_c[None, :])
     if partial_bias is not None:
         tl.store(partial_bias + i_sum * K + o_k, sum_g, m_k & (i_c == 0))
-
-
-# Second stage of every sum here: partial[outer, chunk, :width] added up in the order of the chunks.
-# Tile BLOCK_S chunks x BLOCK_C numbers;  grid (outer, block of numbers), the last fastest;  bytes partial once.
-@triton.jit(do_not_specialize=["chunks", "width"])
-def pointwise_conv2d_bwd_sum_kernel(
-    partial, total, chunks, width, p_stride, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    n_c = tl.cdiv(width, BLOCK_C)
-    i_outer = (tl.program_id(0) // n_c).to(tl.int64)
-    o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_s = tl.arange(0, BLOCK_S)
-    acc = tl.zeros((BLOCK_S, BLOCK_C), partial.dtype.element_ty)
-    for s in range(0, chunks, BLOCK_S):
-        p_s = partial + ((i_outer * chunks + s + o_s) * p_stride)[:, None] + o_c[None, :]
-        acc += tl.load(p_s, (s + o_s < chunks)[:, None] & (o_c < p_stride)[None, :], 0.0)
-    tl.store(total + i_outer * width + o_c, tl.sum(acc, 0).to(total.dtype.element_ty), o_c < width)
 
 
 def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last):
@@ -278,7 +294,8 @@ def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last):
 def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
     """Tile of the weight-gradient kernel, of the gradient's dtype.
 
-    NCHW's loads of single numbers take registers, and so does the gate where products are plain multiplications.
+    NCHW's loads of single numbers take registers, and so does what x goes through (`gated`: a gate, a scale and shift,
+    an activation) where products are plain multiplications.
     """
     if dtype == torch.float64:
         return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=8, num_stages=2)
@@ -326,24 +343,41 @@ class Geometry:
 
 def forward(x, weight, bias, gate, residual, grad, stride, activation, dtype=None):
     """The op, of `dtype`, else x's; or with `grad` the gradient before the activation."""
+    return forward_and_sums(x, weight, bias, gate, residual, grad, stride, activation, dtype=dtype)[0]
+
+
+def forward_and_sums(
+    x, weight, bias, gate, residual, grad, stride, activation, scale=None, shift=None, pre_activation=0, sums=False,
+    dtype=None,
+):  # fmt: skip
+    """(what forward gives for pre_activation(x * scale + shift), partial sums [1, tiles, 2 K] of y and y * y)."""
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
     # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
     dtype = dtype or (x.dtype if grad is None or activation <= RELU6.value else accumulator(x))
     y = torch.empty(g.y_shape, dtype=dtype, device=x.device, memory_format=g.format)
     if y.numel() == 0:
-        return y
+        return y, torch.empty((1, 0, 2 * K), dtype=accumulator(x), device=x.device) if sums else None
     residual, grad = (t if t is None else t.contiguous(memory_format=g.format) for t in (residual, grad))
     on_tensor_cores = tensor_cores(x)
-    blocks = product_blocks(C, K, g.image, x.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = configuration(
+        pointwise_conv2d_fwd_kernel, x, product_blocks(C, K, g.image, x.dtype, on_tensor_cores, channels_last),
+        C=C, K=K, image=g.image, stride=stride, gate=gate is not None, residual=residual is not None,
+        grad=grad is not None, curved=activation > RELU6.value, prologue=scale is not None, sums=sums,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(C, K)
+    partial = torch.empty((1, g.tiles(blocks), 2 * K), dtype=accumulator(x), device=x.device) if sums else None
     with torch.cuda.device_of(x):
-        pointwise_conv2d_fwd_kernel[(g.tiles(blocks) * cdiv(K, blocks["BLOCK_K"]),)](
-            g.x, weight.contiguous(), bias, gate if gate is None else gate.contiguous(), residual, grad, y,
-            *g.sizes, *vectors, ACTIVATION=activation, TENSOR_CORES=on_tensor_cores,
-            **constants, **g.constants, **blocks,
+        launch(
+            pointwise_conv2d_fwd_kernel, blocks, lambda b: (g.tiles(b) * cdiv(K, b["BLOCK_K"]),),
+            g.x, weight.contiguous(), bias, gate if gate is None else gate.contiguous(), scale, shift, residual, grad,
+            y, partial, *g.sizes, *vectors, PRE_ACTIVATION=pre_activation, ACTIVATION=activation,
+            TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
+            vary=("BLOCK_K", "BLOCK_C") if sums else ("BLOCK_P", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
-    return y
+    return y, partial
 
 
 # Where `grad` is float32 beside another dtype (after a curved activation), what it is multiplied with is converted
@@ -351,36 +385,63 @@ def forward(x, weight, bias, gate, residual, grad, stride, activation, dtype=Non
 # whatever input_precision says.
 def input_gradient(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted):
     """(gradient of x, of gate), None where not wanted."""
-    g = Geometry(x, weight, gate, stride)
-    K, C = weight.shape[:2]
-    grad_x = torch.empty_like(g.x) if grad_x_wanted else None
-    grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=x.device) if gate_wanted else None
-    if x.numel() == 0:
-        return grad_x, grad_gate
-    on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
-    blocks = product_blocks(K, C, g.image, grad.dtype, on_tensor_cores, g.constants["CHANNELS_LAST"])
-    vectors, constants = g.channels(K, C)
-    partial = None
-    if gate_wanted:
-        partial = torch.empty((g.images, g.tiles(blocks) // g.images, C), dtype=accumulator(x), device=x.device)
-    with torch.cuda.device_of(x):
-        pointwise_conv2d_bwd_input_kernel[(g.tiles(blocks) * cdiv(C, blocks["BLOCK_K"]),)](
-            grad.contiguous(memory_format=g.format), g.x, weight.to(grad.dtype).contiguous(),
-            gate if gate is None else gate.contiguous(), grad_x, partial,
-            *g.sizes, *vectors, TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
-        )  # fmt: skip
-        if gate_wanted:
-            add_up(partial, grad_gate)
+    grad_x, partial = input_gradient_and_sums(grad, x, weight, gate, stride, grad_x_wanted, gate_wanted)
+    if partial is None:
+        return grad_x, None
+    grad_gate = torch.empty(gate.shape, dtype=gate.dtype, device=x.device)
+    if gate.numel():
+        add_up(partial, grad_gate)
     return grad_x, grad_gate
 
 
-def weight_gradient(grad, x, weight, bias, gate, stride):
+def input_gradient_and_sums(
+    grad, x, weight, gate, stride, grad_x_wanted, sums_wanted, scale=None, shift=None, pre_activation=0
+):
+    """(gradient of x, partial sums), None where not wanted: [N, tiles, C] of gate's gradient, or with scale
+    [1, tiles, 2 C] of scale's and shift's."""
+    g = Geometry(x, weight, gate, stride)
+    K, C = weight.shape[:2]
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=g.format) if grad_x_wanted else None
+    outer, width = (g.images, C) if scale is None else (1, 2 * C)
+    if x.numel() == 0:
+        return grad_x, torch.empty((outer, 0, width), dtype=accumulator(x), device=x.device) if sums_wanted else None
+    on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
+    image = g.image if scale is None else min(g.image, 256)  # two sums besides: a large tile's registers spill
+    channels_last = g.constants["CHANNELS_LAST"]
+    blocks = configuration(
+        pointwise_conv2d_bwd_input_kernel, grad,
+        product_blocks(K, C, image, grad.dtype, on_tensor_cores, channels_last),
+        C=K, K=C, image=g.image, stride=stride, gate=gate is not None, prologue=scale is not None, sums=sums_wanted,
+        channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
+    vectors, constants = g.channels(K, C)
+    partial = None
+    if sums_wanted:
+        partial = torch.empty((outer, g.tiles(blocks) // outer, width), dtype=accumulator(x), device=x.device)
+    with torch.cuda.device_of(x):
+        launch(
+            pointwise_conv2d_bwd_input_kernel, blocks, lambda b: (g.tiles(b) * cdiv(C, b["BLOCK_K"]),),
+            grad.contiguous(memory_format=g.format), g.x, weight.to(grad.dtype).contiguous(),
+            gate if gate is None else gate.contiguous(), scale, shift, grad_x, partial,
+            *g.sizes, *vectors, PRE_ACTIVATION=pre_activation, TENSOR_CORES=on_tensor_cores,
+            **constants, **g.constants,
+            vary=("BLOCK_K", "BLOCK_C") if sums_wanted else ("BLOCK_P", "BLOCK_K", "BLOCK_C"),
+        )  # fmt: skip
+    return grad_x, partial
+
+
+def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None, pre_activation=0):
     """(gradient of weight, of bias or None), both from one pass over grad and x."""
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
     on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
     channels_last = g.constants["CHANNELS_LAST"]
-    blocks = weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, gate is not None)
+    entering = gate is not None or scale is not None or pre_activation != 0
+    blocks = configuration(
+        pointwise_conv2d_bwd_weight_kernel, grad,
+        weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering),
+        C=C, K=K, stride=stride, gate=entering, channels_last=channels_last, tensor_cores=on_tensor_cores,
+    )  # fmt: skip
     vectors, constants = g.channels(C, K)
     programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
     tiles_total = g.tiles(blocks)
@@ -394,25 +455,17 @@ def weight_gradient(grad, x, weight, bias, gate, stride):
     grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
     with torch.cuda.device_of(x):
         if chunks:
-            pointwise_conv2d_bwd_weight_kernel[(chunks * programs,)](
+            launch(
+                pointwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
                 grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
-                gate, partial, partial_bias,
-                *g.sizes, *vectors, tiles_total, tiles, partial.stride(1),
-                TENSOR_CORES=on_tensor_cores, **constants, **g.constants, **blocks,
+                gate, scale, shift, partial, partial_bias,
+                *g.sizes, *vectors, tiles_total, tiles, partial.stride(1), PRE_ACTIVATION=pre_activation,
+                TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
             )  # fmt: skip
         add_up(partial, grad_weight)
         if bias is not None:
             add_up(partial_bias, grad_bias)
     return grad_weight, grad_bias
-
-
-def add_up(partial, total):
-    """total = the sum of partial [outer, chunks, row] over its chunks; rows may be longer than total's."""
-    outer, chunks, _ = partial.shape
-    width = total.numel() // outer
-    pointwise_conv2d_bwd_sum_kernel[(outer * cdiv(width, 32),)](
-        partial, total, chunks, width, partial.stride(1), BLOCK_S=16, BLOCK_C=32, num_warps=4
-    )
 
 
 def pointwise_conv2d(x, weight, bias, gate, residual, stride, activation):
@@ -434,5 +487,7 @@ def pointwise_conv2d_backward(grad, x, weight, bias, gate, residual, stride, act
         grads[1] = of_weight if wanted[1] else grads[1]
         grads[2] = of_bias if wanted[2] else grads[2]
     if wanted[4]:
-        grads[4] = torch.empty_like(dense(residual)[0]).copy_(grad)
+        residual_format = memory_format(dense(residual)[1])
+        grads[4] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
+        grads[4].copy_(grad)
     return tuple(grads)

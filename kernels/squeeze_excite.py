@@ -10,8 +10,8 @@ Bytes     forward x twice, residual and y once. Backward without post_activation
           one: x three times, grad and residual once, and what comes before the activation written once, read twice.
 Numbers   float32, bfloat16, float16 with float32 arithmetic, float64 in float64; nothing is rounded in between, but
           that a gradient that only a clamp (relu, relu6) came over stays in x's dtype, in which it is exact.
-Repeats   No atomics: every sum has a fixed order, and that of an image depends on C, H * W, dtype and format alone, not
-          on the device, on scheduling or on its neighbours in the batch.
+Repeats   No atomics: every sum has a fixed order, and that of an image depends on C, H * W, dtype, format and the
+          configuration alone, not on scheduling or on its neighbours in the batch.
 Addresses Offsets of an image or pixel are int64, so tensors may exceed 2^31 elements; C, H * W, the weights' elements
           and the number of tiles stay below 2^31.
 Registers and shared memory per target: docs/kernels.md.
@@ -24,6 +24,7 @@ import triton.language as tl
 from .activation import RELU6, activate
 from .activation import gate as gradient_through
 from .channels import channel_sums, image_blocks, locate_image
+from .configurations import configuration, launch
 from .launch import cdiv, dense, memory_format, next_power_of_2, vector
 from .packing import accumulator
 
@@ -98,13 +99,14 @@ def squeeze_excite_bwd_weight_kernel(
         tl.store(grad_bias + o_j, sum_g.to(grad_bias.dtype.element_ty), (o_j < outputs) & (tl.program_id(1) == 0))
 
 
-# y = activation(x * gate_activation(z) + share / pixels + residual), or with `grad` grad * activation'(...) instead.
+# y = activation(x * gate_activation(z) + share / pixels + residual), or with `grad` grad * activation'(...) instead; z
+# and share are PER_IMAGE, or one row for all images, of which share is not divided.
 # Tile BLOCK_P pixels of one image x BLOCK_C channels;  grid one axis, a tile a program, channel blocks fastest
 @triton.jit(do_not_specialize=["rows", "vectors"])
 def squeeze_excite_scale_kernel(
     x, z, share, residual, grad, y, rows, vectors,
-    VECTOR: tl.constexpr, GATE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr, PER_IMAGE: tl.constexpr, GATE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     columns = vectors * VECTOR  # in two factors, so that the compiler knows how rows are aligned
     channels = columns if CHANNELS_LAST else rows
@@ -116,10 +118,14 @@ def squeeze_excite_scale_kernel(
     o_p = i_tile % n_p * BLOCK_P + tl.arange(0, BLOCK_P)
     o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
     offset, m_x = locate_image(rows, columns, i_n, o_p, o_c, CHANNELS_LAST)  # [BP, BC]
-    b_z = activate(tl.load(z + i_n * channels + o_c, o_c < channels, 0.0), GATE_ACTIVATION)
+    row = i_n * channels if PER_IMAGE else 0
+    b_z = activate(tl.load(z + row + o_c, o_c < channels, 0.0), GATE_ACTIVATION)
     b_y = tl.load(x + offset, m_x, 0.0).to(b_z.dtype) * b_z[None, :]
     if share is not None:
-        b_y += (tl.load(share + i_n * channels + o_c, o_c < channels, 0.0) / pixels)[None, :]
+        b_share = tl.load(share + row + o_c, o_c < channels, 0.0)
+        if PER_IMAGE:
+            b_share /= pixels
+        b_y += b_share[None, :]
     if residual is not None:
         b_y += tl.load(residual + offset, m_x, 0.0).to(b_z.dtype)
     if grad is None:
@@ -162,17 +168,24 @@ def layer_gradient(grad, v, weight, bias):
 
 
 def scale(x, z, share, residual, grad, gate_activation, activation, channels_last, dtype):
-    """squeeze_excite_scale_kernel's y, of `dtype` and in x's format."""
+    """squeeze_excite_scale_kernel's y, of `dtype` and in x's format; z and share [N, .., C], or [C] for all images."""
     N, C, H, W = x.shape
     y = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
+    if y.numel() == 0:
+        return y
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
-    blocks = image_blocks(C, H * W, x, channels_last, vectors=1)
-    grid = (N * cdiv(H * W, blocks["BLOCK_P"]) * cdiv(C, blocks["BLOCK_C"]),)
+    blocks = configuration(
+        squeeze_excite_scale_kernel, x, image_blocks(C, H * W, x, channels_last, vectors=1),
+        C=C, pixels=H * W, channels_last=channels_last, residual=residual is not None, grad=grad is not None,
+    )  # fmt: skip
     with torch.cuda.device_of(x):
-        squeeze_excite_scale_kernel[grid](
-            x, z, share, residual, grad, y, rows, columns // v, VECTOR=v, GATE_ACTIVATION=gate_activation,
-            ACTIVATION=activation, CHANNELS_LAST=channels_last, **blocks,
+        launch(
+            squeeze_excite_scale_kernel, blocks,
+            lambda b: (N * cdiv(H * W, b["BLOCK_P"]) * cdiv(C, b["BLOCK_C"]),),
+            x, z, share, residual, grad, y, rows, columns // v, VECTOR=v, PER_IMAGE=z.dim() > 1,
+            GATE_ACTIVATION=gate_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last,
+            vary=("BLOCK_P", "BLOCK_C"),
         )  # fmt: skip
     return y
 

@@ -1,38 +1,26 @@
 """Compiles Triton kernels for GPUs that aren't here, with the arguments that their launchers pass.
 
-A launcher runs on meta tensors while `Recorder`s stand in for its kernels; each launch recorded is then specialised by
+A launcher runs on meta tensors while its launches are recorded (bench/launches.py); each is then specialised by
 Triton's own rules (alignment, integers that are 1) and compiled for a target. Not under TRITON_INTERPRET, which is read
 when a kernel is decorated: an interpreted kernel can't be compiled.
 """
 
-import contextlib
-import importlib
 import pathlib
-import pkgutil
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.runtime.jit import create_function_from_signature
 
 TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (75, 80, 86, 89, 90, 100, 120)}
 TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
 # Bytes of shared memory (LDS) that one program may use.
 SHARED_LIMIT = dict(sm_75=65_536, sm_80=166_912, sm_86=101_376, sm_89=101_376, sm_90=232_448, sm_100=232_448)
 SHARED_LIMIT |= dict(sm_120=101_376, gfx942=65_536)
-
-
-@dataclass
-class Launch:
-    kernel: JITFunction
-    grid: tuple
-    args: tuple
-    kwargs: dict
 
 
 @dataclass
@@ -43,40 +31,6 @@ class Compiled:
     narrowest_load: int  # bytes a thread, from global memory, in loops where there are any
     instructions: int
     assembly: str
-
-
-@contextlib.contextmanager
-def recording(target_name):
-    """The launches that cnnfast.kernels' kernels get meanwhile, as for the target, as a list; nothing runs."""
-    launches = []
-
-    class Recorder:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: launches.append(Launch(self.kernel, grid, args, kwargs))
-
-    package = importlib.import_module("cnnfast.kernels")
-    modules = [
-        importlib.import_module(f"cnnfast.kernels.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
-    kernels = [
-        (module, name, value) for module in modules for name, value in vars(module).items() if is_kernel(name, value)
-    ]
-    arch = re.fullmatch(r"(?:sm_|gfx)(\d+)(\d)\w*", target_name).groups()
-    try:
-        for module, name, kernel in kernels:
-            setattr(module, name, Recorder(kernel))
-        with mock.patch("cnnfast.kernels.launch.capability", lambda device: tuple(map(int, arch))):
-            yield launches
-    finally:
-        for module, name, kernel in kernels:
-            setattr(module, name, kernel)
-
-
-def is_kernel(name, value):
-    return name.endswith("_kernel") and isinstance(value, JITFunction)
 
 
 def compile_for(launch, target_name):

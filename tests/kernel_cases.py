@@ -65,6 +65,15 @@ def pointwise_conv2d(
         kernels.pointwise_conv2d_backward(torch.empty_like(y), *args, 0b11111)
 
 
+def pointwise_conv2d_slope(shape, out, dtype, tf32=False, activation=4):
+    """What the gradients of a curved activation start from: the forward kernel's other form."""
+    kernels = importlib.import_module("cnnfast.kernels.pointwise_conv2d")
+    x, y = (empty(shape[0], channels, *shape[2:], dtype=dtype, memory_format=NHWC) for channels in (shape[1], out))
+    weight, bias = empty(out, shape[1], 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.forward(x, weight, bias, None, y, torch.empty_like(y), (1, 1), activation)
+
+
 def pointwise_depthwise(
     shape, expanded, k, stride=1, dtype=BFLOAT16, memory_format=NHWC, tf32=False, residual=False, squeeze=False,
     activations=(0, 2, 2),
@@ -105,6 +114,19 @@ def inverted_residual(
             kernels.fused(*args[:5], *args[9:])
 
 
+def separable_conv2d(
+    shape, out, k=3, stride=1, dtype=BFLOAT16, memory_format=NHWC, residual=False, activations=(1, 0, 0), tf32=False
+):
+    kernels = importlib.import_module("cnnfast.kernels.separable_conv2d")
+    x, channels = empty(*shape, dtype=dtype, memory_format=memory_format), shape[1]
+    height, width = (-(-size // stride) for size in shape[2:])
+    added = empty(shape[0], out, height, width, dtype=dtype, memory_format=memory_format) if residual else None
+    depthwise = empty(channels, 1, k, k, dtype=dtype), empty(channels, dtype=dtype)
+    pointwise = empty(out, channels, 1, 1, dtype=dtype), empty(out, dtype=dtype)
+    with float32_by("tf32" if tf32 else "ieee"):
+        kernels.separable_conv2d(x, *depthwise, *pointwise, added, (stride, stride), (), (1, 1), False, *activations)
+
+
 @contextlib.contextmanager
 def float32_by(precision):
     """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
@@ -134,6 +156,55 @@ def squeeze_excite(shape, squeezed, dtype, memory_format=NHWC, residual=False, a
     kernels.squeeze_excite_backward(torch.empty_like(y), *args, 0b111111)
 
 
+def squeeze(shape, k, stride, dtype, memory_format=NHWC, activation=4, backward=False):
+    """depthwise_conv2d_squeeze, or its gradient."""
+    kernels = importlib.import_module("cnnfast.kernels.stats")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, bias = empty(shape[1], 1, k, k, dtype=dtype), empty(shape[1], dtype=dtype)
+    args = (x, weight, bias, (stride, stride), (), (1, 1), 0, activation)
+    y, means = kernels.depthwise_conv2d_squeeze(*args) if not backward else squeezed_shapes(x, stride)
+    if backward:
+        kernels.depthwise_conv2d_squeeze_backward(y, means, *args, 0b111)
+
+
+def squeezed_shapes(x, stride):
+    size = [-(-side // stride) for side in x.shape[2:]]
+    return x.new_empty((*x.shape[:2], *size)), x.new_empty((*x.shape[:2], 1, 1))
+
+
+def stats(
+    op, shape, out=0, k=1, stride=1, dtype=BFLOAT16, memory_format=NHWC, prologue=True, pre_activation=1, tf32=False
+):
+    """<op>_stats, between two batch normalisations; prologue=False: with neither scale nor pre_activation."""
+    kernels = importlib.import_module("cnnfast.kernels.stats")
+    channels, wide = shape[1], torch.promote_types(dtype, FLOAT32)
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    depthwise, pointwise = empty(channels, 1, k, k, dtype=dtype), empty(out, channels, 1, 1, dtype=dtype)
+    weights = {
+        "conv2d": (empty(out, channels, k, k, dtype=dtype), None),
+        "depthwise_conv2d": (depthwise, None),
+        "pointwise_conv2d": (pointwise, None),
+        "separable_conv2d": (depthwise, None, pointwise, None),
+    }[op]
+    affine = (empty(channels, dtype=wide), empty(channels, dtype=wide)) if prologue else (None, None)
+    geometry = ((stride, stride),) if op == "pointwise_conv2d" else ((stride, stride), (), (1, 1))
+    activations = (pre_activation if prologue else 0, *([4] if op == "separable_conv2d" else []))
+    tensors = (x, *weights, *affine)
+    with float32_by("tf32" if tf32 else "ieee"):
+        y, total, squares = getattr(kernels, f"{op}_stats")(*tensors, *geometry, *activations)
+        grads = torch.empty_like(y), total, squares
+        getattr(kernels, f"{op}_stats_backward")(*grads, *tensors, y, *geometry, *activations, 0b1111111)
+
+
+def stats_gradients(shape, k, dtype, memory_format=NHWC):
+    """What backward launches of kernels that forward launches, too: gradients before an activation."""
+    kernels = importlib.import_module("cnnfast.kernels.stats")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    weight, affine = empty(shape[1], 1, k, k, dtype=dtype), empty(shape[1], dtype=torch.promote_types(dtype, FLOAT32))
+    kernels.entered(x, affine, affine, torch.empty_like(x), 4, affine.dtype)
+    kernels.separable_intermediate(x, weight, None, affine, affine, ((1, 1), (), (1, 1), 1), 4, torch.empty_like(x))
+
+
 def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bool = False, **options: object) -> Case:
     launch = functools.partial(op, *args, dtype=dtype, **options)
     # TF32's wgmma and tcgen05 want the axis of the sum innermost: what isn't so stored goes there number by number.
@@ -142,12 +213,15 @@ def case(op: Callable[..., object], *args: object, dtype: torch.dtype, quick: bo
 
 
 INVERTED = functools.partial(case, inverted_residual)
+SEPARABLE = functools.partial(case, separable_conv2d)
 POINTWISE_DEPTHWISE = functools.partial(case, pointwise_depthwise)
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
 POINTWISE = functools.partial(case, pointwise_conv2d)
 EXCITE = functools.partial(case, squeeze_excite)
 SENET = functools.partial(EXCITE, residual=True, post_activation=1)
 RESPONSE_NORM = functools.partial(case, local_response_norm)
+DEPTHWISE_STATS = functools.partial(case, stats, "depthwise_conv2d")
+POINTWISE_STATS = functools.partial(case, stats, "pointwise_conv2d")
 CASES = {
     "depthwise 3x3, bf16": DEPTHWISE((32, 728, 19, 19), 3, 1, dtype=BFLOAT16, pre_activation=1, quick=True),
     "depthwise 3x3 / 2, bf16": DEPTHWISE((32, 96, 112, 112), 3, 2, dtype=BFLOAT16, activation=2),
@@ -173,6 +247,15 @@ CASES = {
     ),
     "conv2d 3x3, fp64": case(conv2d, (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
     "pointwise 728 -> 728, bf16": POINTWISE((32, 728, 19, 19), 728, dtype=BFLOAT16, activation=1, quick=True),
+    "pointwise 728 -> 728, residual, silu, bf16": POINTWISE(
+        (32, 728, 19, 19), 728, dtype=BFLOAT16, residual=True, activation=4
+    ),
+    "pointwise 728 -> 728, slope of silu, bf16": case(
+        pointwise_conv2d_slope, (32, 728, 19, 19), 728, dtype=BFLOAT16, activation=4
+    ),
+    "pointwise 144 -> 240, slope of tanh, TF32": case(
+        pointwise_conv2d_slope, (32, 144, 28, 28), 240, dtype=FLOAT32, tf32=True, activation=6
+    ),
     "pointwise 96 -> 24, fp16": POINTWISE((32, 96, 56, 56), 24, dtype=FLOAT16, residual=True),
     "pointwise 320 -> 1280, gate, bf16": POINTWISE((32, 320, 7, 7), 1280, dtype=BFLOAT16, gate=True, activation=2),
     "pointwise 672 -> 112, gate, silu, bf16": POINTWISE(
@@ -235,6 +318,33 @@ CASES = {
     "inverted residual 96, 576, 160 @ 14 / 2, fp32, NCHW": INVERTED(
         (32, 96, 14, 14), 576, 160, 3, 2, dtype=FLOAT32, memory_format=NCHW
     ),
+    "separable 3x3, 728 -> 728, bf16": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, quick=True),
+    "separable 3x3, 728 -> 728, residual, fp16": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT16, residual=True),
+    "separable 3x3, 512 -> 512, bf16": SEPARABLE((32, 512, 14, 14), 512, dtype=BFLOAT16, activations=(0, 2, 2)),
+    "separable 3x3, 32 -> 64, bf16": SEPARABLE((32, 32, 112, 112), 64, dtype=BFLOAT16, activations=(0, 2, 2)),
+    "separable 3x3, 32 -> 16, bf16": SEPARABLE((32, 32, 112, 112), 16, dtype=BFLOAT16, activations=(0, 2, 0)),
+    "separable 3x3 / 2, 128 -> 256, bf16": SEPARABLE(
+        (32, 128, 56, 56), 256, 3, 2, dtype=BFLOAT16, activations=(0, 2, 2)
+    ),
+    "separable 5x5, 240 -> 40, bf16": SEPARABLE((32, 240, 28, 28), 40, 5, dtype=BFLOAT16, activations=(0, 4, 0)),
+    "separable 5x5, 672 -> 192, silu, fp16": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT16, residual=True, activations=(4, 4, 4)
+    ),
+    "separable 3x3, 728 -> 728, fp32": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32),
+    "separable 3x3, 728 -> 728, TF32": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32, tf32=True),
+    "separable 3x3 / 2, 128 -> 256, fp32": SEPARABLE(
+        (32, 128, 56, 56), 256, 3, 2, dtype=FLOAT32, activations=(0, 2, 2)
+    ),
+    "separable 5x5, 672 -> 192, silu, fp32": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT32, residual=True, activations=(4, 4, 4)
+    ),
+    "separable 5x5, 672 -> 192, silu, TF32": SEPARABLE(
+        (32, 672, 14, 14), 192, 5, dtype=FLOAT32, residual=True, activations=(4, 4, 4), tf32=True
+    ),
+    "separable 7x7, 96 -> 192, bf16": SEPARABLE((32, 96, 28, 28), 192, 7, dtype=BFLOAT16, activations=(0, 5, 0)),
+    "separable 3x3, 728 -> 728, fp64": SEPARABLE((4, 728, 19, 19), 728, dtype=FLOAT64),
+    "separable 3x3, 728 -> 728, bf16, NCHW": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, memory_format=NCHW),
+    "separable 3x3, 728 -> 728, fp32, NCHW": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT32, memory_format=NCHW),
     "squeeze-excite 256 @ 56, bf16": SENET((32, 256, 56, 56), 16, dtype=BFLOAT16, quick=True),
     "squeeze-excite 2048 @ 7, bf16": SENET((32, 2048, 7, 7), 128, dtype=BFLOAT16),
     "squeeze-excite 672 @ 14, silu, bf16": EXCITE((32, 672, 14, 14), 28, dtype=BFLOAT16, activation=4),
@@ -254,12 +364,35 @@ CASES = {
     "response norm 40, fp32": RESPONSE_NORM((32, 96, 55, 55), 40, dtype=FLOAT32),
     "response norm 5, bf16, NCHW": RESPONSE_NORM((32, 96, 55, 55), 5, dtype=BFLOAT16, memory_format=NCHW),
     "response norm 5, fp32, NCHW": RESPONSE_NORM((32, 256, 27, 27), 5, dtype=FLOAT32, memory_format=NCHW),
+    "depthwise 3x3, stats, bf16": DEPTHWISE_STATS((32, 728, 19, 19), k=3, dtype=BFLOAT16),
+    "depthwise 5x5, stats, silu, bf16": DEPTHWISE_STATS((32, 672, 14, 14), k=5, dtype=BFLOAT16, pre_activation=4),
+    "depthwise 3x3 / 2, stats, fp32": DEPTHWISE_STATS((32, 96, 112, 112), k=3, stride=2, dtype=FLOAT32),
+    "depthwise 5x5, stats, fp32": DEPTHWISE_STATS((32, 672, 14, 14), k=5, dtype=FLOAT32, pre_activation=4),
+    "depthwise 3x3, stats, bf16, NCHW": DEPTHWISE_STATS((32, 728, 19, 19), k=3, dtype=BFLOAT16, memory_format=NCHW),
+    "depthwise 3x3, stats, fp64": DEPTHWISE_STATS((4, 728, 19, 19), k=3, dtype=FLOAT64),
+    "depthwise 5x5, squeeze, silu, bf16": case(squeeze, (32, 672, 14, 14), 5, 1, dtype=BFLOAT16),
+    "depthwise 5x5, squeeze, fp32": case(squeeze, (32, 672, 14, 14), 5, 1, dtype=FLOAT32, activation=2),
+    "depthwise 5x5, squeeze's gradient, silu, bf16": case(
+        squeeze, (32, 672, 14, 14), 5, 1, dtype=BFLOAT16, backward=True
+    ),
+    "pointwise 728 -> 728, stats, bf16": POINTWISE_STATS((32, 728, 19, 19), 728, dtype=BFLOAT16),
+    "pointwise 144 -> 40, stats, silu, fp32": POINTWISE_STATS((32, 144, 28, 28), 40, dtype=FLOAT32, pre_activation=4),
+    "pointwise 144 -> 40, stats, TF32": POINTWISE_STATS((32, 144, 28, 28), 40, dtype=FLOAT32, tf32=True),
+    "pointwise 64 -> 128 / 2, stats, bf16, NCHW": POINTWISE_STATS(
+        (32, 64, 56, 56), 128, stride=2, dtype=BFLOAT16, memory_format=NCHW
+    ),
+    "pointwise 144 -> 40, stats, fp64": POINTWISE_STATS((4, 144, 28, 28), 40, dtype=FLOAT64),
+    "separable 3x3 728 -> 728, stats, bf16": case(stats, "separable_conv2d", (32, 728, 19, 19), 728, 3, dtype=BFLOAT16),
+    "conv2d 3x3, stats, bf16": case(stats, "conv2d", (32, 64, 56, 56), 64, 3, dtype=BFLOAT16),
+    "conv2d 3x3, stats, fp64": case(stats, "conv2d", (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
+    "gradients before silu, stats, bf16": case(stats_gradients, (32, 728, 19, 19), 3, dtype=BFLOAT16),
+    "gradients before silu, stats, fp32": case(stats_gradients, (32, 728, 19, 19), 3, dtype=FLOAT32),
 }
 # Kernels that read partial sums, small vectors and weights, or (wide windows) single channels: a few bytes a thread.
 NARROW = {
+    "add_up_kernel",
     "depthwise_conv2d_bwd_weight_sum_kernel",
     "local_response_norm_wide_kernel",
-    "pointwise_conv2d_bwd_sum_kernel",
     "squeeze_excite_bwd_weight_kernel",
     "squeeze_excite_product_kernel",
 }
@@ -296,4 +429,5 @@ PRODUCTS: dict[str, Callable[[torch.dtype, str, dict], re.Pattern]] = {
     "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side=operator.itemgetter("BLOCK_K")),
     "inverted_residual_fwd_kernel": functools.partial(product, side=columns),
     "pointwise_depthwise_fwd_kernel": functools.partial(product, side=columns),
+    "separable_conv2d_fwd_kernel": product,
 }

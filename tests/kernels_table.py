@@ -9,13 +9,18 @@ Registers may differ between versions of Triton: with another one than the file'
 import argparse
 import functools
 import hashlib
+import multiprocessing
+import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
-from ahead_of_time import SHARED_LIMIT, TARGETS, Compiled, Launch, compile_for, recording
+from ahead_of_time import SHARED_LIMIT, TARGETS, Compiled, compile_for
 from kernel_cases import CASES, NARROW, PRODUCTS, WITH_TAPS
+
+from cnnfast.bench.launches import Launch, recording
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs/kernels.md"
@@ -29,7 +34,7 @@ def launches(case: str, target: str = "sm_90") -> dict[str, Launch]:
     with recording(target) as recorded:
         CASES[case].launch()
     for launch in recorded:
-        by_name.setdefault(launch.kernel.__name__, launch)
+        by_name.setdefault(launch.name, launch)
     return by_name
 
 
@@ -82,23 +87,31 @@ def digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
+def row(case: str, kernel: str) -> tuple[str, list[str]]:
+    """(line of the table, what is wrong with the kernel on any target)."""
+    results = {target: compiled(case, kernel, target) for target in TARGETS}
+    wrong = [text for target, result in results.items() for text in objections(case, kernel, target, result)]
+    registers = " | ".join(str(result.registers) for result in results.values())
+    shared = max(result.shared for result in results.values())
+    options = launches(case)[kernel].kwargs
+    tile = " x ".join(str(options[name]) for name in TILE if name in options)
+    sm_90 = results["sm_90"]
+    line = (
+        f"| {kernel} | {case} | {tile} | {options['num_warps']} | {registers} | {shared} |"
+        f" {sm_90.narrowest_load} | {sm_90.instructions} |"
+    )
+    return line, wrong
+
+
 def table() -> tuple[str, list[str]]:
     lines, wrong = [], []
-    for case in CASES:
-        for kernel in launches(case):
-            results = {target: compiled(case, kernel, target) for target in TARGETS}
-            for target, result in results.items():
-                wrong += objections(case, kernel, target, result)
-            registers = " | ".join(str(result.registers) for result in results.values())
-            shared = max(result.shared for result in results.values())
-            options = launches(case)[kernel].kwargs
-            tile = " x ".join(str(options[name]) for name in TILE if name in options)
-            sm_90 = results["sm_90"]
-            lines.append(
-                f"| {kernel} | {case} | {tile} | {options['num_warps']} | {registers} | {shared} |"
-                f" {sm_90.narrowest_load} | {sm_90.instructions} |"
-            )
-            print(lines[-1], file=sys.stderr)
+    cases, kernels = zip(*((case, kernel) for case in CASES for kernel in launches(case)), strict=True)
+    # Fresh processes: a forked one would inherit locks that other threads of this one hold.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for line, objected in pool.map(row, cases, kernels):
+            lines.append(line)
+            wrong += objected
+            print(line, *objected, sep="\n", file=sys.stderr)
     targets = " | ".join(TARGETS)
     return (
         f"""# Triton kernels, compiled ahead of time

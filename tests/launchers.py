@@ -15,13 +15,15 @@ from numerics import assert_gradients_by_policy, draw, nan_filled
 from op_cases import Case, drawn_away_from_kinks, make, with_exact_gate
 
 import cnnfast.kernels
-from cnnfast.ops import activations
+from cnnfast.ops import activations, backends
 from cnnfast.ops._registration import empty_image
 from cnnfast.ops.arguments import edges, pair
 
+COPIES = itertools.count()  # of kernels, in this process
+
 
 def kernels_of(op: str) -> ModuleType:
-    return importlib.import_module(f"cnnfast.kernels.{op}")
+    return importlib.import_module(backends.triton_module(op))
 
 
 def arguments(case: Case, name: str, **more: Any) -> list[Any]:
@@ -54,13 +56,13 @@ def check(case: Case, module: ModuleType | None = None) -> None:
 
 
 def gradients(
-    case: Case, grad: torch.Tensor, output_mask: int = -1, module: ModuleType | None = None
+    case: Case, grad: torch.Tensor, output_mask: int = -1, module: ModuleType | None = None, **more: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """By argument name, those of absent tensors left out; they must have no elements."""
+    """By argument name, those of absent tensors left out; they must have no elements. more: further arguments."""
     name = f"{case.op}_backward"
     with nan_filled():
         computed = getattr(module or kernels_of(case.op), name)(
-            *arguments(case, name, grad=grad, output_mask=output_mask)
+            *arguments(case, name, grad=grad, output_mask=output_mask, **more)
         )
     arguments_ = getattr(torch.ops.cnnfast, case.op).default._schema.arguments
     tensors = [argument.name for argument in arguments_ if "Tensor" in str(argument.type)]
@@ -80,7 +82,9 @@ def check_gradients(
     ours = gradients(case, grad, module=module)
     for name, gradient in ours.items():
         assert gradient.dtype is case.tensors[name].dtype, name
-        assert name != "x" or gradient.stride() == empty_image(case.x, case.x.shape).stride()  # what the fakes promise
+        if name in ("x", "residual"):  # what the fakes promise
+            tensor = case.tensors[name]
+            assert gradient.stride() == empty_image(tensor, tensor.shape).stride(), name
     assert_gradients_by_policy(
         ours, case.reference, grad, case.tensors, case.options, terms=terms(case, shape), rounded=rounded
     )
@@ -106,11 +110,10 @@ def survivors(
 ) -> list[str]:
     """The faults that `check_module` doesn't see: a text of kernels/<op>.py, and what its first occurrence becomes."""
     source = Path(cnnfast.kernels.__file__).parent
-    counter = itertools.count()
     monkeypatch.syspath_prepend(folder)
 
     def passes(old: str = "", new: str = "") -> bool:
-        package = folder / f"{op}_{next(counter)}"  # a name that no other test's copy has: modules are kept by name
+        package = folder / f"{op}_{next(COPIES)}"  # a name that no other test's copy has: modules are kept by name
         package.mkdir()
         for file in source.glob("*.py"):
             text = file.read_text()

@@ -216,6 +216,25 @@ def drawn_away_from_kinks(make_case: Callable[[], Case]) -> Case:
     raise AssertionError("no draw is away from the kinks")
 
 
+def moved_from_last_kinks(case: Case) -> Case:
+    """By its residual, so far that rounding an intermediate to x's dtype moves nothing over a kink.
+
+    A case without residual gets None as its last activation instead.
+    """
+    if case.options["activation"] not in ("relu", "relu6") or case.x.dtype in (torch.float32, torch.float64):
+        return case
+    if "residual" not in case.tensors:
+        case.options["activation"] = None
+        return case
+    margin = 64 * torch.finfo(case.x.dtype).eps
+    doubles = {name: tensor.double() for name, tensor in case.tensors.items()}
+    y = case.reference(**doubles, **{**case.options, "activation": None})
+    for kink in (0, 6):
+        push = torch.where(y < kink, -2 * margin, 2 * margin)
+        case.tensors["residual"] += torch.where((y - kink).abs() < margin, push, 0).to(case.x.dtype)
+    return case
+
+
 def with_exact_gate(case: Case) -> Case:
     """The gates as powers of two: x * gate is exact then, so that rounding it moves no pre-activation over a kink."""
     if "gate" in case.tensors:

@@ -128,11 +128,11 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
 def register_cuda(op: str, packed: bool = False) -> None:
     """cnnfast::<op> and its `_backward` on CUDA: C++ or Triton, which take the same arguments less `backend`.
 
-    packed: its packed form, too.
+    packed: its packed form, too, and the packing where it has one of its own.
     """
     for name in (op, f"{op}_backward", *([f"{op}_packed"] if packed else [])):
         library.impl(name, _cuda_kernel(op, name), "CUDA")
-    if packed:
+    if packed and hasattr(torch.ops.cnnfast, f"pack_{op}"):
         library.impl(f"pack_{op}", _cuda_packer(f"pack_{op}"), "CUDA")
 
 
@@ -150,7 +150,7 @@ def _cuda_kernel(op: str, name: str) -> Callable:
             for i, argument in activation_names.items():
                 activations.check_in_cuda(argument, args[i])
             return getattr(torch.ops.cnnfast_cuda, name)(*args)
-        return getattr(importlib.import_module(f"cnnfast.kernels.{op}"), name)(*args)
+        return getattr(importlib.import_module(backends.triton_module(op)), name)(*args)
 
     return kernel
 

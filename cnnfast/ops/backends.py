@@ -33,6 +33,7 @@ OPS = (
     "pointwise_conv2d_stats",
     "separable_conv2d_stats",
 )
+PACKED_ON_GPU = ("depthwise_conv2d", "depthwise_conv2d_squeeze")
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 # By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
@@ -86,6 +87,11 @@ def code(op: str, backend: str, device_type: str) -> int:
 code._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def triton_module(op: str) -> str:
+    """The module with the op's Triton launchers."""
+    return f"cnnfast.kernels.{'stats' if op.endswith(('_stats', '_squeeze')) else op}"
+
+
 def _unknown(backend: object) -> ValueError:
     return ValueError(f"backend must be one of 'auto', {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
@@ -118,7 +124,7 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     if backend == "cpu":
         return reasons
     plain_op = op.removesuffix("_packed")
-    if packed and plain_op != "depthwise_conv2d":
+    if packed and plain_op not in PACKED_ON_GPU:
         reasons.append(f"{plain_op} has no packed form on the GPU yet")
     elif backend == "cuda":
         if _library.cuda_missing is not None:
@@ -126,7 +132,7 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
         elif not hasattr(torch.ops.cnnfast_cuda, op):
             reasons.append(f"{op} has no CUDA C++ kernel yet")
     elif importlib.util.find_spec("cnnfast.kernels") is None or (
-        importlib.util.find_spec(f"cnnfast.kernels.{plain_op}") is None
+        importlib.util.find_spec(triton_module(plain_op)) is None
     ):
         reasons.append(f"{op} has no Triton kernel yet")
     elif importlib.util.find_spec("triton") is None:

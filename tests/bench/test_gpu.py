@@ -73,6 +73,7 @@ def test_rehearsal_of_the_tests(tmp_path, capsys):
     assert gpu.verdict(result, "pointwise_conv2d", "triton") == gpu.verdict(None, "slow_op", "cuda") == "not run"
 
 
+@pytest.mark.slow
 def test_the_gpu_suite_collects(tmp_path, capsys):
     assert main(["bench", "gpu", "--part", "tests", "--out", str(tmp_path), "--rehearse"]) == 0
     assert "test_depthwise_conv2d" in (tmp_path / "test_depthwise_conv2d.log").read_text()

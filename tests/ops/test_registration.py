@@ -13,7 +13,7 @@ from numerics import LAYOUTS, draw, fresh_generator
 from op_cases import OPS, arguments_of, make
 
 import cnnfast.ops
-from cnnfast.ops import _registration, activations
+from cnnfast.ops import _registration, activations, backends
 
 
 def schema_arguments(case, name):
@@ -239,8 +239,12 @@ def test_one_table_of_activations():
 
 
 @pytest.mark.parametrize("name", ("depthwise_conv2d", "depthwise_conv2d_backward"))
-def test_activations_that_no_gpu_kernel_has_are_refused(name):
-    """What is registered on CUDA says so before it looks for a backend."""
-    case = make("depthwise_conv2d", fresh_generator(), activation="silu")
-    with pytest.raises(ValueError, match=r"pre_activation must be one of None, .*'relu6' on a GPU, .* got 'silu'"):
-        _registration._cuda_kernel("depthwise_conv2d", name)(*schema_arguments(case, name))
+def test_activations_that_cuda_lacks(name, monkeypatch):
+    """auto means Triton for them; the CUDA kernels, where they are there, say which they have."""
+    arguments = schema_arguments(make("depthwise_conv2d", fresh_generator(), activation="silu"), name)
+    asked = []
+    monkeypatch.setattr(backends, "choose", lambda op, backend, device: asked.append(backend) or "cuda")
+    for backend in ("auto", "cuda"):
+        with pytest.raises(ValueError, match=r"activation must be one of None, .*'relu6' with .*'cuda', got 'silu'"):
+            _registration._cuda_kernel("depthwise_conv2d", name)(*arguments, backends.CODES[backend])
+    assert asked == ["triton", "cuda"]

@@ -9,113 +9,21 @@ import itertools
 
 import pytest
 import torch
-from numerics import (
-    LAYOUTS,
-    activations_as_bounds,
-    assert_gradients_by_policy,
-    assert_within,
-    draw,
-    fresh_generator,
-)
-from op_cases import arguments_of
+from numerics import LAYOUTS, draw, fresh_generator
+from op_cases import DTYPES, arguments_of
+from stats_cases import OPS, PROLOGUES, ROUNDED, STATS, check_gradients, check_outputs, make, run
 from torch import nn
 
 import cnnfast.ops
-import cnnfast.reference
 
 pytestmark = pytest.mark.usefixtures("nan_outputs")
 
-STATS = ("conv2d_stats", "depthwise_conv2d_stats", "pointwise_conv2d_stats", "separable_conv2d_stats")
-OPS = (*STATS, "depthwise_conv2d_squeeze")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Tests that take seconds an op: two of them by default.
 SOME = [pytest.param(op, marks=[pytest.mark.slow] * (op not in ("separable_conv2d_stats", OPS[-1]))) for op in OPS]
-PROLOGUES = {"none": (False, False, None), "scaled": (True, False, None), "batch_norm": (True, True, "relu")} | {
-    "activated": (False, False, "silu"),
-    "all": (True, True, "silu"),
-}
-# of the input or an intermediate, to the dtype
-ROUNDED = dict(zip(OPS, (1, 0, 1, 2, 0), strict=True))
-
-
-def make(
-    op,
-    *,
-    dtype=torch.float32,
-    layout="channels_last",
-    prologue="all",
-    n=2,
-    c=19,
-    out=33,
-    size=(13, 11),
-    k=(3, 3),
-    stride=1,
-    padding="same",
-    bias=True,
-    seed=None,
-):
-    """Tensors and options by name."""
-    generator = fresh_generator(seed)
-    wide = torch.promote_types(dtype, torch.float32)
-    scaled, shifted, activation = PROLOGUES[prologue]
-    shapes = {
-        "conv2d": {"": (out, c, *k)},
-        "depthwise_conv2d": {"": (2 * c, 1, *k)},
-        "pointwise_conv2d": {"": (out, c, 1, 1)},
-        "separable_conv2d": {"dw_": (c, 1, *k), "pw_": (out, c, 1, 1)},
-    }[op.removesuffix("_stats").removesuffix("_squeeze")]
-    x = draw(generator, (n, c, *size), dtype, away_from_kinks=True)
-    tensors = {"x": LAYOUTS[layout](x)}
-    for prefix, shape in shapes.items():
-        tensors[f"{prefix}weight"] = draw(generator, shape, dtype, scale=1 / torch.Size(shape[1:]).numel() ** 0.5)
-        if bias:
-            tensors[f"{prefix}bias"] = draw(generator, shape[:1], dtype, scale=0.1)
-    options = {"stride": stride, "pre_activation": activation}
-    if op.startswith("separable"):
-        options["mid_activation"] = "tanh"
-    if not op.startswith("pointwise"):
-        options["padding"] = padding
-    if op in STATS:
-        if scaled:
-            tensors["scale"] = draw(generator, (c,), wide).abs() + 0.25
-        if shifted:  # so that no product comes near relu's kink: x is away from 0 by a sixteenth
-            tensors["shift"] = tensors["scale"] / 64 * draw(generator, (c,), wide).sign()
-    else:
-        options["activation"] = activation
-    return tensors, options
-
-
-def run(op, tensors, options, where=cnnfast.ops):
-    return getattr(where, op)(**tensors, **options)
-
-
-def terms_of(tensors):
-    return max(tensor[0].numel() for name, tensor in tensors.items() if name.endswith("weight"))
 
 
 def check(op, tensors, options):
-    outputs = run(op, tensors, options)
-    doubles, absolute = ({name: f(t.double()) for name, t in tensors.items()} for f in (lambda t: t, torch.abs))
-    y, *sums = outputs
-    exact = run(op, doubles, options, cnnfast.reference)[0]
-    with activations_as_bounds():
-        bound = run(op, absolute, options, cnnfast.reference)[0]
-    low = y.element_size() == 2
-    assert_within(y, exact, bound, terms=terms_of(tensors), rounded=ROUNDED[op] if low else 0, name="y")
-    meta = run(op, {name: t.to("meta") for name, t in tensors.items()}, options)
-    for ours, fake in zip(outputs, meta, strict=True):
-        assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
-    # Sums are those of what was returned, so that only their own rounding counts.
-    stored = y.double()
-    if op in STATS:
-        expected = stored.sum((0, 2, 3)), stored.square().sum((0, 2, 3))
-        size = stored.abs().sum((0, 2, 3)), expected[1]
-    else:
-        expected, size = (stored.mean((2, 3), True),), (stored.abs().mean((2, 3), True),)
-    terms = stored[:, 0].numel()
-    for name, ours, ref, scale in zip(("sum", "squares"), sums, expected, size, strict=False):
-        assert_within(ours, ref, scale, terms=terms, rounded=0, name=name)
-    return outputs
+    check_outputs(op, tensors, options, run(op, tensors, options))
 
 
 @pytest.mark.parametrize(
@@ -156,24 +64,9 @@ def test_gradients(op, prologue, dtype):
         leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
         torch.autograd.backward(run(op, leaves, options), grads)
 
-        def together(where=run, op=op, **arguments):
-            outputs = where(op, arguments, {}, cnnfast.reference)
-            return torch.cat([t.flatten() for t in outputs])
-
-        longest = max(outputs[0].numel(), tensors["x"].numel()) // min(t.shape[1] for t in (outputs[0], tensors["x"]))
-        assert_gradients_by_policy(
-            # scale and shift are float32, but what was rounded on the way was rounded to x's dtype
-            {name: leaf.grad.to(dtype) for name, leaf in leaves.items()},
-            together,
-            torch.cat([grad.flatten().double() for grad in grads]),
-            tensors,
-            options,
-            terms=dict.fromkeys(tensors, longest),
-            # y, by which the gradient of the squares is multiplied, is itself rounded
-            rounded=ROUNDED[op] + 1 if dtype is torch.bfloat16 else 0,
-        )
-        for name, leaf in leaves.items():
-            assert leaf.grad.dtype is leaf.dtype, name
+        computed = {name: leaf.grad for name, leaf in leaves.items()}
+        # y, by which the gradient of the squares is multiplied, is itself rounded
+        check_gradients(op, tensors, options, grads, computed, rounded=ROUNDED[op] + 1)
 
 
 @pytest.mark.parametrize("op", SOME)

@@ -3,15 +3,21 @@
 Fails also if docs/kernels.md was made from other sources than these (slow: if its figures are others).
 """
 
-import importlib
-import pkgutil
-
 import kernels_table
 import pytest
 import triton
-from ahead_of_time import TARGETS, is_kernel
+from ahead_of_time import TARGETS
 
-QUICK = ("sm_75", "sm_90", "gfx942")
+from cnnfast.bench.launches import is_kernel, modules
+
+DEFAULT = "sm_90"  # for the default run
+
+
+def level(case, target):
+    """Which run compiles it: the default one, CI's sample of the slow ones, or the whole slow suite."""
+    if not kernels_table.CASES[case].quick:
+        return [pytest.mark.slow]
+    return [] if target == DEFAULT else [pytest.mark.slow, pytest.mark.sample]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,7 @@ QUICK = ("sm_75", "sm_90", "gfx942")
             id=f"{kernel}-{case}-{target}",
             marks=[
                 pytest.mark.proof("compiled", kernel=kernel, target=target),
-                *([] if kernels_table.CASES[case].quick and target in QUICK else [pytest.mark.slow]),
+                *level(case, target),
             ],
         )
         for case in kernels_table.CASES
@@ -39,11 +45,7 @@ def test_compiles(kernel, case, target):
 
 def test_every_kernel_is_compiled():
     launched = {kernel for case in kernels_table.CASES for kernel in kernels_table.launches(case)}
-    package = importlib.import_module("cnnfast.kernels")
-    modules = [
-        importlib.import_module(f"cnnfast.kernels.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
-    assert launched == {name for module in modules for name, value in vars(module).items() if is_kernel(name, value)}
+    assert launched == {name for module in modules() for name, value in vars(module).items() if is_kernel(name, value)}
 
 
 def test_table_is_of_these_sources():

@@ -1,4 +1,4 @@
-"""Runs tests/triton/interpreted in a process with TRITON_INTERPRET=1, and counts here what it proves.
+"""Runs tests/triton/interpreted in processes with TRITON_INTERPRET=1, one a core, and counts here what they prove.
 
 Fails if a test there fails, or if none runs.
 """
@@ -15,25 +15,27 @@ FOLDER = Path(__file__).parent / "interpreted"
 
 
 def run_interpreted(tmp_path, *options):
-    proofs = tmp_path / "proofs.json"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        FOLDER,
-        "-q",
-        "--proofs-json",
-        proofs,
-        "-p",
-        "no:cacheprovider",
-        *options,
-    ]
-    run = subprocess.run(
-        command, env=dict(os.environ, TRITON_INTERPRET="1"), cwd=FOLDER.parents[2], capture_output=True, text=True
-    )
-    print(run.stdout, run.stderr)
-    assert run.returncode == 0, "a test under the interpreter failed; its output is above"
-    return json.loads(proofs.read_text())
+    files = sorted(FOLDER.glob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True)
+    processes = min(os.cpu_count(), len(files))
+    runs, proofs = [], []
+    for i in range(processes):
+        written, log = tmp_path / f"proofs{i}.json", tmp_path / f"log{i}"
+        command = [sys.executable, "-m", "pytest", *files[i::processes], "-q", "--proofs-json", written]
+        command += ["-p", "no:cacheprovider", *options]
+        environment = dict(os.environ, TRITON_INTERPRET="1")
+        with log.open("w") as output:
+            run = subprocess.Popen(
+                command, env=environment, cwd=FOLDER.parents[2], stdout=output, stderr=subprocess.STDOUT
+            )
+        runs.append((run, written, log))
+    failed = 0
+    for run, written, log in runs:
+        failed += run.wait() != 0
+        print(log.read_text())
+        if written.exists():
+            proofs += json.loads(written.read_text())
+    assert not failed, "a test under the interpreter failed; its output is above"
+    return proofs
 
 
 @pytest.mark.timeout(600)

@@ -144,6 +144,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     row = dict(n=1, c=5, size=(5, 5), padding=(0, 2, 1, 3), activation="relu")

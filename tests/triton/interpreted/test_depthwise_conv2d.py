@@ -182,14 +182,15 @@ FAULTS = {
     "a tile left out of the sum": ("tl.minimum(first_tile + tiles, tiles_total)", "first_tile + tiles - 1"),
     "a chunk left out of the sum": ("(s + o_s < chunks)", "(s + o_s < chunks - 1)"),
     "the last row of grad left out": ("m_g = ((i_h + o < OH) & (o_w < OW))", "m_g = ((i_h + o < OH - 1) & (o_w < OW))"),
-    "padding through the sigmoid": ("b_x = activate_loaded(b_x, m_x, PRE", "b_x = activate(b_x, PRE"),
-    "the activation's gate forgotten": (
-        "gate(b_y, tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype), ACTIVATION)",
-        "tl.load(grad + (o_y + o * y_h), m_y, 0.0).to(b_y.dtype)",
+    "padding through the sigmoid": (
+        "b_x = activate_loaded(b_x, m_x, PRE_ACTIVATION, b_scale, b_shift)",
+        "b_x = activate(b_x, PRE_ACTIVATION)",
     ),
+    "the activation's gate forgotten": ("gate(b_y, b_g, ACTIVATION)", "b_g"),
 }
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     row = dict(n=1, c=5, size=(5, 5), k=(3, 3), stride=2, padding=1, activation="relu")

@@ -214,6 +214,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     cases = []

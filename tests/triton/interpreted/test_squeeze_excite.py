@@ -189,7 +189,7 @@ FAULTS = {
 GRADIENT_FAULTS = {
     "an activation's slope forgotten": (SLOPE, "b_v"),
     "an image left out of a weight's gradient": ("m_g = (o_n < images)", "m_g = (o_n < images - 1)"),
-    "the mean's share not divided": ("0.0) / pixels)", "0.0))"),
+    "the mean's share not divided": ("b_share /= pixels", "b_share /= 1"),
     "the mean's share left out": ("if share is not None", "if share is False"),
     "a weight's gradient twice": ("return grad_weight, grad_bias", "return grad_weight * 2, grad_bias"),
 }
@@ -204,11 +204,13 @@ SUM_FAULTS = {
 ROW = dict(n=2, c=3, size=(2, 3), activation="silu", gate_activation="sigmoid")
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     case = drawn(fresh_generator(1), **ROW).to(padded_by_nan)
     assert not survivors("squeeze_excite", FAULTS, functools.partial(check, case), tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_faults_of_gradients(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     case = drawn(generator, **ROW, post_activation=None, residual=False).to(padded_by_nan)
@@ -218,6 +220,7 @@ def test_faults_of_gradients(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_faults_of_sums(tmp_path, monkeypatch):
     generator = fresh_generator(1)
     case = drawn(generator, **ROW | dict(n=1, c=1, size=(19, 15), layout="nchw"), post_activation=None)
