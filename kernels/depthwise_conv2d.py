@@ -369,14 +369,16 @@ def geometry(kernel, stride, dilation, multiplier):
     )  # fmt: skip
 
 
-def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation):
-    """The op on taps-major weights, or with `grad` the gradient before the activation."""
-    return forward_and_sums(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation)[0]
+def forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation, dtype=None):
+    """The op on taps-major weights, of `dtype`, else x's; or with `grad` the gradient before the activation."""
+    return forward_and_sums(
+        x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation, dtype=dtype
+    )[0]
 
 
 def forward_and_sums(
     x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation,
-    scale=None, shift=None, share=None, sums=0,
+    scale=None, shift=None, share=None, sums=0, dtype=None,
 ):  # fmt: skip
     """(what forward gives for x * scale + shift, partial sums [N, tiles, sums * K] or None).
 
@@ -386,7 +388,8 @@ def forward_and_sums(
     N, C, H, W = x.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
-    dtype = x.dtype if grad is None or (activation <= RELU6.value and share is None) else accumulator(x)
+    if dtype is None:
+        dtype = x.dtype if grad is None or (activation <= RELU6.value and share is None) else accumulator(x)
     y = torch.empty((N, K, OH, OW), dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
     if y.numel() == 0:
         return y, None if sums == 0 else rows.new_empty((N, 0, sums * K))
@@ -441,13 +444,16 @@ def before_activation(grad, x, rows, bias, K, kernel, stride, padding, dilation,
     return forward(x, rows, bias, grad, K, kernel, stride, padding, dilation, pre_activation, activation)
 
 
-def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_activation):
-    return input_gradient_and_sums(grad, x, rows, K, kernel, stride, padding, dilation, pre_activation)[0]
+def input_gradient(grad, x, rows, K, kernel, stride, padding, dilation, pre_activation, dtype=None):
+    """Of `dtype`, else x's."""
+    return input_gradient_and_sums(
+        grad, x, rows, K, kernel, stride, padding, dilation, pre_activation, dtype=dtype
+    )[0]  # fmt: skip
 
 
 def input_gradient_and_sums(
     grad, x, rows, K, kernel, stride, padding, dilation, pre_activation,
-    scale=None, shift=None, grad_x_wanted=True, sums_wanted=False,
+    scale=None, shift=None, grad_x_wanted=True, sums_wanted=False, dtype=None,
 ):  # fmt: skip
     """(gradient of x, partial sums [N, tiles, 2 C] of those of scale and shift), None where not wanted."""
     x, channels_last = dense(x)
@@ -456,7 +462,8 @@ def input_gradient_and_sums(
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     grad_x = None
     if grad_x_wanted:
-        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+        shape, format_ = x.shape, memory_format(channels_last)
+        grad_x = torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=format_)
     if x.numel() == 0:
         return grad_x, rows.new_empty((N, 0, 2 * C)) if sums_wanted else None
     blocks = configuration(

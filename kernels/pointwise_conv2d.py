@@ -342,19 +342,20 @@ class Geometry:
         return (C // c, K // k), dict(C_VECTOR=c, K_VECTOR=k)
 
 
-def forward(x, weight, bias, gate, residual, grad, stride, activation):
-    """The op, or with `grad` the gradient before the activation."""
-    return forward_and_sums(x, weight, bias, gate, residual, grad, stride, activation)[0]
+def forward(x, weight, bias, gate, residual, grad, stride, activation, dtype=None):
+    """The op, of `dtype`, else x's; or with `grad` the gradient before the activation."""
+    return forward_and_sums(x, weight, bias, gate, residual, grad, stride, activation, dtype=dtype)[0]
 
 
 def forward_and_sums(
-    x, weight, bias, gate, residual, grad, stride, activation, scale=None, shift=None, pre_activation=0, sums=False
-):
+    x, weight, bias, gate, residual, grad, stride, activation, scale=None, shift=None, pre_activation=0, sums=False,
+    dtype=None,
+):  # fmt: skip
     """(what forward gives for pre_activation(x * scale + shift), partial sums [1, tiles, 2 K] of y and y * y)."""
     g = Geometry(x, weight, gate, stride)
     K, C = weight.shape[:2]
     # What a clamp lets through of a gradient fits grad's dtype; times another slope it doesn't.
-    dtype = x.dtype if grad is None or activation <= RELU6.value else accumulator(x)
+    dtype = dtype or (x.dtype if grad is None or activation <= RELU6.value else accumulator(x))
     y = torch.empty(g.y_shape, dtype=dtype, device=x.device, memory_format=g.format)
     if y.numel() == 0:
         return y, torch.empty((1, 0, 2 * K), dtype=accumulator(x), device=x.device) if sums else None
@@ -452,6 +453,8 @@ def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None,
     chunks = cdiv(tiles_total, tiles)
     partial = torch.empty((1, chunks, padded(K * C)), dtype=accumulator(x), device=x.device)
     partial_bias = None if bias is None else partial.new_empty((1, chunks, K))
+    if gate is not None:
+        gate = gate.to(torch.promote_types(gate.dtype, grad.dtype)).contiguous()
     grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
     grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
     with torch.cuda.device_of(x):
@@ -459,7 +462,7 @@ def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None,
             launch(
                 pointwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
                 grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
-                gate if gate is None else gate.to(grad.dtype).contiguous(), scale, shift, partial, partial_bias,
+                gate, scale, shift, partial, partial_bias,
                 *g.sizes, *vectors, tiles_total, tiles, partial.stride(1), PRE_ACTIVATION=pre_activation,
                 TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
             )  # fmt: skip

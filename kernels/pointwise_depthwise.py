@@ -26,6 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import launch
 from .activation import activate, activate_loaded
 from .channels import MOST_TILES
 from .depthwise_conv2d import geometry, hits, strides
@@ -42,9 +43,9 @@ from .launch import (
 from .packing import accumulator, taps_major
 from .pointwise_conv2d import add_up, multiply_add, side, sums_in
 
-__all__ = ["pointwise_depthwise"]
+__all__ = ["pointwise_depthwise", "recompute_pays"]
 
-SIZES = ["H", "W", "OH", "OW", "pad_top", "pad_left", "rows", "c_vectors", "k_vectors"]
+SIZES = ["H", "W", "OH", "OW", "pad_top", "pad_left", "columns", "rows", "c_vectors", "k_vectors"]
 MOST_ROWS = 16  # of a strip: computes an eighth of e twice for a 3x3 filter
 
 
@@ -83,10 +84,44 @@ def in_filter(row, count, step, stride):
     return any(i * step % stride == row for i in range(count))
 
 
+@triton.jit
+def add_rows(
+    accs, t, p_x, p_w, b_w, b_bias, taps, o_e, m_e, top, left, H, W, C, columns, w_stride, x_c, x_h, x_w,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr, MID_ACTIVATION: tl.constexpr, TENSOR_CORES: tl.constexpr, WHOLE: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """accs with what rows t * STRIDE_H and following, STRIDE_H in all, of e below `top` [BP] give to them.
+
+    accs[m] is of the output row t - m below the first; FIRST and LAST: those that are wanted. p_w None: of x, not e.
+    """
+    for q in tl.static_range(STRIDE_H):
+        if in_filter(q, KH, DILATION_H, STRIDE_H):
+            i_h = t * STRIDE_H + q
+            for j in range(columns):  # KW: known at compile time LLVM would unroll it
+                m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
+                m_x = m_w & (top + i_h >= 0) & (top + i_h < H)
+                p_row = p_x + (i_h * x_h + j * DILATION_W * x_w)
+                if p_w is None:
+                    b_e = tl.load(p_row[:, None] + (o_e * x_c)[None, :], m_x[:, None] & m_e[None, :], 0.0)
+                    b_e = b_e.to(accs[0].dtype)
+                else:
+                    b_e = expanded(
+                        p_row, m_x, x_c, C, p_w, b_w, b_bias, m_e, PRE_ACTIVATION, MID_ACTIVATION, TENSOR_CORES, WHOLE,
+                        BLOCK_P, BLOCK_E, BLOCK_C,
+                    )  # fmt: skip
+                for m in tl.static_range(FIRST, LAST + 1):
+                    if hits(m * STRIDE_H + q, KH, DILATION_H):
+                        i_tap = (m * STRIDE_H + q) // DILATION_H * KW + j
+                        b_tap = tl.load(taps + i_tap * w_stride + o_e, m_e, 0.0)[None, :]
+                        accs = accs[:m] + (accs[m] + b_e * b_tap,) + accs[m + 1 :]
+    return accs
+
+
 @triton.jit(do_not_specialize=SIZES)
 def pointwise_depthwise_fwd_kernel(
     x, pw_weight, pw_bias, dw_weight, dw_bias, residual, y, partial,
-    H, W, OH, OW, pad_top, pad_left, rows, c_vectors, k_vectors, w_stride,
+    H, W, OH, OW, pad_top, pad_left, columns, rows, c_vectors, k_vectors, w_stride,
     C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRE_ACTIVATION: tl.constexpr, MID_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -123,27 +158,17 @@ def pointwise_depthwise_fwd_kernel(
     if dw_bias is not None:
         b_bias = tl.load(dw_bias + o_k, m_k, 0.0).to(dw_weight.dtype.element_ty)[None, :]
 
-    # accs[m] is of row t - m of the outputs; with STRIDE_H more rows of e the last one is complete.
+    # accs[m] is of row t - m of the outputs; with the rows of e at t the last one is complete.
     WINDOW: tl.constexpr = (KH - 1) * DILATION_H // STRIDE_H + 1
     zero = tl.zeros((BLOCK_P, BLOCK_E), dw_weight.dtype.element_ty)
     accs = (zero,) * WINDOW
     sums = zero
     for t in range(rows + WINDOW - 1):
-        for q in tl.static_range(STRIDE_H):
-            if in_filter(q, KH, DILATION_H, STRIDE_H):
-                i_h = t * STRIDE_H + q
-                for j in range(KW):
-                    m_w = (left + j * DILATION_W >= 0) & (left + j * DILATION_W < W)
-                    m_x = m_w & (top + i_h >= 0) & (top + i_h < H)
-                    b_e = expanded(
-                        p_x + (i_h * x_h + j * DILATION_W * x_w), m_x, x_c, C, p_pw, b_pw, b_mid, m_k,
-                        PRE_ACTIVATION, MID_ACTIVATION, TENSOR_CORES, WHOLE, BLOCK_P, BLOCK_E, BLOCK_C,
-                    )  # fmt: skip
-                    for m in tl.static_range(WINDOW):
-                        if hits(m * STRIDE_H + q, KH, DILATION_H):
-                            i_tap = (m * STRIDE_H + q) // DILATION_H * KW + j
-                            b_w = tl.load(dw_weight + i_tap * w_stride + o_k, m_k, 0.0)[None, :]
-                            accs = accs[:m] + (accs[m] + b_e * b_w,) + accs[m + 1 :]
+        accs = add_rows(
+            accs, t, p_x, p_pw, b_pw, b_mid, dw_weight, o_k, m_k, top, left, H, W, C, columns, w_stride, x_c, x_h, x_w,
+            KH, KW, STRIDE_H, DILATION_H, DILATION_W, PRE_ACTIVATION, MID_ACTIVATION, TENSOR_CORES, WHOLE,
+            0, WINDOW - 1, BLOCK_P, BLOCK_E, BLOCK_C,
+        )  # fmt: skip
         o = t - (WINDOW - 1)
         m_p = (o >= 0) & (o_h + o < OH) & (o_w < OW)
         m_y = m_p[:, None] & m_k[None, :]
@@ -160,10 +185,55 @@ def pointwise_depthwise_fwd_kernel(
         tl.store(partial + i_tile.to(tl.int64) * K + o_k, tl.sum(sums, 0), m_k)
 
 
+# What a device does in 1e-12 s, in round numbers: bytes from DRAM; bytes from L1 through registers and shared memory to
+# tensor cores (a third of L1's rate); operations on those in 16-bit numbers; instructions (a float32 multiply-add is
+# one). By compute capability, each up to the next.
+DEVICES = {
+    (7, 5): (0.3, 1.3, 0.0, 4.0),  # T4
+    (8, 0): (1.7, 6.0, 220.0, 9.0),  # A100
+    (8, 6): (0.9, 6.0, 70.0, 17.0),  # RTX 3090
+    (8, 9): (0.9, 14.0, 150.0, 40.0),  # RTX 4090
+    (9, 0): (3.0, 10.0, 500.0, 30.0),  # H100
+    (10, 0): (6.5, 12.0, 1000.0, 35.0),  # B200
+    (12, 0): (1.7, 17.0, 200.0, 50.0),  # RTX 5090
+}
+INSTRUCTIONS = (0, 1, 2, 22, 22, 30, 40)  # of an activation, by its code; exponential and quotient take those of 8 each
+
+
+def times(x, C, activation):
+    """(of a byte of DRAM, of a byte of L1, of one number of e: its product and activation), in 1e-12 s."""
+    present = launch.capability(x.device)
+    memory, cache, products, instructions = DEVICES[max(known for known in DEVICES if known <= max(present, (7, 5)))]
+    each = (4 + INSTRUCTIONS[activation]) / instructions
+    if tensor_cores(x):
+        each += 2 * C / (products * 2 / x.element_size())
+    else:
+        each += C / (0.5 * instructions) * (x.element_size() // 8 * 15 + 1)  # a load beside each; float64 at a 16th
+    return 1 / memory, 1 / cache, each
+
+
+def recompute_pays(x, E, kernel, stride, dilation, height, width, activation):
+    """Whether pointwise_depthwise, which computes e several times, is to be faster than e in memory.
+
+    By the time of one number of y: in memory e is written and read once, stride^2 numbers of it; else it is computed
+    for each filter column, which takes x and the weights from L1 or L2 as often. It depends on an image's shape, dtype
+    and the kind of device, not on the batch.
+    """
+    C = x.shape[1]
+    byte, cached, each = times(x, C, activation)
+    blocks, rows = forward_blocks(C, E, height, width, kernel, stride, dilation, x, tensor_cores(x))
+    columns = blocks["STRIPS"] * blocks["BLOCK_W"]
+    computed = kernel[1] * (((rows - 1) * stride[0] + (kernel[0] - 1) * dilation[0] + 1) / rows)
+    computed *= cdiv(width, blocks["BLOCK_W"]) * blocks["BLOCK_W"] / width
+    operands = x.element_size() * C * (1 / blocks["BLOCK_E"] + (0 if blocks["BLOCK_C"] >= C else 1 / columns))
+    e = stride[0] * stride[1]
+    return computed * (each + operands * cached) < e * max(2 * x.element_size() * byte, each)
+
+
 def strips(height, width, kernel, stride, dilation, most):
     """(STRIPS and BLOCK_W, rows of a strip): a tile of 16 to `most` columns that computes the fewest rows of e.
 
-    64 are the rows of the largest instruction; fewer count as a quarter slower.
+    Half as many columns count as a quarter slower: 64 are the rows of the largest instruction, and share its weights.
     """
     block_w = fitting_power(width, 8, most)
     window = (kernel[0] - 1) * dilation[0] // stride[0] + 1
@@ -173,7 +243,7 @@ def strips(height, width, kernel, stride, dilation, most):
 
     def computed(count):
         tiles = cdiv(height, count * rows(count))
-        return tiles * count * (rows(count) + window - 1) * (1 if count * block_w == 64 else 1.25)
+        return tiles * count * (rows(count) + window - 1) * (64 / (count * block_w)) ** (1 / 3)
 
     count = min((n // block_w for n in (64, 32, 16) if block_w <= n <= most), key=computed)
     return dict(STRIPS=count, BLOCK_W=block_w), rows(count)
@@ -227,7 +297,7 @@ def pointwise_depthwise(
     with torch.cuda.device_of(x):
         pointwise_depthwise_fwd_kernel[(N * tiles * cdiv(K, blocks["BLOCK_E"]),)](
             x, pw_weight.contiguous(), pw_bias, rows, dw_bias, residual, y, partial,
-            H, W, OH, OW, top, left, strip, C // c, K // k, rows.stride(0), C_VECTOR=c, K_VECTOR=k,
+            H, W, OH, OW, top, left, kernel[1], strip, C // c, K // k, rows.stride(0), C_VECTOR=c, K_VECTOR=k,
             PRE_ACTIVATION=pre_activation, MID_ACTIVATION=mid_activation, ACTIVATION=activation,
             CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores, WHOLE=blocks["BLOCK_C"] >= C,
             **geometry(kernel, stride, dilation, K // pw_weight.shape[0]), **blocks,

@@ -34,13 +34,14 @@ IMAGES = 4  # that share a load of weights; always the same, since a sum's order
 
 
 # A fully connected layer over the batch: out[n, j] = sum over i of weight[j, i] v[n, i] + bias[j], where
-# v = activation(sum over tiles of partial[n, tile, i] / divisor), or with z that sum times activation'(z[n, i]).
+# v = activation(sum over tiles of partial[n, tile, i] / divisor), or with z that sum times activation'(z[n, i]); then
+# OUT_ACTIVATION of it.
 # Tile BLOCK_J outputs x BLOCK_I inputs of IMAGES images;  grid (images, block of outputs), the last fastest
 # Bytes weight once per IMAGES images, from L2. `kept` gets v.
 @triton.jit(do_not_specialize=["images", "inputs", "outputs", "tiles"])
 def squeeze_excite_product_kernel(
     partial, z, weight, bias, kept, out, images, inputs, outputs, tiles, divisor, w_j, w_i,
-    ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
+    ACTIVATION: tl.constexpr, OUT_ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     n_j = tl.cdiv(outputs, BLOCK_J)
@@ -68,6 +69,7 @@ def squeeze_excite_product_kernel(
         b_y = tl.sum(accs[n], 1)
         if bias is not None:
             b_y += tl.load(bias + o_j, o_j < outputs, 0.0).to(b_y.dtype)
+        b_y = activate(b_y, OUT_ACTIVATION)
         tl.store(out + (i_n + n) * outputs + o_j, b_y, (o_j < outputs) & (i_n + n < images))
 
 
@@ -133,7 +135,7 @@ def squeeze_excite_scale_kernel(
     tl.store(y + offset, b_y.to(y.dtype.element_ty), m_x)
 
 
-def product(partial, z, weight, bias, activation, divisor=1, transposed=False, keep=False):
+def product(partial, z, weight, bias, activation, divisor=1, transposed=False, keep=False, out_activation=0):
     """(out [N, 1, outputs], v [N, inputs] or None) of squeeze_excite_product_kernel for weight (outputs, inputs, 1, 1).
 
     transposed: of (inputs, outputs, 1, 1).
@@ -147,7 +149,8 @@ def product(partial, z, weight, bias, activation, divisor=1, transposed=False, k
     with torch.cuda.device_of(partial):
         squeeze_excite_product_kernel[(cdiv(N, IMAGES) * cdiv(outputs, block_j),)](
             partial, z, weight, bias, kept, out, N, inputs, outputs, tiles, divisor, w_j, w_i, ACTIVATION=activation,
-            IMAGES=IMAGES, BLOCK_T=next_power_of_2(tiles), BLOCK_J=block_j, BLOCK_I=block_i, num_warps=4,
+            OUT_ACTIVATION=out_activation, IMAGES=IMAGES,
+            BLOCK_T=next_power_of_2(tiles), BLOCK_J=block_j, BLOCK_I=block_i, num_warps=4,
         )  # fmt: skip
     return out, kept
 

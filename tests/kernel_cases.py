@@ -90,6 +90,30 @@ def pointwise_depthwise(
         )
 
 
+def inverted_residual(
+    shape, expanded, out, k, stride=1, dtype=BFLOAT16, memory_format=NHWC, tf32=False, squeezed=0, activation=2
+):
+    kernels = importlib.import_module("cnnfast.kernels.inverted_residual")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+
+    def layer(channels, *others):
+        return empty(channels, *others, dtype=dtype), empty(channels, dtype=dtype)
+
+    expand = layer(expanded, shape[1], 1, 1) if expanded != shape[1] else (None, None)
+    excite = (None,) * 4
+    if squeezed:
+        excite = *layer(squeezed, expanded, 1, 1), *layer(expanded, squeezed, 1, 1)
+    weights = *expand, *layer(expanded, 1, k, k), *excite, *layer(out, expanded, 1, 1)
+    residual = x if stride == 1 and out == shape[1] else None
+    args = (x, *weights, residual, (stride, stride), (), (1, 1), activation)
+    with float32_by("tf32" if tf32 else "ieee"):
+        if squeezed:
+            y = kernels.inverted_residual(*args, activation, 3)
+            kernels.inverted_residual_backward(torch.empty_like(y), *args, activation, 3, 0b111111111111)
+        else:  # whatever fusion_pays says; apart and backward it is other ops' kernels
+            kernels.fused(*args[:5], *args[9:])
+
+
 def separable_conv2d(
     shape, out, k=3, stride=1, dtype=BFLOAT16, memory_format=NHWC, residual=False, activations=(1, 0, 0), tf32=False
 ):
@@ -195,6 +219,7 @@ def case(
     return Case(dtype, launch, wide, quick)
 
 
+INVERTED = functools.partial(case, inverted_residual)
 SEPARABLE = functools.partial(case, separable_conv2d)
 POINTWISE_DEPTHWISE = functools.partial(case, pointwise_depthwise)
 DEPTHWISE = functools.partial(case, depthwise_conv2d)
@@ -277,6 +302,28 @@ CASES = {
     ),
     "pointwise, depthwise 5x5 / 2, 24 -> 144, fp32, NCHW": POINTWISE_DEPTHWISE(
         (32, 24, 56, 56), 144, 5, 2, dtype=FLOAT32, memory_format=NCHW
+    ),
+    "inverted residual 24, 144, 24 @ 56, bf16": INVERTED((32, 24, 56, 56), 144, 24, 3, dtype=BFLOAT16, quick=True),
+    "inverted residual 32, 192, 32 @ 28, fp16": INVERTED((32, 32, 28, 28), 192, 32, 3, dtype=FLOAT16),
+    "inverted residual 64, 384, 64 @ 14, bf16": INVERTED((32, 64, 14, 14), 384, 64, 3, dtype=BFLOAT16),
+    "inverted residual 96, 576, 160 @ 14 / 2, bf16": INVERTED((32, 96, 14, 14), 576, 160, 3, 2, dtype=BFLOAT16),
+    "inverted residual 160, 960, 160 @ 7, bf16": INVERTED((32, 160, 7, 7), 960, 160, 3, dtype=BFLOAT16),
+    "inverted residual 32, 32, 16 @ 112, bf16": INVERTED((32, 32, 112, 112), 32, 16, 3, dtype=BFLOAT16),
+    "inverted residual 5x5, silu, 40, 240, 40 @ 28, bf16": INVERTED(
+        (32, 40, 28, 28), 240, 40, 5, dtype=BFLOAT16, activation=4
+    ),
+    "inverted residual 5x5, excite, silu, 112, 672, 112 @ 14, bf16": INVERTED(
+        (32, 112, 14, 14), 672, 112, 5, dtype=BFLOAT16, activation=4, squeezed=28
+    ),
+    "inverted residual 24, 144, 24 @ 56, fp32": INVERTED((32, 24, 56, 56), 144, 24, 3, dtype=FLOAT32),
+    "inverted residual 32, 32, 16 @ 112, fp32": INVERTED((32, 32, 112, 112), 32, 16, 3, dtype=FLOAT32),
+    "inverted residual 64, 384, 64 @ 14, TF32": INVERTED((32, 64, 14, 14), 384, 64, 3, dtype=FLOAT32, tf32=True),
+    "inverted residual 24, 144, 24 @ 56, fp64": INVERTED((4, 24, 56, 56), 144, 24, 3, dtype=FLOAT64),
+    "inverted residual 32, 192, 32 @ 28, bf16, NCHW": INVERTED(
+        (32, 32, 28, 28), 192, 32, 3, dtype=BFLOAT16, memory_format=NCHW
+    ),
+    "inverted residual 96, 576, 160 @ 14 / 2, fp32, NCHW": INVERTED(
+        (32, 96, 14, 14), 576, 160, 3, 2, dtype=FLOAT32, memory_format=NCHW
     ),
     "separable 3x3, 728 -> 728, bf16": SEPARABLE((32, 728, 19, 19), 728, dtype=BFLOAT16, quick=True),
     "separable 3x3, 728 -> 728, residual, fp16": SEPARABLE((32, 728, 19, 19), 728, dtype=FLOAT16, residual=True),
@@ -361,7 +408,7 @@ NARROW = {
 
 
 # A product's results times a filter's taps: pairs of float32, as an instruction's results lie in registers.
-WITH_TAPS = {"pointwise_depthwise_fwd_kernel"}
+WITH_TAPS = {"inverted_residual_fwd_kernel", "pointwise_depthwise_fwd_kernel"}
 
 
 def columns(options: dict) -> int:
@@ -389,6 +436,7 @@ PRODUCTS: dict[str, Callable[[torch.dtype, str, dict], re.Pattern]] = {
     "pointwise_conv2d_fwd_kernel": product,
     "pointwise_conv2d_bwd_input_kernel": product,
     "pointwise_conv2d_bwd_weight_kernel": functools.partial(product, side=operator.itemgetter("BLOCK_K")),
+    "inverted_residual_fwd_kernel": functools.partial(product, side=columns),
     "pointwise_depthwise_fwd_kernel": functools.partial(product, side=columns),
     "separable_conv2d_fwd_kernel": product,
 }
