@@ -29,8 +29,9 @@ import triton.language as tl
 
 from . import depthwise_conv2d as depthwise
 from . import pointwise_conv2d as pointwise
-from .activation import activate
+from .activation import RELU6, activate
 from .channels import channel_sums
+from .configurations import configuration, launch
 from .depthwise_conv2d import geometry, locate, strides
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, tensor_cores, vector
 from .packing import accumulator, taps_major
@@ -191,18 +192,29 @@ def fused(
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format(channels_last))
     on_tensor_cores = tensor_cores(x)
-    blocks = forward_blocks(C, K, OH, OW, kernel, stride, dilation, x, on_tensor_cores)
+    window = geometry(kernel, stride, dilation, 1)
+    blocks = configuration(
+        inverted_residual_fwd_kernel, x,
+        lambda: forward_blocks(C, K, OH, OW, kernel, stride, dilation, x, on_tensor_cores),
+        C=C, E=E, K=K, height=OH, width=OW, expansion=expand_weight is not None, residual=residual is not None,
+        curved=activation > RELU6.value, channels_last=channels_last, tensor_cores=on_tensor_cores, **window,
+    )  # fmt: skip
+
+    def tiles_of(b):
+        return cdiv(OH, b["STRIPS"] * b["BLOCK_H"]) * cdiv(OW, b["BLOCK_W"])
+
     rows = taps_major(dw_weight, accumulator(x))
-    tiles = cdiv(OH, blocks["STRIPS"] * blocks["BLOCK_H"]) * cdiv(OW, blocks["BLOCK_W"])
     c, e, k = (vector(channels, x) for channels in (C, E, K))
     with torch.cuda.device_of(x):
-        inverted_residual_fwd_kernel[(N * tiles * cdiv(K, blocks["BLOCK_K"]),)](
+        launch(
+            inverted_residual_fwd_kernel, blocks, lambda b: (N * tiles_of(b) * cdiv(K, b["BLOCK_K"]),),
             x, expand_weight if expand_weight is None else expand_weight.contiguous(), expand_bias, rows, dw_bias,
             project_weight.contiguous(), project_bias, residual, y,
             H, W, OH, OW, top, left, kernel[1], C // c, E // e, K // k, rows.stride(0),
             C_VECTOR=c, E_VECTOR=e, K_VECTOR=k,
             ACTIVATION=activation, CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores,
-            WHOLE=blocks["BLOCK_C"] >= C, **geometry(kernel, stride, dilation, 1), **blocks,
+            WHOLE=blocks["BLOCK_C"] >= C, **window,
+            vary=("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_K", "BLOCK_E"),  # BLOCK_C: WHOLE says what it may be
         )  # fmt: skip
     return y
 

@@ -26,9 +26,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import launch
-from .activation import activate, activate_loaded
-from .channels import MOST_TILES
+from . import launch as gpu
+from .activation import RELU6, activate, activate_loaded
+from .channels import MOST_TILES, add_up
+from .configurations import configuration, launch
 from .depthwise_conv2d import geometry, hits, strides
 from .launch import (
     cdiv,
@@ -41,7 +42,7 @@ from .launch import (
     vector,
 )
 from .packing import accumulator, taps_major
-from .pointwise_conv2d import add_up, multiply_add, side, sums_in
+from .pointwise_conv2d import multiply_add, side, sums_in
 
 __all__ = ["pointwise_depthwise", "recompute_pays"]
 
@@ -202,7 +203,7 @@ INSTRUCTIONS = (0, 1, 2, 22, 22, 30, 40)  # of an activation, by its code; expon
 
 def times(x, C, activation):
     """(of a byte of DRAM, of a byte of L1, of one number of e: its product and activation), in 1e-12 s."""
-    present = launch.capability(x.device)
+    present = gpu.capability(x.device)
     memory, cache, products, instructions = DEVICES[max(known for known in DEVICES if known <= max(present, (7, 5)))]
     each = (4 + INSTRUCTIONS[activation]) / instructions
     if tensor_cores(x):
@@ -285,8 +286,19 @@ def pointwise_depthwise(
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     y = torch.empty((N, K, OH, OW), dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
     on_tensor_cores = tensor_cores(x)
-    blocks, strip = forward_blocks(C, K, OH, OW, kernel, stride, dilation, x, on_tensor_cores)
-    tiles = cdiv(OH, blocks["STRIPS"] * strip) * cdiv(OW, blocks["BLOCK_W"])
+    default, strip = forward_blocks(C, K, OH, OW, kernel, stride, dilation, x, on_tensor_cores)
+    window = geometry(kernel, stride, dilation, K // pw_weight.shape[0])
+    blocks = configuration(
+        pointwise_depthwise_fwd_kernel, x, lambda: default,
+        C=C, K=K, height=OH, width=OW, residual=residual is not None, squeeze=squeeze,
+        curved=max(mid_activation, activation) > RELU6.value,
+        channels_last=channels_last, tensor_cores=on_tensor_cores, **window,
+    )  # fmt: skip
+
+    def tiles_of(b):
+        return cdiv(OH, b["STRIPS"] * strip) * cdiv(OW, b["BLOCK_W"])
+
+    tiles = tiles_of(blocks)
     partial = torch.empty((N, tiles, K), dtype=accumulator(x), device=x.device) if squeeze else None
     if y.numel() == 0:
         return y, partial
@@ -295,12 +307,13 @@ def pointwise_depthwise(
     rows = taps_major(dw_weight, accumulator(x))
     c, k = vector(C, x), vector(K, x)
     with torch.cuda.device_of(x):
-        pointwise_depthwise_fwd_kernel[(N * tiles * cdiv(K, blocks["BLOCK_E"]),)](
+        launch(
+            pointwise_depthwise_fwd_kernel, blocks, lambda b: (N * tiles_of(b) * cdiv(K, b["BLOCK_E"]),),
             x, pw_weight.contiguous(), pw_bias, rows, dw_bias, residual, y, partial,
             H, W, OH, OW, top, left, kernel[1], strip, C // c, K // k, rows.stride(0), C_VECTOR=c, K_VECTOR=k,
             PRE_ACTIVATION=pre_activation, MID_ACTIVATION=mid_activation, ACTIVATION=activation,
-            CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores, WHOLE=blocks["BLOCK_C"] >= C,
-            **geometry(kernel, stride, dilation, K // pw_weight.shape[0]), **blocks,
+            CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores, WHOLE=blocks["BLOCK_C"] >= C, **window,
+            vary=("BLOCK_E",) if squeeze else ("STRIPS", "BLOCK_W", "BLOCK_E"),  # BLOCK_C: WHOLE says what it may be
         )  # fmt: skip
         if partial is not None and tiles > MOST_TILES:
             total = partial.new_empty((N, 1, K))

@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 
 from .activation import RELU6, activate
+from .configurations import configuration, launch
 from .conv2d import finish
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward, geometry, strides, windows
 from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
@@ -147,16 +148,23 @@ def depthwise_pointwise(
     share = stride[0] % dilation[0] == 0 and stride[0] < kernel[0] * dilation[0]
     m, k = vector(M, x), vector(K, x)
     wide = channels_last and M == C and m * x.element_size() >= 8
-    blocks = product_blocks(M, K, OH, share, kernel[0], curved, x, on_tensor_cores, wide)
+    window = geometry(kernel, stride, dilation, M // C)
+    blocks = configuration(
+        separable_conv2d_fwd_kernel, x,
+        lambda: product_blocks(M, K, OH, share, kernel[0], curved, x, on_tensor_cores, wide),
+        M=M, K=K, height=OH, residual=residual is not None, curved=curved,
+        channels_last=channels_last, tensor_cores=on_tensor_cores, **window,
+    )  # fmt: skip
     rows = taps_major(dw_weight, accumulator(x))
-    strips = N * cdiv(OH, blocks["BLOCK_H"]) * OW
     with torch.cuda.device_of(x):
-        separable_conv2d_fwd_kernel[(cdiv(strips, blocks["BLOCK_P"]) * cdiv(K, blocks["BLOCK_K"]),)](
+        launch(
+            separable_conv2d_fwd_kernel, blocks,
+            lambda b: (cdiv(N * cdiv(OH, b["BLOCK_H"]) * OW, b["BLOCK_P"]) * cdiv(K, b["BLOCK_K"]),),
             x, rows, dw_bias, pw_weight.contiguous(), pw_bias, residual, y,
             N, H, W, OH, OW, top, left, M // m, K // k, rows.stride(0), M_VECTOR=m, K_VECTOR=k,
             PRE_ACTIVATION=pre_activation, MID_ACTIVATION=mid_activation, ACTIVATION=activation,
-            CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores,
-            **geometry(kernel, stride, dilation, M // C), **blocks,
+            CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores, **window,
+            vary=("BLOCK_P", "BLOCK_H", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
     return y
 
