@@ -344,10 +344,10 @@ def weight_blocks(channels, kernel, height, width, x, channels_last, stride_h, g
     Only 80, and one vector of x at most, unless x comes as 16-bit pairs: the compiler has many loads in flight, and
     those of wider elements, or of single ones (NCHW), take a register an element; with 100 sums beside them it spills.
     5x5 at stride 1 in float32 is an exception, which doesn't, and whose loads stay 16 bytes wide; not so beside a grad
-    of another dtype (float32, behind a curved activation).
+    of another dtype (float32, behind a curved activation), of which the wider one counts.
     """
     mixed = grad is not None and grad.dtype != x.dtype
-    x = grad if mixed else x
+    x = max(x, grad, key=torch.Tensor.element_size) if mixed else x
     tap_rows = kernel[0] if kernel[0] * kernel[1] <= 49 else max(49 // kernel[1], 1)
     per_thread = 16 // x.element_size() if channels_last else 4
     registers = 2 if x.dtype == torch.float64 else 1

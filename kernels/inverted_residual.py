@@ -8,7 +8,7 @@ Ways      Without squeeze-excite, where `fusion_pays` (below) says so, one kerne
 Layout    x (N, C, H, W) dense, channels_last (the fast path) or NCHW; y in x's format. expand_weight [E, C] and
           project_weight [K, E] row by row; dw_weight taps-major, dw_weight[tap * w_stride + e].
 Tile      STRIPS strips, one below the other, of BLOCK_H rows x BLOCK_W columns of one image, x BLOCK_K output channels
-          (all of them up to 256; 32 beside plain multiplications). A program goes through BLOCK_E channels of e at a
+          (all of them up to 256; 64 beside plain multiplications). A program goes through BLOCK_E channels of e at a
           time, and with these down its strips as pointwise_depthwise does: e is computed anew for each filter column,
           here k (1 + (k - 1) / BLOCK_H) times at stride 1. Each row of d becomes a product's left side at once.
 Grid      one axis: a tile a program, channel blocks fastest.
@@ -132,13 +132,14 @@ def inverted_residual_fwd_kernel(
 def forward_blocks(C, K, height, width, kernel, stride, dilation, x, on_tensor_cores):
     """Tile of the kernel: 32 columns, of which a thread of 128 holds 32 numbers of y or, of more than 128 channels, 64.
 
-    Beside plain multiplications' operands 32 channels at most, and half as many of e, as beside the sums of large
+    Beside plain multiplications' operands 64 channels at most, and half as many of e, as beside the sums of large
     filters.
     """
-    block_k = side(K, 256 if on_tensor_cores else 32)
+    block_k = side(K, 256 if on_tensor_cores else 64)
     block_w = fitting_power(width, 8, 32)
     reach = (kernel[0] - 1) * dilation[0]
-    most = max(min(128 // block_k, 4), 1) if on_tensor_cores else 2
+    large = reach >= 3 * stride[0]
+    most = max(min((256 if large else 128) // block_k, 4), 1) if on_tensor_cores else 2
 
     def computed(tile):
         count, block_h = tile
@@ -149,7 +150,7 @@ def forward_blocks(C, K, height, width, kernel, stride, dilation, x, on_tensor_c
     count, block_h = min(((n, rows) for n in counts for rows in range(most, 0, -1)), key=computed)
     return dict(
         STRIPS=count, BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_K=block_k,
-        BLOCK_E=32 if on_tensor_cores and reach < 3 * stride[0] else 16,
+        BLOCK_E=32 if on_tensor_cores and not large else 16,
         BLOCK_C=input_channels(C, x, on_tensor_cores), num_warps=4, num_stages=1,
     )  # fmt: skip
 
