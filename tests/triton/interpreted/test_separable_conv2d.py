@@ -88,7 +88,7 @@ def test_forward(options):
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, row in enumerate(FAST)], ids=identifier
+    "row", [pytest.param(row, marks=[pytest.mark.slow] * (i % 6 > 0)) for i, row in enumerate(FAST)], ids=identifier
 )
 def test_gradients(options):
     generator = fresh_generator()
@@ -112,10 +112,9 @@ def test_all_pairs(options):
 
 
 @FORWARD
-@pytest.mark.parametrize("layout", ("channels_last", "nchw"))
 @pytest.mark.parametrize("row", SMALL.values(), ids=SMALL.keys())
-def test_small_shapes(row, layout):
-    check(make("separable_conv2d", fresh_generator(), **SIZES | {"layout": layout} | row))
+def test_small_shapes(row):
+    check(make("separable_conv2d", fresh_generator(), **SIZES | row))
 
 
 @pytest.mark.slow
@@ -155,7 +154,8 @@ def test_special_values(pointwise_first):
     check(case)
 
 
-@pytest.mark.parametrize("pointwise_first", ORDERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("pointwise_first", (False, True))
 def test_inputs_that_are_not_dense(pointwise_first):
     generator = fresh_generator()
     row = dict(n=2, c=6, out=6, size=(4, 5), activation="silu", pointwise_first=pointwise_first)
