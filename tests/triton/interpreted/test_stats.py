@@ -62,7 +62,7 @@ SMALL = {
     "C=1": dict(c=1, out=1, size=(5, 4)),
     "batch 0": dict(n=0, size=(4, 4)),
     "stride > size": dict(size=(2, 3), stride=4, padding=1),
-    "several tiles": dict(c=70, out=130, size=(19, 17), n=1),
+    "several tiles": dict(c=36, out=70, size=(19, 5), n=1),
 }
 
 
