@@ -24,7 +24,7 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6
 from .channels import add_up, channel_sums
 from .conv2d import conv2d, conv2d_backward
-from .launch import dense
+from .launch import dense, memory_format
 from .packing import accumulator, taps_major, unpack_depthwise
 from .squeeze_excite import like
 from .squeeze_excite import scale as scale_channels
@@ -225,7 +225,10 @@ def separable_conv2d_stats(
 ):
     geometry = stride, padding, dilation, pre_activation
     t = separable_intermediate(x, dw_weight, dw_bias, scale, shift, geometry, mid_activation)
-    return pointwise_conv2d_stats(t, pw_weight, pw_bias, None, None, (1, 1), 0)
+    y, *of_y = pointwise_conv2d_stats(t, pw_weight, pw_bias, None, None, (1, 1), 0)
+    if t.shape[2] * t.shape[3] == 1:  # t is both formats, y of x's
+        y = y.as_strided(y.shape, torch.empty_like(y, memory_format=memory_format(dense(x)[1])).stride())
+    return y, *of_y
 
 
 def separable_intermediate(x, weight, bias, scale, shift, geometry, mid_activation, grad=None):
