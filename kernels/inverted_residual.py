@@ -319,7 +319,9 @@ def inverted_residual_backward(
     elif below_project or wanted[10]:  # of d only the shape and the format matter
         d = x.new_empty((x.shape[0], E, *grad.shape[2:])).to(memory_format=memory_format(dense(x)[1]))
     if wanted[11]:
-        grads[11] = torch.empty_like(dense(residual)[0]).copy_(grad)
+        residual_format = memory_format(dense(residual)[1])
+        grads[11] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
+        grads[11].copy_(grad)
     if wanted[9] or wanted[10]:
         bias = project_bias if wanted[10] else None
         of = pointwise.weight_gradient(grad, d, project_weight, bias, gate, (1, 1))
