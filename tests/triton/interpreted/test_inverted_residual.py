@@ -241,6 +241,7 @@ GRADIENT_FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     case = drawn(fresh_generator(1), n=1, c=2, out=3, size=(3, 5), multiplier=8, activation="sigmoid")
     case.x[0, 0, 0, 0] = float("inf")  # of which the channels beyond the last must have no part: 0 times it is NaN

@@ -117,7 +117,7 @@ FAULTS = {
     "e's bias on padding": ("tl.where(m_x[:, None], activate(acc + b_bias, MID_ACTIVATION), 0.0)", "acc + b_bias"),
     "the filter's last row left out": ("any(i * step % stride == row", "any(i * step % stride == row and row == 0"),
     "a row of taps for another": ("(m * STRIDE_H + q) // DILATION_H * KW + j", "(KH - 1) * KW + j"),
-    "taps of another channel": ("dw_weight + i_tap * w_stride + o_k", "dw_weight + i_tap * w_stride + o_k + 1"),
+    "taps of another channel": ("taps + i_tap * w_stride + o_e", "taps + i_tap * w_stride + o_e + 1"),
     "the column not padded": ("(left + j * DILATION_W >= 0) & ", ""),
     "the row not padded": ("& (top + i_h < H)", ""),
     "sums not moved on": ("accs = (zero,) + accs[: WINDOW - 1]", "accs = (zero,) * WINDOW"),
@@ -133,6 +133,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     case = drawn(fresh_generator(1), n=2, c=3, out=2, size=(5, 3), stride=(2, 1), activation="sigmoid", multiplier=2)
     case = case.to(padded_by_nan)

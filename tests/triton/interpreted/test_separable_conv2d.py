@@ -261,6 +261,7 @@ GRADIENT_FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_faults(tmp_path, monkeypatch):
     row = dict(n=2, c=20, out=5, size=(5, 5), stride=2, padding=1, dtype=torch.float16)
     case = make("separable_conv2d", fresh_generator(1), activation="relu6", **row).to(padded_by_nan)

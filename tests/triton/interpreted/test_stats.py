@@ -266,10 +266,8 @@ FAULTS = {  # by op: where they are, and what they are
 }
 
 
-SLOW = ("depthwise_conv2d_stats", "conv2d_stats", "separable_conv2d_stats")  # seconds
-
-
-@pytest.mark.parametrize("op", [pytest.param(op, marks=[pytest.mark.slow] * (op in SLOW)) for op in FAULTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("op", FAULTS)
 def test_faults(op, tmp_path, monkeypatch):
     dtype = torch.float16 if op.startswith("depthwise_conv2d_stats") else torch.float32  # rounding is seen, or not
     case = case_of(op, seed=1, n=1, c=2, out=3, size=(3, 2), dtype=dtype).to(padded_by_nan)
@@ -280,5 +278,6 @@ def test_faults(op, tmp_path, monkeypatch):
     assert not survivors(*FAULTS[op], check_module, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_faults_of_sums(tmp_path, monkeypatch):
     assert not survivors("channels", ADD_UP_FAULTS, check_add_up, tmp_path, monkeypatch)

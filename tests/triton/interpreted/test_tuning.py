@@ -337,6 +337,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", FAULTS)
 def test_faults(source, tmp_path, monkeypatch):
     def check_module(module):
