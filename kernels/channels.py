@@ -144,6 +144,15 @@ def add_up(partial, *totals, divisor=None):
     launch_add_up(partial, totals[0], totals[1] if len(totals) > 1 else None, 1, divisor)
 
 
+def few_tiles(partial):
+    """Partial sums [N, tiles, C], added up to [N, 1, C] where there are more tiles than channel_sums would make."""
+    if partial.shape[1] <= MOST_TILES:
+        return partial
+    total = partial.new_empty((partial.shape[0], 1, partial.shape[2]))
+    add_up(partial, total)
+    return total
+
+
 def launch_add_up(partial, total, second, chunks, divisor=None):
     outer, rows, _ = partial.shape
     width = total.numel() // (outer * chunks)

@@ -3,7 +3,7 @@
 Ways      Without squeeze-excite, where `fusion_pays` (below) says so, one kernel: neither e nor d is in memory. Else
           pointwise_conv2d, depthwise_conv2d and pointwise_conv2d, e and d in memory. With squeeze-excite two passes and
           between them the gates, two small products: pointwise_depthwise, which sums d up on the way, or where
-          `recompute_pays` says otherwise pointwise_conv2d, depthwise_conv2d and channels.channel_sums; then
+          `recompute_pays` says otherwise pointwise_conv2d and depthwise_conv2d, which then sums d up; at the end
           pointwise_conv2d with the gates on its input. Gradients: e and d anew, then each stage's own kernels.
 Layout    x (N, C, H, W) dense, channels_last (the fast path) or NCHW; y in x's format. expand_weight [E, C] and
           project_weight [K, E] row by row; dw_weight taps-major, dw_weight[tap * w_stride + e].
@@ -30,7 +30,7 @@ import triton.language as tl
 from . import depthwise_conv2d as depthwise
 from . import pointwise_conv2d as pointwise
 from .activation import RELU6, activate
-from .channels import channel_sums
+from .channels import channel_sums, few_tiles
 from .configurations import configuration, launch
 from .depthwise_conv2d import geometry, locate, strides
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, tensor_cores, vector
@@ -249,6 +249,7 @@ def gates(d, partial, excite, se_activation, gate_activation):
     if partial is None:
         d, channels_last = dense(d)
         partial = channel_sums(d, None, channels_last)
+    partial = few_tiles(partial)
     pixels = d.shape[2] * d.shape[3]
     reduce_weight, reduce_bias, expand_weight, expand_bias = excite
     hidden, _ = product(partial, None, reduce_weight, reduce_bias, 0, divisor=pixels)
@@ -260,7 +261,7 @@ def excited(
     x, expand_weight, expand_bias, dw_weight, dw_bias, excite, project_weight, project_bias, residual,
     stride, padding, dilation, activation, se_activation, gate_activation, one_pass,
 ):  # fmt: skip
-    """With squeeze-excite; one_pass: e, d and d's sums in one, else in three."""
+    """With squeeze-excite; one_pass: e, d and d's sums in one, else in two."""
     if one_pass:
         d, partial = pointwise_depthwise(
             x, expand_weight, expand_bias, dw_weight, dw_bias, None, stride, padding, dilation,
@@ -268,8 +269,11 @@ def excited(
         )  # fmt: skip
     else:
         e = expansion(x, expand_weight, expand_bias, activation, x.dtype)
-        d = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
-        partial = None
+        E, _, *kernel = dw_weight.shape
+        rows = taps_major(dw_weight, accumulator(x))
+        d, partial = depthwise.forward_and_sums(
+            e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, sums=1
+        )
     gate = gates(d, partial, excite, se_activation, gate_activation) if d.numel() else None
     return pointwise.forward(d, project_weight, project_bias, gate, residual, None, (1, 1), 0)
 

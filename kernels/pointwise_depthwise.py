@@ -28,7 +28,7 @@ import triton.language as tl
 
 from . import launch as gpu
 from .activation import RELU6, activate, activate_loaded
-from .channels import MOST_TILES, add_up
+from .channels import few_tiles
 from .configurations import configuration, launch
 from .depthwise_conv2d import geometry, hits, strides
 from .launch import (
@@ -315,8 +315,4 @@ def pointwise_depthwise(
             CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores, WHOLE=blocks["BLOCK_C"] >= C, **window,
             vary=("BLOCK_E",) if squeeze else ("STRIPS", "BLOCK_W", "BLOCK_E"),  # BLOCK_C: WHOLE says what it may be
         )  # fmt: skip
-        if partial is not None and tiles > MOST_TILES:
-            total = partial.new_empty((N, 1, K))
-            add_up(partial, total)
-            partial = total
-    return y, partial
+    return y, partial if partial is None else few_tiles(partial)

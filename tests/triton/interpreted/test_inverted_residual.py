@@ -218,6 +218,14 @@ def test_rule():
         assert taken.called, way
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_more_tiles_than_the_gates_take(way, monkeypatch):
+    monkeypatch.setattr("cnnfast.kernels.channels.MOST_TILES", 1)
+    case = make("inverted_residual", fresh_generator(), n=2, c=3, out=5, size=(37, 5), excite=True)
+    assert case.x.shape[2] == 37
+    check_way(case, way)
+
+
 # (what breaks, the text to replace, its replacement); the first occurrence is taken.
 FAULTS = {
     "the last channel of e left out": ("m_e = o_e < E", "m_e = o_e < E - 1"),

@@ -76,7 +76,7 @@ def test_all_pairs(row):
 @pytest.mark.parametrize(("size", "most_tiles"), (((1, 1), 64), ((37, 5), 64), ((37, 5), 1)))
 def test_squeeze(size, most_tiles, monkeypatch):
     """One tile, some, and more than who reads them takes."""
-    monkeypatch.setattr("cnnfast.kernels.pointwise_depthwise.MOST_TILES", most_tiles)
+    monkeypatch.setattr("cnnfast.kernels.channels.MOST_TILES", most_tiles)
     check(drawn(fresh_generator(), c=3, out=5, size=size, activation="relu"), squeeze=True)
 
 
