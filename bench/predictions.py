@@ -173,8 +173,8 @@ networks' ops make (channels_last, tiles as launched); the model is in bench/cos
 (measured in a large product; {MATMUL:.0%} of it are counted on), {LANES / 1e12:.1f} T thread instructions/s
 ({ISSUE:.0%}), {LAUNCH * 1e6:.0f} us a launch. float32 is multiplied as TF32, PyTorch's default for convolutions.
 
-A row is what one call launches of a kernel (a gradient's second stages, say, are rows of their own), and how often there
-is such a call; the last row sums up all of them. MB and GFLOP are of batch {max(BATCHES)} in bfloat16, bytes with every
+A row is what one call launches of a kernel (a gradient's second stages are rows of their own), and how often there is
+such a call; the last row sums up all of them. MB and GFLOP are of batch {max(BATCHES)} in bfloat16, bytes with every
 tensor once, FLOPs as the op is defined; floor is the longer of the two at their ceilings, for batch {max(BATCHES)}.
 Times in microseconds; 0 where the call launches no such kernel in that dtype. PyTorch's own convolutions and other ops
 are not in here. 'Measured' becomes date, commit, device, time and error, and is stale once the kernel has changed.

@@ -116,18 +116,39 @@ def on_tensor_cores(tensor_cores, **_):
     return tensor_cores
 
 
+def small_filter(of_dtype):
+    """A weight gradient of 3 rows of taps, x in channels_last."""
+
+    def where(dtype, KH, STRIDE_H, channels_last, **_):
+        return dtype == of_dtype and KH == 3 and STRIDE_H == 1 and channels_last
+
+    return where
+
+
+def large_filter_and_sums(dtype, KH, STRIDE_H, DILATION_H, squeeze, curved, **_):
+    """Sums of at least 4 rows and of the result, beside exponentials."""
+    return squeeze and curved and dtype != "float64" and (KH - 1) * DILATION_H // STRIDE_H >= 3
+
+
 # One program has the multiprocessor: 192 of 228 KiB, and x is read half as often as by tiles of 128 channels.
 WIDE = Row(("hopper", "blackwell"), deep_and_plain, dict(BLOCK_K=256, num_stages=4))
 # 125 registers a thread instead of 176, and 48 KiB: two programs share a multiprocessor instead of one.
 SHALLOW = Row(("ampere", "small"), deep, dict(BLOCK_C=32, num_stages=4))
 # 128 registers a thread; in tiles of 128 channels silu and tanh spill up to 1,392 bytes.
 NARROW = Row(("ampere", "small", "hopper", "blackwell"), curved_slope, dict(BLOCK_K=64))
+# A row or two fewer of four: ptxas wants 128 registers (168), and spills the 8 bytes that are over.
+THREE_ROWS = Row(("ampere",), small_filter("float32"), dict(BLOCK_H=3))
+TWO_ROWS = Row(("blackwell",), small_filter("float16"), dict(BLOCK_H=2))
+# 98-128 registers a thread; by four warps all 255, and 8 bytes spilled.
+EIGHT_WARPS = Row(("ampere", "small", "hopper", "blackwell"), large_filter_and_sums, dict(num_warps=8))
 # Half of the formula's three stages in LDS, 32 of 64 KiB: two programs share a compute unit.
 TWO_STAGES = Row(("amd",), on_tensor_cores, dict(num_stages=2))
 
 # By kernel; the first row that fits. From resources (docs/kernels.md), not timed: `cnnfast tune` is what times.
 TABLE = {
+    "depthwise_conv2d_bwd_weight_kernel": (THREE_ROWS, TWO_ROWS),
     "pointwise_conv2d_fwd_kernel": (NARROW, WIDE, SHALLOW, TWO_STAGES),
     "pointwise_conv2d_bwd_input_kernel": (WIDE, TWO_STAGES),
     "pointwise_conv2d_bwd_weight_kernel": (TWO_STAGES,),
+    "pointwise_depthwise_fwd_kernel": (EIGHT_WARPS,),
 }
