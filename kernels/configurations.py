@@ -17,7 +17,7 @@ from . import tuned
 
 
 class Configuration(dict):
-    """Tile, num_warps and (where a loop is pipelined) num_stages, by name; `key` and `device`: what they are for."""
+    """Tile, num_warps and other options of Triton's compiler, by name; `key` and `device`: what they are for."""
 
     def __init__(self, values: dict[str, int], key: tuned.Key, device: torch.device):
         super().__init__(values)
@@ -143,6 +143,8 @@ TWO_ROWS = Row(("blackwell",), small_filter("float16"), dict(BLOCK_H=2))
 EIGHT_WARPS = Row(("ampere", "small", "hopper", "blackwell"), large_filter_and_sums, dict(num_warps=8))
 # Half of the formula's three stages in LDS, 32 of 64 KiB: two programs share a compute unit.
 TWO_STAGES = Row(("amd",), on_tensor_cores, dict(num_stages=2))
+# 92-104 registers a lane; by Triton's choice, 32 x 32, four wavefronts hold the same numbers: 1,980 bytes spilled.
+SMALL_PRODUCTS = Row(("amd",), on_tensor_cores, dict(matrix_instr_nonkdim=16))
 
 # By kernel; the first row that fits. From resources (docs/kernels.md), not timed: `cnnfast tune` is what times.
 TABLE = {
@@ -150,5 +152,5 @@ TABLE = {
     "pointwise_conv2d_fwd_kernel": (NARROW, WIDE, SHALLOW, TWO_STAGES),
     "pointwise_conv2d_bwd_input_kernel": (WIDE, TWO_STAGES),
     "pointwise_conv2d_bwd_weight_kernel": (TWO_STAGES,),
-    "pointwise_depthwise_fwd_kernel": (EIGHT_WARPS,),
+    "pointwise_depthwise_fwd_kernel": (EIGHT_WARPS, SMALL_PRODUCTS),
 }
