@@ -32,11 +32,11 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6, activate
 from .channels import channel_sums, few_tiles
 from .configurations import configuration, launch
-from .depthwise_conv2d import geometry, locate, strides
 from .launch import cdiv, dense, fitting_power, memory_format, output_size, tensor_cores, vector
 from .packing import accumulator, taps_major
-from .pointwise_conv2d import multiply_add, side
 from .pointwise_depthwise import add_rows, input_channels, pointwise_depthwise, recompute_pays, times
+from .products import multiply_add, side
+from .spatial import geometry, locate, strides
 from .squeeze_excite import product, squeeze_excite_backward
 
 __all__ = ["inverted_residual", "inverted_residual_backward"]

@@ -84,25 +84,3 @@ def fitting(size, blocks):
 
 def waste(size, block):
     return cdiv(size, block) * block - size
-
-
-def spatial_blocks(channels, height, width, x, channels_last, kernel_h, stride_h=1, row_multiple=1):
-    """Tile of the forward and input-gradient kernels: 128 threads of 16 bytes of x, as many rows as registers allow.
-
-    BLOCK_C < 32 * num_warps, or Triton sends the weights through shared memory to spread them over the threads.
-    """
-    per_thread = 16 // x.element_size()
-    block_c = fitting_power(channels, 16, 64 if channels_last else 16)
-    pixels = max(128 * per_thread // block_c, 1)
-    block_w = fitting_power(width, 8, min(pixels, 32))
-    strips = min(pixels // block_w, next_power_of_2(height))
-    most = max(8 - kernel_h // 2 - stride_h, 2) // row_multiple or 1
-    block_h = fitting(height, [strips * row_multiple * n for n in range(cdiv(most, 2), most + 1)]) // strips
-    warps = min(max(strips * block_w * block_c // (32 * per_thread), 1), 4)
-    return dict(STRIPS=strips, BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_C=block_c, num_warps=warps)
-
-
-def spatial_grid(images, rows, columns, channels, blocks):
-    """One axis: (image, tile of rows, tile of columns, channel block), the last fastest."""
-    tiles = cdiv(rows, blocks["STRIPS"] * blocks["BLOCK_H"]) * cdiv(columns, blocks["BLOCK_W"])
-    return (images * tiles * cdiv(channels, blocks["BLOCK_C"]),)

@@ -29,69 +29,12 @@ from .activation import RELU6, activate, scaled
 from .activation import gate as gradient_through
 from .channels import add_up, load_channels, store_sums
 from .configurations import configuration, launch
-from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
-from .packing import accumulator, padded
+from .launch import cdiv, dense, fitting_power, memory_format, tensor_cores
+from .packing import accumulator
+from .pointwise_conv2d_weight import weight_gradient
+from .products import SIZES, Geometry, elements, enter, locate, multiply_add, sampled, side, sums_in, times_gate
 
 __all__ = ["pointwise_conv2d", "pointwise_conv2d_backward"]
-
-SIZES = ["H", "W", "OW", "pixel_vectors", "c_vectors", "k_vectors"]  # one compiled kernel serves every size
-
-
-@triton.constexpr_function
-def sums_in(dtype):
-    return tl.float64 if dtype == tl.float64 else tl.float32
-
-
-@triton.jit
-def locate(pixels, channels, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr):
-    """This program's (tile of all images, image, pixel [BP], channel [BK])."""
-    n_k = tl.cdiv(channels, BLOCK_K)
-    n_p = tl.cdiv(pixels, BLOCK_P)
-    i_tile = tl.program_id(0) // n_k
-    o_p = i_tile % n_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    o_k = tl.program_id(0) % n_k * BLOCK_K + tl.arange(0, BLOCK_K)
-    return i_tile, (i_tile // n_p).to(tl.int64), o_p, o_k
-
-
-@triton.jit
-def sampled(o_p, W, OW, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr):
-    """The pixel of x that pixel o_p of y is made of."""
-    if STRIDE_H * STRIDE_W == 1:
-        return o_p
-    else:
-        return o_p // OW * STRIDE_H * W + o_p % OW * STRIDE_W
-
-
-@triton.jit
-def elements(i_n, o_p, o_c, pixels, channels, CHANNELS_LAST: tl.constexpr):
-    """Offsets of an image's [pixel, channel]."""
-    if CHANNELS_LAST:
-        return i_n * pixels * channels + (o_p.to(tl.int64) * channels)[:, None] + o_c[None, :]
-    else:
-        return i_n * pixels * channels + o_p[:, None] + (o_c.to(tl.int64) * pixels)[None, :]
-
-
-@triton.jit
-def times_gate(b_x, gate, i_n, o_c, m_c, C):
-    """x * gate, rounded once."""
-    b_gate = tl.load(gate + i_n * C + o_c, m_c, 0.0)
-    dtype: tl.constexpr = sums_in(b_x.dtype)
-    return (b_x.to(dtype) * b_gate.to(dtype)[None, :]).to(b_x.dtype)
-
-
-@triton.jit
-def enter(b_x, b_scale, b_shift, PRE_ACTIVATION: tl.constexpr):
-    """pre_activation(x * scale + shift), rounded once."""
-    return activate(scaled(b_x.to(sums_in(b_x.dtype)), b_scale, b_shift), PRE_ACTIVATION).to(b_x.dtype)
-
-
-@triton.jit
-def multiply_add(a, b, acc, TENSOR_CORES: tl.constexpr):
-    """acc + a b, on tensor cores in the dtype of a and b, else in acc's."""
-    if TENSOR_CORES:
-        return tl.dot(a, b, acc, input_precision="tf32", out_dtype=acc.dtype)
-    else:
-        return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc, input_precision="ieee", out_dtype=acc.dtype)
 
 
 @triton.jit
@@ -215,62 +158,6 @@ def pointwise_conv2d_bwd_input_kernel(
                 tl.store(grad_x + o_x + (i_h * W + i_w) * x_p, b_zero.to(grad_x.dtype.element_ty), m_q)
 
 
-# Gradients of weight and bias, first stage: BLOCK_K x BLOCK_C of the weight's, summed over `tiles` tiles of BLOCK_P
-# pixels, which follow each other (and on into the next image).
-# Grid  (block of C, block of K, chunk of tiles), the first fastest: programs in flight together share pixels in L2.
-# Bytes ideally x and grad once; really besides the partial sums, and from L2 x (grad) once more per further block of
-#       K (C).
-# partial[chunk, k, c], partial_bias[chunk, k]: the second stage is add_up's.
-@triton.jit(do_not_specialize=SIZES + ["tiles_total", "tiles"])
-def pointwise_conv2d_bwd_weight_kernel(
-    grad, x, gate, scale, shift, partial, partial_bias, H, W, OW, pixel_vectors, c_vectors, k_vectors,
-    tiles_total, tiles, p_stride,
-    PIXEL_VECTOR: tl.constexpr, C_VECTOR: tl.constexpr, K_VECTOR: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr, PRE_ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, TENSOR_CORES: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    pixels = pixel_vectors * PIXEL_VECTOR
-    C = c_vectors * C_VECTOR
-    K = k_vectors * K_VECTOR
-    n_c = tl.cdiv(C, BLOCK_C)
-    n_k = tl.cdiv(K, BLOCK_K)
-    n_p = tl.cdiv(pixels, BLOCK_P)
-    i_c = tl.program_id(0) % n_c
-    i_sum = (tl.program_id(0) // (n_c * n_k)).to(tl.int64)
-    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_k = tl.program_id(0) // n_c % n_k * BLOCK_K + tl.arange(0, BLOCK_K)
-    m_c = o_c < C
-    m_k = o_k < K
-    x_pixels = pixels if STRIDE_H * STRIDE_W == 1 else H * W
-
-    b_scale, b_shift = load_channels(scale, o_c, m_c), load_channels(shift, o_c, m_c)
-    acc = tl.zeros((BLOCK_K, BLOCK_C), partial.dtype.element_ty)
-    sum_g = tl.zeros((BLOCK_K,), partial.dtype.element_ty)
-    first_tile = i_sum.to(tl.int32) * tiles
-    for i_tile in range(first_tile, tl.minimum(first_tile + tiles, tiles_total)):
-        i_n = (i_tile // n_p).to(tl.int64)
-        o_p = i_tile % n_p * BLOCK_P + tl.arange(0, BLOCK_P)
-        m_p = o_p < pixels
-        m_x = m_p[:, None] & m_c[None, :]
-        o_x = sampled(o_p, W, OW, STRIDE_H, STRIDE_W)
-        b_g = tl.load(
-            grad + elements(i_n, o_p, o_k, pixels, K, CHANNELS_LAST), m_p[:, None] & m_k[None, :], 0.0
-        )  # [BP, BK]
-        b_x = tl.load(x + elements(i_n, o_x, o_c, x_pixels, C, CHANNELS_LAST), m_x, 0.0)  # [BP, BC]
-        if gate is not None:  # 0 times an infinite gate is NaN
-            b_x = tl.where(m_x, times_gate(b_x, gate, i_n, o_c, m_c, C), 0.0)
-        if (scale is not None) | (PRE_ACTIVATION != 0):
-            b_x = tl.where(m_p[:, None], enter(b_x, b_scale, b_shift, PRE_ACTIVATION), 0.0)
-        acc = multiply_add(tl.trans(b_g), b_x, acc, TENSOR_CORES)
-        if partial_bias is not None:
-            sum_g += tl.sum(b_g.to(acc.dtype), 0)
-
-    p_out = partial + i_sum * p_stride + ((o_k * C)[:, None] + o_c[None, :])
-    tl.store(p_out, acc, m_k[:, None] & m_c[None, :])
-    if partial_bias is not None:
-        tl.store(partial_bias + i_sum * K + o_k, sum_g, m_k & (i_c == 0))
-
-
 def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last, entering=False):
     """Tile of the forward and input-gradient kernels, for C input and K output channels of the product.
 
@@ -290,56 +177,6 @@ def product_blocks(C, K, image, dtype, on_tensor_cores, channels_last, entering=
     block_c = max(fitting_power(C, 32, (64 if entering else 128) // dtype.itemsize), 16)
     warps = 8 if block_p * block_k >= 4096 else 4
     return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
-
-
-def weight_blocks(C, K, dtype, on_tensor_cores, channels_last, gated):
-    """Tile of the weight-gradient kernel, of the gradient's dtype.
-
-    NCHW's loads of single numbers take registers, and so does what x goes through (`gated`: a gate, a scale and shift,
-    an activation) where products are plain multiplications.
-    """
-    if dtype == torch.float64:
-        return dict(BLOCK_P=16, BLOCK_K=32, BLOCK_C=32, num_warps=8, num_stages=2)
-    if not on_tensor_cores:
-        block_p, warps = (16, 8) if gated else (32, 4)
-        return dict(BLOCK_P=block_p, BLOCK_K=side(K, 64), BLOCK_C=side(C, 64), num_warps=warps, num_stages=3)
-    block_k, block_c = (side(size, 128 if channels_last else 64) for size in (K, C))
-    block_p = (128 if channels_last else 64) // dtype.itemsize
-    warps = 8 if block_k * block_c > 4096 else 4
-    return dict(BLOCK_P=block_p, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=warps, num_stages=3)
-
-
-def side(size, most):
-    """Of a tile of so many channels: one block if `most` allows it, tl.dot's 16 at least."""
-    return max(next_power_of_2(size), 16) if size <= most else fitting_power(size, 64, most)
-
-
-class Geometry:
-    """Pixels as the kernels see them: images and pixels of each, and the constants that go with them."""
-
-    def __init__(self, x, weight, gate, stride):
-        self.x, channels_last = dense(x)
-        self.format = memory_format(channels_last)
-        N, _, H, W = self.x.shape
-        OH, OW, _, _ = output_size((H, W), (1, 1), stride, (0, 0, 0, 0), (1, 1))
-        self.y_shape, self.image = (N, weight.shape[0], OH, OW), OH * OW
-        channels_last |= H * W == 1  # where both formats are one
-        together = channels_last and stride[0] * stride[1] == 1 and gate is None
-        self.images = 1 if together else N
-        self.pixels = N * H * W if together else OH * OW
-        v = 1 if channels_last else vector(self.pixels, x)
-        self.sizes = (H, W, OW, self.pixels // v)
-        self.constants = dict(
-            PIXEL_VECTOR=v, STRIDE_H=stride[0], STRIDE_W=stride[1], CHANNELS_LAST=channels_last,
-        )  # fmt: skip
-
-    def tiles(self, blocks):
-        return self.images * cdiv(self.pixels, blocks["BLOCK_P"])
-
-    def channels(self, C, K):
-        """The arguments that say how many channels there are."""
-        c, k = vector(C, self.x), vector(K, self.x)
-        return (C // c, K // k), dict(C_VECTOR=c, K_VECTOR=k)
 
 
 def forward(x, weight, bias, gate, residual, grad, stride, activation, dtype=None):
@@ -431,45 +268,6 @@ def input_gradient_and_sums(
             vary=("BLOCK_K", "BLOCK_C") if sums_wanted else ("BLOCK_P", "BLOCK_K", "BLOCK_C"),
         )  # fmt: skip
     return grad_x, partial
-
-
-def weight_gradient(grad, x, weight, bias, gate, stride, scale=None, shift=None, pre_activation=0):
-    """(gradient of weight, of bias or None), both from one pass over grad and x."""
-    g = Geometry(x, weight, gate, stride)
-    K, C = weight.shape[:2]
-    on_tensor_cores = tensor_cores(x) and grad.dtype == x.dtype
-    channels_last = g.constants["CHANNELS_LAST"]
-    entering = gate is not None or scale is not None or pre_activation != 0
-    blocks = configuration(
-        pointwise_conv2d_bwd_weight_kernel, grad,
-        lambda: weight_blocks(C, K, grad.dtype, on_tensor_cores, channels_last, entering),
-        C=C, K=K, stride=tuple(stride), gate=entering,
-        channels_last=channels_last, tensor_cores=on_tensor_cores,
-    )  # fmt: skip
-    vectors, constants = g.channels(C, K)
-    programs = cdiv(K, blocks["BLOCK_K"]) * cdiv(C, blocks["BLOCK_C"])  # per chunk of tiles
-    tiles_total = g.tiles(blocks)
-    tiles = max(cdiv(tiles_total * programs, 512), 8)  # of a program: fills a large GPU, yet pays for the partial sums
-    chunks = cdiv(tiles_total, tiles)
-    partial = torch.empty((1, chunks, padded(K * C)), dtype=accumulator(x), device=x.device)
-    partial_bias = None if bias is None else partial.new_empty((1, chunks, K))
-    if gate is not None:
-        gate = gate.to(torch.promote_types(gate.dtype, grad.dtype)).contiguous()
-    grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device)
-    grad_bias = None if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device)
-    with torch.cuda.device_of(x):
-        if chunks:
-            launch(
-                pointwise_conv2d_bwd_weight_kernel, blocks, lambda _: (chunks * programs,),
-                grad.contiguous(memory_format=g.format), g.x.to(grad.dtype),
-                gate, scale, shift, partial, partial_bias,
-                *g.sizes, *vectors, tiles_total, tiles, partial.stride(1), PRE_ACTIVATION=pre_activation,
-                TENSOR_CORES=on_tensor_cores, **constants, **g.constants,
-            )  # fmt: skip
-        add_up(partial, grad_weight)
-        if bias is not None:
-            add_up(partial_bias, grad_bias)
-    return grad_weight, grad_bias
 
 
 def pointwise_conv2d(x, weight, bias, gate, residual, stride, activation):

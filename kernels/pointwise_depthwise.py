@@ -30,7 +30,6 @@ from . import launch as gpu
 from .activation import RELU6, activate, activate_loaded
 from .channels import few_tiles
 from .configurations import configuration, launch
-from .depthwise_conv2d import geometry, hits, strides
 from .launch import (
     cdiv,
     dense,
@@ -42,7 +41,8 @@ from .launch import (
     vector,
 )
 from .packing import accumulator, taps_major
-from .pointwise_conv2d import multiply_add, side, sums_in
+from .products import multiply_add, side, sums_in
+from .spatial import geometry, hits, strides
 
 __all__ = ["pointwise_depthwise", "recompute_pays"]
 

@@ -30,11 +30,13 @@ import triton.language as tl
 from .activation import RELU6, activate
 from .configurations import configuration, launch
 from .conv2d import finish
-from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward, geometry, strides, windows
+from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward, windows
 from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
 from .packing import accumulator, taps_major
-from .pointwise_conv2d import multiply_add, pointwise_conv2d, pointwise_conv2d_backward
+from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_backward
 from .pointwise_depthwise import pointwise_depthwise
+from .products import multiply_add
+from .spatial import geometry, strides
 
 __all__ = ["separable_conv2d", "separable_conv2d_backward"]
 
