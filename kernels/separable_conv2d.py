@@ -240,7 +240,7 @@ def pointwise_depthwise_backward(
     if residual is not None and activation != 0:
         grad = before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation)
         activation = 0
-    grad_residual = torch.empty_like(dense(residual)[0]).copy_(grad) if wanted[5] else None
+    grad_residual = empty_like_x(residual, residual.shape).copy_(grad) if wanted[5] else None
     grad_t, grad_dw_weight, grad_dw_bias = depthwise_conv2d_backward(
         grad, t, dw_weight, dw_bias, stride, padding, dilation, 0, activation, mask(any(first), *second)
     )
