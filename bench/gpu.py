@@ -26,7 +26,7 @@ from cnnfast.ops import can_run
 from . import ops as op_suite
 from . import report
 from .device import Device
-from .gpu_tests import BACKENDS, Deadline, run_tests, verdict
+from .gpu_tests import BACKENDS, Deadline, find_sanitizer, run_tests, verdict
 from .measure import ALLOWED, OURS, Contender, Measurement, Settings, mismatch
 from .models import ModelCase
 from .timing import Call, interleave
@@ -238,7 +238,8 @@ def run_part(
     if part == "tests":
         if tests_folder is None:
             raise ValueError("tests_folder must be the folder of the GPU tests for part 'tests', got None")
-        result |= run_tests(tests_folder, out, deadline, () if device.is_gpu else ("--collect-only", "-qq"))
+        options, sanitizer = ((), find_sanitizer()) if device.is_gpu else (("--collect-only", "-qq"), None)
+        result |= run_tests(tests_folder, out, deadline, options, sanitizer)
     else:
         tests = read(out / "tests.json")
         left_out: list[str] = []

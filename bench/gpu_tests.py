@@ -1,8 +1,11 @@
-"""The tests part of `cnnfast bench gpu`: the suite of tests/gpu, and what it says of an op's kernels."""
+"""The tests part of `cnnfast bench gpu`: the suite of tests/gpu and what it says of an op's kernels; its small shapes
+once more under NVIDIA's compute-sanitizer, on the C++ kernels."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 BACKENDS = ("triton", "cuda")
+TOOLS = ("memcheck", "racecheck", "synccheck")  # of compute-sanitizer: addresses; shared memory; barriers
+SANITIZED = ("-k", "small_shapes and cuda")  # a sanitized kernel takes 10 to 100 times as long
+FOUND = 99  # exit code of a tool that found something
 
 
 class Deadline:
@@ -23,30 +29,76 @@ class Deadline:
         return self.end - time.monotonic()
 
 
-def run_tests(folder: Path, out: Path, deadline: Deadline, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Outcomes of the tests in `folder`, a process a file, all at once; files that the deadline cut off are named."""
-    files = sorted(folder.glob("test_*.py"))
-    logs = {file.stem: out / f"{file.stem}.log" for file in files}
-    processes = []
-    for file in files:
-        command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *options, str(file)]
-        with logs[file.stem].open("w") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder.parents[1]))
-    ended = []
-    for process in processes:
-        try:
-            process.wait(max(deadline.left(), 0))
-            ended.append(True)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            ended.append(False)
+def run_tests(
+    folder: Path, out: Path, deadline: Deadline, options: Sequence[str] = (), sanitizer: Path | None = None
+) -> dict[str, Any]:
+    """Outcomes of the tests in `folder`, a process a file, all at once; files that the deadline cut off are named.
+
+    sanitizer: compute-sanitizer, one process more for each of its TOOLS; without it they are said not to have run.
+    """
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *options]
+
+    def start(command: Sequence[str | Path], log: Path, **environment: str) -> subprocess.Popen:
+        with log.open("w") as file:
+            return subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, cwd=folder.parents[1], env=os.environ | environment
+            )
+
+    logs = {file.stem: out / f"{file.stem}.log" for file in sorted(folder.glob("test_*.py"))}
+    processes = {stem: start([*pytest, folder / f"{stem}.py"], log) for stem, log in logs.items()}
+    tools = dict.fromkeys(TOOLS, "not run: compute-sanitizer is neither on PATH nor in CUDA_HOME")
+    if sanitizer is not None:
+        # Without PyTorch's cache of memory an access beyond a tensor is one beyond an allocation.
+        sanitized = {
+            tool: start([*sanitize(sanitizer, tool), *pytest, *SANITIZED, folder], out / f"{tool}.log",
+                        PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            for tool in TOOLS
+        }  # fmt: skip
+    ended = {stem: end(process, deadline) is not None for stem, process in processes.items()}
+    if sanitizer is not None:
+        codes = {tool: end(process, deadline) for tool, process in sanitized.items()}
+        tools = {tool: found(code, (out / f"{tool}.log").read_text(errors="replace")) for tool, code in codes.items()}
     outcomes = {stem: outcomes_of(log.read_text(errors="replace")) for stem, log in logs.items()}
     return {
         "outcomes": outcomes,
-        "unfinished": [file.stem for file, end in zip(files, ended, strict=True) if not end],
+        "unfinished": [stem for stem, in_time in ended.items() if not in_time],
         "counts": {stem: counts(by_test) for stem, by_test in outcomes.items()},
+        "compute_sanitizer": tools,
     }
+
+
+def end(process: subprocess.Popen, deadline: Deadline) -> int | None:
+    """Its exit code; None for one that the deadline cut off."""
+    try:
+        return process.wait(max(deadline.left(), 0))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
+
+
+def find_sanitizer() -> Path | None:
+    """compute-sanitizer, which comes with the CUDA toolkit."""
+    folders = [os.environ.get("PATH", ""), *(f"{root}/bin" for root in (os.environ.get("CUDA_HOME"),) if root)]
+    command = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    return Path(command) if command else None
+
+
+def sanitize(sanitizer: Path, tool: str) -> list[str | Path]:
+    """What to put before a command."""
+    return [sanitizer, "--tool", tool, "--kernel-name", "kns=cnnfast", "--error-exitcode", str(FOUND)]
+
+
+def found(code: int | None, log: str) -> str:
+    """What a tool's run says, by its exit code: the tool's, or pytest's where it found nothing."""
+    if code == FOUND:
+        return "errors"
+    if code is None:
+        return "cut off"
+    passed = counts(outcomes_of(log)).get("passed", 0)
+    if code != 0:
+        return f"failed with exit code {code}"
+    return f"clean, {passed} tests" if passed else "not run: no test of a C++ kernel ran"
 
 
 def outcomes_of(log: str) -> dict[str, str]:

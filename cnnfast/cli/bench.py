@@ -93,7 +93,10 @@ def _run_gpu(args: argparse.Namespace) -> int:
                 f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items()) or 'none ran'}"
             )
         console.print(*[f"{name}: cut off after {args.minutes} minutes" for name in result["unfinished"]], sep="\n")
+        sanitized = result["compute_sanitizer"]
+        console.print(*[f"compute-sanitizer {tool}: {found}" for tool, found in sanitized.items()], sep="\n")
         failed = any(counts.get("failed", 0) + counts.get("error", 0) for counts in result["counts"].values())
+        failed |= any(found.startswith(("errors", "failed")) for found in sanitized.values())
     else:
         report.print_report(
             rows, gpu.PEERS, f"{result['device']['name']}; ratios: cnnfast's speed to the peer's", console

@@ -52,6 +52,19 @@ def test_rehearsal_of_the_models(tmp_path, capsys):
     assert set(row["timings"]) == {OURS, *gpu.PEERS}
 
 
+class OnceLogged(gpu_tests.Deadline):
+    """Ends soon after each log, by its stem, says what it should; a minute later at the latest."""
+
+    def __init__(self, folder, wanted):
+        super().__init__(60)
+        self.wanted = {folder / f"{stem}.log": text for stem, text in wanted.items()}
+
+    def left(self):
+        while super().left() > 0 and not all(text in log.read_text() for log, text in self.wanted.items()):
+            time.sleep(0.1)
+        return 3
+
+
 def test_rehearsal_of_the_tests(tmp_path, capsys):
     folder = tmp_path / "tests/gpu"
     folder.mkdir(parents=True)
@@ -63,14 +76,59 @@ def test_rehearsal_of_the_tests(tmp_path, capsys):
         "import time\ndef test_fast(): pass\ndef test_forever():\n    time.sleep(60)\n"
     )
     start = time.monotonic()
-    result = gpu_tests.run_tests(folder, tmp_path, gpu_tests.Deadline(8))
-    assert time.monotonic() - start < 30
+    logs = {"test_depthwise_conv2d": "1 failed, 1 passed in", "test_slow_op": "test_fast PASSED"}
+    result = gpu_tests.run_tests(folder, tmp_path, OnceLogged(tmp_path, logs))
+    assert time.monotonic() - start < 60
     assert result["counts"] == {"test_depthwise_conv2d": {"failed": 1, "passed": 1}, "test_slow_op": {"passed": 1}}
     assert result["unfinished"] == ["test_slow_op"]
+    assert set(result["compute_sanitizer"]) == {"memcheck", "racecheck", "synccheck"}
+    assert all(said.startswith("not run") for said in result["compute_sanitizer"].values())
     assert gpu.verdict(result, "depthwise_conv2d", "triton") == "red"
     assert gpu.verdict(result, "depthwise_conv2d", "cuda") == "green"
     assert gpu.verdict(result, "slow_op", "triton") == "green"
     assert gpu.verdict(result, "pointwise_conv2d", "triton") == gpu.verdict(None, "slow_op", "cuda") == "not run"
+
+
+SANITIZER = """#!/bin/sh
+# Runs what it is told to sanitize; each tool ends in its own way.
+[ "$1 $3 $4 $5 $6" = "--tool --kernel-name kns=cnnfast --error-exitcode 99" ] || exit 3
+tool=$2; shift 6
+[ $tool = synccheck ] && sleep 60
+"$@" || exit 1
+[ $PYTORCH_NO_CUDA_MEMORY_CACHING = 1 ] || exit 4
+[ $tool = racecheck ] && exit 99
+exit 0
+"""
+
+
+def test_compute_sanitizer(tmp_path, monkeypatch):
+    folder = tmp_path / "tests/gpu"
+    folder.mkdir(parents=True)
+    (folder / "test_an_op.py").write_text(
+        "import os, pytest\n@pytest.mark.parametrize('backend', ['triton', 'cuda'])\ndef test_small_shapes(backend):\n"
+        "    assert backend == 'cuda' or 'PYTORCH_NO_CUDA_MEMORY_CACHING' not in os.environ\n"
+        "def test_networks(): assert 'PYTORCH_NO_CUDA_MEMORY_CACHING' not in os.environ\n"
+    )
+    tool = tmp_path / "bin/compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert gpu_tests.find_sanitizer() is None
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu_tests.find_sanitizer() == tool
+    logs = {"test_an_op": "3 passed", "memcheck": "1 passed", "racecheck": "1 passed"}
+    result = gpu_tests.run_tests(folder, tmp_path, OnceLogged(tmp_path, logs), sanitizer=tool)
+    assert result["counts"] == {"test_an_op": {"passed": 3}}
+    said = {"memcheck": "clean, 1 tests", "racecheck": "errors", "synccheck": "cut off"}
+    assert result["compute_sanitizer"] == said
+
+
+def test_what_the_sanitizer_says():
+    assert gpu_tests.found(0, "t.py::test_small_shapes[cuda] SKIPPED") == "not run: no test of a C++ kernel ran"
+    assert gpu_tests.found(0, "t.py::test_small_shapes[cuda] PASSED") == "clean, 1 tests"
+    assert gpu_tests.found(1, "t.py::test_small_shapes[cuda] FAILED") == "failed with exit code 1"
 
 
 @pytest.mark.slow
