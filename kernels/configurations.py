@@ -139,6 +139,7 @@ NARROW = Row(("ampere", "small", "hopper", "blackwell"), curved_slope, dict(BLOC
 # A row or two fewer of four: ptxas wants 128 registers (168), and spills the 8 bytes that are over.
 THREE_ROWS = Row(("ampere",), small_filter("float32"), dict(BLOCK_H=3))
 TWO_ROWS = Row(("blackwell",), small_filter("float16"), dict(BLOCK_H=2))
+ONE_ROW = Row(("hopper",), small_filter("float64"), dict(BLOCK_H=1))
 # 98-128 registers a thread; by four warps all 255, and 8 bytes spilled.
 EIGHT_WARPS = Row(("ampere", "small", "hopper", "blackwell"), large_filter_and_sums, dict(num_warps=8))
 # Half of the formula's three stages in LDS, 32 of 64 KiB: two programs share a compute unit.
@@ -148,7 +149,7 @@ SMALL_PRODUCTS = Row(("amd",), on_tensor_cores, dict(matrix_instr_nonkdim=16))
 
 # By kernel; the first row that fits. From resources (docs/kernels.md), not timed: `cnnfast tune` is what times.
 TABLE = {
-    "depthwise_conv2d_bwd_weight_kernel": (THREE_ROWS, TWO_ROWS),
+    "depthwise_conv2d_bwd_weight_kernel": (THREE_ROWS, TWO_ROWS, ONE_ROW),
     "pointwise_conv2d_fwd_kernel": (NARROW, WIDE, SHALLOW, TWO_STAGES),
     "pointwise_conv2d_bwd_input_kernel": (WIDE, TWO_STAGES),
     "pointwise_conv2d_bwd_weight_kernel": (TWO_STAGES,),
