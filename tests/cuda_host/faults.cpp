@@ -7,7 +7,7 @@
 #include <map>
 #include <string_view>
 
-#include "../../csrc/cuda/device.cuh"
+#include "cuda/device.cuh"
 
 using namespace cnnfast::cuda;
 

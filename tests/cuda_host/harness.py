@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,10 @@ from build_backend.cuda import find_nvcc
 from build_backend.toolchain import ROOT, find_compiler, require_torch
 
 HERE = Path(__file__).parent
-FORWARD, REVERSE = 1, 2  # host::Order
+CSRC = ROOT / "csrc"
+BUILT = ROOT / "build" / "cuda_host"
+OPS = sorted(source.stem for source in (HERE / "library").glob("*.cpp"))
+THREADS, FORWARD, REVERSE = 0, 1, 2  # host::Order
 
 GCC = ("-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-pthread")
 ASAN = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -40,81 +45,94 @@ def toolkit() -> Path | None:
 needs_toolkit = pytest.mark.skipif(toolkit() is None, reason="no CUDA toolkit: cuda_fp16.h and cuda_bf16.h are its")
 
 
-def library_flags() -> tuple[str, ...]:
-    torch_root = require_torch().root
-    return ("-O1", *STABLE_ABI, f"-isystem{torch_root / 'include'}", "-fPIC", "-shared", f"-L{torch_root / 'lib'}")
-
-
-def gcc(source: str, *flags: str) -> Callable[[], Path]:
+def gcc(source: str, *flags: str, csrc: Path = CSRC) -> Callable[[], Path]:
     last = ["-ltorch_cpu", "-lc10"] if "-shared" in flags else []
-    include = f"-isystem{toolkit() / 'include'}"
-    return lambda: build([*find_compiler().command, *GCC, *flags, include], HERE / source, last)
+    system = f"-isystem{toolkit() / 'include'}"
+    return lambda: build([*find_compiler().command, *GCC, *flags, system], HERE / source, last, csrc)
 
 
-def nvcc(arch: str, dtype: str) -> Callable[[], Path]:
+def host_library(op: str, name: str = "cnnfast_cuda_host", csrc: Path = CSRC) -> Callable[[], Path]:
+    torch_root = require_torch().root
+    include, link = f"-isystem{torch_root / 'include'}", f"-L{torch_root / 'lib'}"
+    flags = ("-O1", *STABLE_ABI, include, "-fPIC", "-fvisibility=hidden", "-shared", link, f"-DCNNFAST_HOST={name}")
+    return gcc(f"library/{op}.cpp", *flags, csrc=csrc)
+
+
+def nvcc(op: str, arch: str, dtype: str) -> Callable[[], Path]:
     target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    return lambda: build([str(find_nvcc()), *NVCC, target, f"-DTYPE={TYPES[dtype]}"], HERE / "instances.cu", [])
+    command = [str(find_nvcc()), *NVCC, target, f"-DTYPE={TYPES[dtype]}"]
+    return lambda: build(command, HERE / "instances" / f"{op}.cu", [])
 
 
-def builds() -> dict[str, Callable[[], Path]]:
-    """All that the tests build by default, the longest first."""
+def builds(op: str) -> dict[str, Callable[[], Path]]:
+    """All that an op's tests build by default, the longest first. "harness": what the harness's own tests build."""
+    if op == "harness":
+        return {
+            "faults": gcc("faults.cpp", "-O0"),
+            "asan": gcc("faults.cpp", *ASAN),
+            "tsan": gcc("faults.cpp", *TSAN),
+        }
     return {
-        "library": gcc("depthwise_conv2d.cpp", *library_flags()),
-        **{f"{dtype} sm_{arch}": nvcc(arch, dtype) for dtype, arch in NVCC_QUICK},
-        "sanitized asan": gcc("sanitized.cpp", *ASAN),
-        "sanitized tsan": gcc("sanitized.cpp", *TSAN),
-        "faults": gcc("faults.cpp", "-O0"),
-        "faults asan": gcc("faults.cpp", *ASAN),
-        "faults tsan": gcc("faults.cpp", *TSAN),
+        "library": host_library(op),
+        **{f"{dtype} sm_{arch}": nvcc(op, arch, dtype) for dtype, arch in NVCC_QUICK},
+        "asan": gcc(f"sanitized/{op}.cpp", *ASAN),
     }
 
 
+_pool = ThreadPoolExecutor(2)
+
+
 @functools.cache
-def _started() -> dict[str, Future]:
-    pool = ThreadPoolExecutor(2)
-    return {name: pool.submit(make) for name, make in builds().items()}
+def start(op: str) -> dict[str, Future]:
+    """Starts the op's builds, two at a time; conftest.py does so for all ops whose tests will run."""
+    return {name: _pool.submit(make) for name, make in builds(op).items()}
 
 
-def built(name: str) -> Path:
-    """The first call starts all builds, two at a time; each waits for its own."""
-    return _started()[name].result()
+def built(op: str, name: str) -> Path:
+    return start(op)[name].result()
 
 
-def build(command: list[str], source: Path, last: list[str]) -> Path:
+INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
+
+
+def included(source: Path, folders: list[Path], found: dict[Path, bytes]) -> None:
+    """Adds to `found` the file and all that it includes by "name", however far down."""
+    if source in found:
+        return
+    found[source] = source.read_bytes()
+    for name in INCLUDE.findall(found[source].decode()):
+        file = next(
+            (file for folder in (source.parent, *folders) if (file := (folder / name).resolve()).exists()), None
+        )
+        assert file, f"{source} includes {name}, which is not there"
+        included(file, folders, found)
+
+
+def build(command: list[str], source: Path, last: list[str], csrc: Path = CSRC) -> Path:
     """Runs the command for the source, unless that was done before; what it said lies beside the result as .log."""
+    files: dict[Path, bytes] = {}
+    included(source, [HERE, csrc], files)
     digest = hashlib.sha256(f"{find_compiler().version} {command} {last}".encode())
-    for file in sorted(
-        [*HERE.glob("*.h"), *HERE.glob("*.c*"), *(ROOT / "csrc/cuda").rglob("*"), ROOT / "csrc/packing.h"]
-    ):
-        if file.is_file():
-            digest.update(file.read_bytes())
-    made = ROOT / "build" / "cuda_host" / f"{source.stem}-{digest.hexdigest()[:16]}"
+    for file in sorted(files):
+        digest.update(files[file])
+    made = BUILT / f"{source.parent.name}-{source.stem}-{digest.hexdigest()[:16]}"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         partial = made.with_name(f"{made.name}.{os.getpid()}")
-        done = subprocess.run([*command, str(source), "-o", str(partial), *last], capture_output=True, text=True)
+        whole = [*command, f"-I{HERE}", f"-I{csrc}", str(source), "-o", str(partial), *last]
+        done = subprocess.run(whole, capture_output=True, text=True)
         assert done.returncode == 0, f"{source.name} does not compile:\n{done.stderr[-4000:]}"
         made.with_suffix(".log").write_text(done.stderr)
         partial.replace(made)
     return made
 
 
-class Promise(NamedTuple):
-    """What the header of a vectorised kernel promises."""
-
-    strip: int
-    loads_per_strip: int
-    sectors_per_request: int
-    registers: int
-
-
 class HostLibrary:
-    """torch.ops.cnnfast_cuda_host, and what was run and counted."""
+    """torch.ops.cnnfast_cuda_host, of which this op's functions are loaded, and what was run and counted."""
 
-    def __init__(self) -> None:
-        path = built("library")
+    def __init__(self, path: Path, name: str = "cnnfast_cuda_host") -> None:
         torch.ops.load_library(path)
-        self.ops = torch.ops.cnnfast_cuda_host
+        self.ops = getattr(torch.ops, name)
         self.c = ctypes.CDLL(str(path))
         for text in (self.c.host_kernels_run, self.c.host_stop_counting, self.c.host_promises):
             text.restype = ctypes.c_char_p
@@ -133,10 +151,13 @@ class HostLibrary:
         """Whether a kernel called fail() since the last call."""
         return self.c.host_trapped()
 
-    def promises(self) -> dict[tuple[str, int, int], Promise]:
-        """By kernel, kernel size and stride."""
-        rows = [line.split() for line in self.c.host_promises().decode().splitlines()]
-        return {(name, int(k), int(s)): Promise(*map(int, rest)) for name, k, s, *rest in rows}
+    def promises(self) -> dict[tuple, SimpleNamespace]:
+        """What the kernels' headers promise, by kernel and the ints of its template."""
+        found = {}
+        for kernel, *words in (line.split() for line in self.c.host_promises().decode().splitlines()):
+            key = (kernel, *(int(word) for word in words if "=" not in word))
+            found[key] = SimpleNamespace(**{k: int(v) for k, v in (word.split("=") for word in words if "=" in word)})
+        return found
 
     def count(self, run, **tensors: torch.Tensor) -> list[dict]:
         """What each launch of run() did to the named tensors ("load x", ...), to "unnamed" and to "shared" memory."""
@@ -150,5 +171,18 @@ class HostLibrary:
 
 
 @functools.cache
-def library() -> HostLibrary:
-    return HostLibrary()
+def library(op: str) -> HostLibrary:
+    return HostLibrary(built(op, "library"))
+
+
+def faulty_library(op: str, file: str, sound: str, fault: str) -> HostLibrary:
+    """The op's library with a fault planted in csrc/cuda/<file>, where `sound` stands once."""
+    text = (CSRC / "cuda" / file).read_text()
+    assert text.count(sound) == 1, f"{file} has {sound!r} {text.count(sound)} times"
+    name = "cnnfast_fault_" + hashlib.sha256(f"{file} {sound} {fault}".encode()).hexdigest()[:12]
+    copy = BUILT / name
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(CSRC / "cuda", copy / "cuda")
+    shutil.copy(CSRC / "packing.h", copy)
+    (copy / "cuda" / file).write_text(text.replace(sound, fault))
+    return HostLibrary(host_library(op, name, copy)(), name)

@@ -9,7 +9,7 @@ import contextlib
 import pytest
 import torch
 from cuda_host import harness
-from cuda_host.cases import (
+from cuda_host.cases.depthwise_conv2d import (
     DTYPES,
     EMPTY,
     FORMATS,

@@ -6,7 +6,7 @@ Fails when a packing is read wrongly or a foreign one is taken, or when bad argu
 import pytest
 import torch
 from cuda_host import harness
-from cuda_host.cases import DTYPES, GENERIC, VECTORIZED, geometry, run, tensors_of
+from cuda_host.cases.depthwise_conv2d import DTYPES, GENERIC, VECTORIZED, geometry, run, tensors_of
 from numerics import fresh_generator
 
 pytestmark = [harness.needs_toolkit, pytest.mark.usefixtures("nan_outputs", "forward_order")]

@@ -1,40 +1,9 @@
 // The kernels of csrc/cuda/depthwise_conv2d.cuh on one host thread per CUDA thread, to be built with a sanitizer: forward,
 // both gradients and the packed form, vectorised and generic, on small problems with every kind of edge. Their results
 // are compared with each other's here; with the reference in test_depthwise_conv2d.py.
-#include "cuda_host.h"
+#include "sanitized.h"
 
-#include <cmath>
-#include <cstdio>
-
-#include "../../csrc/cuda/depthwise_conv2d.cuh"
-
-using namespace cnnfast;
-using namespace cnnfast::cuda;
-
-// Exactly as large as asked for, aligned as the GPU's allocator aligns, NaN-filled.
-template <class T>
-struct Buffer {
-  explicit Buffer(int64_t count) : count(count) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 256, count * sizeof(T)) != 0) std::abort();
-    data.reset(static_cast<T*>(memory));
-    for (int64_t i = 0; i < count; ++i) get()[i] = narrow<T>(std::numeric_limits<Accumulate<T>>::quiet_NaN());
-  }
-  T* get() const { return data.get(); }
-  int64_t count;
-  std::unique_ptr<T, host::Free> data;
-};
-
-unsigned state = 1;
-template <class T>
-Buffer<T> integers(int64_t count) {  // -3 to 3: sums are exact, in any order
-  Buffer<T> b(count);
-  for (int64_t i = 0; i < count; ++i) {
-    state = state * 1664525 + 1013904223;
-    b.get()[i] = narrow<T>(static_cast<float>(state >> 16) - (state >> 16) / 7 * 7.0f - 3);
-  }
-  return b;
-}
+#include "cuda/depthwise_conv2d.cuh"
 
 template <class T>
 struct Results {
@@ -75,17 +44,6 @@ Buffer<T> run_packed(const DepthwiseShape& s, const Buffer<T>& x, const Buffer<T
   return y;
 }
 
-template <class T>
-bool equal(const char* name, const Buffer<T>& a, const Buffer<T>& b) {
-  for (int64_t i = 0; i < a.count; ++i)
-    if (!(widen(a.get()[i]) == widen(b.get()[i]))) {
-      std::printf("%s[%ld] is %g in the one, %g in the other\n", name, static_cast<long>(i), double(widen(a.get()[i])),
-                  double(widen(b.get()[i])));
-      return false;
-    }
-  return true;
-}
-
 // The vectorised kernels' results against the generic ones'.
 template <class T>
 bool check(int channels, int height, int width, int k, int stride, int pad_before, int pad_after) {
@@ -117,13 +75,4 @@ bool check_all() {
          check<T>(34 * kVec<T>, 2, 3, 3, 2, 1, 0);
 }
 
-int main() {
-  host::settings.order = host::Order::threads;
-#ifdef __SANITIZE_THREAD__  // slow, and what races doesn't depend on the type
-  const bool right = check_all<__nv_bfloat16>();
-#else
-  const bool right = check_all<float>() && check_all<__nv_bfloat16>();
-#endif
-  std::printf(right ? "all equal\n" : "not equal\n");
-  return !right;
-}
+SANITIZED_MAIN(check_all)

@@ -34,8 +34,8 @@ def spans(total, block):
 
 @pytest.mark.parametrize("dtype", CHANNELS, ids=str)
 @pytest.mark.parametrize(("k", "s"), SHAPES)
-def test_forward(dtype, k, s):
-    host, channels = harness.library(), CHANNELS[dtype]
+def test_forward(host, dtype, k, s):
+    channels = CHANNELS[dtype]
     promise = host.promises()["depthwise_conv2d_forward_kernel", k, s]
     rows, columns = 3, 8
     x = draw(2, channels, (rows - 1) * s + k, (columns - 1) * s + k, dtype)  # no padding: every load is made
@@ -62,8 +62,8 @@ def test_forward(dtype, k, s):
 
 @pytest.mark.parametrize("dtype", CHANNELS, ids=str)
 @pytest.mark.parametrize(("k", "s"), SHAPES)
-def test_input_gradient(dtype, k, s):
-    host, channels = harness.library(), CHANNELS[dtype]
+def test_input_gradient(host, dtype, k, s):
+    channels = CHANNELS[dtype]
     promise = host.promises()["depthwise_conv2d_input_gradient_kernel", k, s]
     x = draw(1, channels, 8, 8, dtype)
     pad = k // 2
@@ -90,8 +90,8 @@ def test_input_gradient(dtype, k, s):
 
 @pytest.mark.parametrize("dtype", CHANNELS, ids=str)
 @pytest.mark.parametrize(("k", "s"), SHAPES)
-def test_weight_gradient(dtype, k, s):
-    host, channels = harness.library(), CHANNELS[dtype]
+def test_weight_gradient(host, dtype, k, s):
+    channels = CHANNELS[dtype]
     promise = host.promises()["depthwise_conv2d_weight_gradient_kernel", k, s]
     rows, columns = 3, 12
     x = draw(2, channels, (rows - 1) * s + k, (columns - 1) * s + k, dtype)
@@ -120,9 +120,8 @@ def test_weight_gradient(dtype, k, s):
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 12, 16, 24])
-def test_fewer_lanes_than_a_warp(lanes):
+def test_fewer_lanes_than_a_warp(host, lanes):
     """Narrow layers: warps span strips. Sectors stay whole, and the banks free wherever the header says so."""
-    host = harness.library()
     channels = lanes * 8
     x, weight = draw(1, channels, 10, 18, torch.bfloat16), torch.randn(channels, 1, 3, 3).bfloat16()
     [launch] = host.count(lambda: host.ops.depthwise_conv2d(x, weight, None, [1, 1], [0] * 4, [1, 1], 0, 0), x=x)
