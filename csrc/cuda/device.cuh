@@ -150,6 +150,13 @@ __device__ inline float min_nan(float a, float b) {
 __device__ inline double max_nan(double a, double b) { return a != a || a > b ? a : b; }
 __device__ inline double min_nan(double a, double b) { return a != a || a < b ? a : b; }
 
+// 1 / x, wrong by one unit in the last place at most; 0 where it would be below 2^-126.
+__device__ inline float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Ends the launch with an error that the next synchronising call reports: for what only the device can see.
 __device__ inline void fail() { __trap(); }
 

@@ -16,6 +16,7 @@
 #include <vector_types.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -110,6 +111,11 @@ A max_nan(A a, A b) {
 template <class A>
 A min_nan(A a, A b) {
   return a != a || a < b ? a : b;
+}
+
+inline float reciprocal(float x) {
+  const float result = 1 / x;
+  return std::abs(result) < std::numeric_limits<float>::min() ? std::copysign(0.0f, result) : result;
 }
 
 inline void fail() { host::trapped = true; }

@@ -1,17 +1,14 @@
 // What the depthwise_conv2d kernels share: the problem, the launch geometry of the vectorised ones, weights in shared
-// memory, activations.
+// memory.
 #pragma once
 #include <cstddef>
 #include <stdexcept>
 #include <string>
 
 #include "../../packing.h"
-#include "../device.cuh"
+#include "../activation.cuh"
 
 namespace cnnfast::cuda {
-
-// The codes of cnnfast.ops.activations.
-enum Activation : int { kIdentity = 0, kRelu = 1, kRelu6 = 2 };
 
 struct DepthwiseShape {
   int64_t batch;
@@ -112,27 +109,6 @@ __device__ inline void check_packed(const PackedCheck& check) {
       header.itemsize != expected.itemsize || header.out_channels != expected.out_channels ||
       header.kernel_h != expected.kernel_h || header.kernel_w != expected.kernel_w)
     fail();
-}
-
-// Applied to all values of a vector at once, so that the (uniform) branch is taken once a vector.
-template <class A, int n>
-__device__ inline void activate(A (&v)[n], int activation) {
-  if (activation == kIdentity) return;
-#pragma unroll
-  for (int i = 0; i < n; ++i) v[i] = max_nan(v[i], A(0));
-  if (activation == kRelu6) {
-#pragma unroll
-    for (int i = 0; i < n; ++i) v[i] = min_nan(v[i], A(6));
-  }
-}
-
-// Zeroes the gradient where the activation's input z is in a flat part; at a NaN it passes, as PyTorch's does.
-template <class A, int n>
-__device__ inline void mask_gradient(A (&gradient)[n], const A (&z)[n], int activation) {
-  if (activation == kIdentity) return;
-#pragma unroll
-  for (int i = 0; i < n; ++i)
-    if (z[i] <= A(0) || (activation == kRelu6 && z[i] >= A(6))) gradient[i] = A(0);
 }
 
 template <class T>

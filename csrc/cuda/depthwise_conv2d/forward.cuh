@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, (ForwardTraits<K, S>::kMinBlocks))
       for (int j = 0; j < kColumns; ++j) {
         float v[kVec<T>];
         widen<T>(v, x[j]);
-        activate(v, a.pre_activation);
+        activate_clamp(v, a.pre_activation);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           if (j < k || (j - k) % S != 0 || (j - k) / S >= kStrip) continue;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, (ForwardTraits<K, S>::kMinBlocks))
         mask_gradient(gradient, sum[o], a.activation);
         global_store(a.y, at, narrow_vec<T>(gradient));
       } else {
-        activate(sum[o], a.activation);
+        activate_clamp(sum[o], a.activation);
         global_store(a.y, at, narrow_vec<T>(sum[o]));
       }
     }

@@ -50,7 +50,7 @@ __host__ __device__ inline ImageLayout output_layout(const DepthwiseShape& s) {
 template <class T>
 __device__ inline Accumulate<T> load_activated(const T* x, int64_t at, int activation) {
   Accumulate<T> v[1] = {widen(global_load<T>(x, at))};
-  activate(v, activation);
+  activate_clamp(v, activation);
   return v[0];
 }
 
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 4) depthwise_conv2d_forward_generic_
       mask_gradient(gradient, sum, a.activation);
       global_store(a.y, i, narrow<T>(gradient[0]));
     } else {
-      activate(sum, a.activation);
+      activate_clamp(sum, a.activation);
       global_store(a.y, i, narrow<T>(sum[0]));
     }
   }

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, (WeightGradientTraits<K, S>::kMinBlo
       for (int j = 0; j < kColumns; ++j) {
         float v[kVec<T>];
         widen<T>(v, x[j]);
-        activate(v, a.pre_activation);
+        activate_clamp(v, a.pre_activation);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           if (j < k || (j - k) % S != 0 || (j - k) / S >= kStrip) continue;
