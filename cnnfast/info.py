@@ -55,10 +55,7 @@ def op_facts() -> dict:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     facts: dict = {}
     for op in OPS:
-        takes = {
-            device: None if backends.can_run(op, "auto", device) else backends.choose(op, "auto", device)
-            for device in devices
-        }
+        takes = {device: " or ".join(backends.available(op, device)) or None for device in devices}
         reasons = {name: backends.can_run(op, name) for name in backends.BACKENDS}
         facts[op] = {"takes": takes, "why_not": {name: why for name, why in reasons.items() if why}}
     return facts

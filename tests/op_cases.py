@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from numerics import LAYOUTS, assert_close_by_policy, channel_scales, draw
+from numerics import LAYOUTS, assert_close_by_policy, channel_scales, draw, fresh_generator
 from torch import Tensor
 
 import cnnfast.ops
@@ -201,6 +201,18 @@ def arguments_of(overload: Any, tensors: dict[str, Tensor], options: dict[str, A
     values["dilation"] = values.get("dilation", [1, 1])
     values |= {name: options[name] for name in ("out_channels", "expanded_channels") if name in options}
     return tuple(values.get(a.name) for a in overload._schema.arguments if a.name != "backend")
+
+
+def schema_arguments(case: Case, name: str) -> list[Any]:
+    """The positional arguments of torch.ops.cnnfast.<name> for this case."""
+    options = {**case.options, **(case.packed_options if name.endswith("_packed") else {})}
+    values = dict(case.tensors)
+    if "packed" in name:
+        values["packed"] = case.pack()
+    if "backward" in name:
+        values["grad"] = draw(fresh_generator(), case.run().shape, case.x.dtype)
+        values = {key: v.detach() if isinstance(v, Tensor) else v for key, v in values.items()}
+    return arguments_of(getattr(torch.ops.cnnfast, name).default, values, options)
 
 
 def drawn_away_from_kinks(make_case: Callable[[], Case]) -> Case:

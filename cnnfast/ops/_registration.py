@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnfast import _library
-from cnnfast.ops import activations, backends
+from cnnfast.ops import backends, cuda_kernels
 
 assert _library  # the schemas are loaded
 library = torch.library.Library("cnnfast", "IMPL")
@@ -137,19 +137,15 @@ def register_cuda(op: str, packed: bool = False) -> None:
 
 
 def _cuda_kernel(op: str, name: str) -> Callable:
-    arguments = getattr(torch.ops.cnnfast, name).default._schema.arguments
-    backend_position = len(arguments) - 1
-    activation_names = {i: a.name for i, a in enumerate(arguments) if a.name.endswith("activation")}
+    names = [argument.name for argument in getattr(torch.ops.cnnfast, name).default._schema.arguments]
+    backend_position = len(names) - 1
 
     def kernel(*args: Any) -> Any:
         backend = backends.NAMES[args[backend_position] if len(args) > backend_position else 0]  # a default is dropped
         args = args[:backend_position]
-        if backend == "auto" and any(args[i] > activations.LAST_IN_CUDA for i in activation_names):
-            backend = "triton"
-        if backends.choose(name.removesuffix("_backward"), backend, "cuda") == "cuda":
-            for i, argument in activation_names.items():
-                activations.check_in_cuda(argument, args[i])
-            return getattr(torch.ops.cnnfast_cuda, name)(*args)
+        if backends.choose_on_gpu(op, name, backend, dict(zip(names, args, strict=False))) == "cuda":
+            tf32 = (cuda_kernels.tf32(),) if op in cuda_kernels.TAKES_TF32 else ()
+            return getattr(torch.ops.cnnfast_cuda, name)(*args, *tf32)
         return getattr(importlib.import_module(backends.triton_module(op)), name)(*args)
 
     return kernel

@@ -14,9 +14,8 @@ CODES: dict[str | None, int] = {
     "gelu": 5,
     "tanh": 6,
 }
-LAST_IN_CUDA = 2  # the CUDA C++ kernels have no others yet; Triton's have all
 
-__all__ = ["CODES", "FUNCTIONS", "check_in_cuda", "code"]
+__all__ = ["CODES", "FUNCTIONS", "code"]
 
 
 def code(name: str, activation: str | None) -> int:
@@ -25,11 +24,3 @@ def code(name: str, activation: str | None) -> int:
         return CODES[activation]
     except (KeyError, TypeError):  # TypeError: not hashable
         raise ValueError(f"{name} must be one of {', '.join(map(repr, CODES))}, got {activation!r}") from None
-
-
-def check_in_cuda(name: str, code: int) -> None:
-    """Raises for an activation that the CUDA C++ kernels lack."""
-    if code > LAST_IN_CUDA:
-        names = {value: key for key, value in CODES.items()}
-        known = ", ".join(repr(key) for key, value in CODES.items() if value <= LAST_IN_CUDA)
-        raise ValueError(f"{name} must be one of {known} with backend 'cuda', got {names[code]!r}")

@@ -1,8 +1,8 @@
 """Which backend runs an op where: the one table, the reasons against each, the choice.
 
-`auto` takes the first of `PREFERENCE` that can run; where none can, and where a backend named by the user can't, the
-call raises with every reason. There is no silent fallback: `backend="reference"` (plain torch) has to be asked for.
-CNNFAST_LOG=1 prints each choice once.
+`auto` takes the first of `PREFERENCE` that can run, on a GPU the one that cuda_kernels.py prefers for the arguments;
+where none can, and where a backend named by the user can't, the call raises with every reason. There is no silent
+fallback: `backend="reference"` (plain torch) has to be asked for. CNNFAST_LOG=1 prints each choice once.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import functools
 import importlib.util
 import os
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnnfast import _library
+from cnnfast.ops import cuda_kernels
 
 CODES = {"auto": 0, "cpu": 1, "cuda": 2, "triton": 3}  # the schemas'
 NAMES = tuple(CODES)
@@ -36,7 +38,7 @@ OPS = (
 PACKED_ON_GPU = ("depthwise_conv2d", "depthwise_conv2d_squeeze")
 REFERENCE = -1  # never reaches a schema
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-# By the device of x, best first. cuda before triton: no measurement yet (docs/predictions.md will hold it).
+# By the device of x.
 PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # where each backend's tensors live
 
@@ -57,9 +59,18 @@ def can_run(op: str, backend: str = "auto", x: Tensor | torch.device | str | Non
     return _reasons(op, backend, x.device.type if isinstance(x, Tensor) else torch.device(x).type)
 
 
-@functools.cache  # an exception is not kept; a choice is logged once
+@functools.cache
+def available(op: str, device_type: str) -> tuple[str, ...]:
+    """The backends among which `auto` chooses for tensors on `device_type`."""
+    return tuple(name for name in PREFERENCE.get(device_type, ()) if not _reasons(op, name, device_type))
+
+
+@functools.cache  # an exception is not kept
 def choose(op: str, backend: str, device_type: str) -> str:
-    """The backend that `backend` means for tensors on `device_type`; raises with every reason if there is none."""
+    """The backend that `backend` means for tensors on `device_type`; raises with every reason if there is none.
+
+    Of several on a GPU the first; choose_on_gpu looks at the arguments, too.
+    """
     reasons = _reasons(op, backend, device_type)
     if reasons:
         raise ValueError(
@@ -68,10 +79,41 @@ def choose(op: str, backend: str, device_type: str) -> str:
         )
     chosen = backend
     if backend == "auto" and device_type != "meta":
-        chosen = next(name for name in PREFERENCE[device_type] if not _reasons(op, name, device_type))
-    if _LOG:
-        print(f"cnnfast: {op} on {device_type}: backend {backend} -> {chosen}", file=sys.stderr)
+        chosen = available(op, device_type)[0]
+    if device_type != "cuda" or chosen == "reference":
+        _log(op, backend, device_type, chosen)
     return chosen
+
+
+def choose_on_gpu(op: str, name: str, backend: str, arguments: dict[str, Any]) -> str:
+    """ "cuda" or "triton", for a call of cnnfast::<name>: the op, its packed form or its gradient.
+
+    Raises with every reason if `backend` can't run it. A gradient without C++ kernels is Triton's, whoever was named.
+    """
+    form = name.removesuffix("_backward")
+    chosen = choose(form, backend, "cuda")
+    if chosen == "cuda" and not _in_cuda(name):
+        chosen = choose(form, "triton", "cuda")
+    elif chosen == "cuda":
+        refusal = cuda_kernels.refusal(op, arguments)
+        others = available(form, "cuda")[1:] if backend == "auto" else ()
+        if others and (refusal or not cuda_kernels.preferred(op, arguments)):
+            chosen = others[0]
+        elif refusal:
+            raise ValueError(refusal)
+    _log(name, backend, "cuda", chosen)
+    return chosen
+
+
+@functools.cache
+def _in_cuda(name: str) -> bool:
+    return hasattr(torch.ops.cnnfast_cuda, name)
+
+
+@functools.cache  # each choice once
+def _log(name: str, backend: str, device_type: str, chosen: str) -> None:
+    if _LOG:
+        print(f"cnnfast: {name} on {device_type}: backend {backend} -> {chosen}", file=sys.stderr)
 
 
 def code(op: str, backend: str, device_type: str) -> int:
@@ -113,9 +155,9 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     if backend == "auto":
         if device_type not in PREFERENCE:
             return [f"no backend takes tensors on {device_type}"]
-        per_backend = {name: _reasons(op, name, device_type) for name in PREFERENCE[device_type]}
-        if not all(per_backend.values()):
+        if available(op, device_type):
             return []
+        per_backend = {name: _reasons(op, name, device_type) for name in PREFERENCE[device_type]}
         return [f"{name}: {', '.join(reasons)}" for name, reasons in per_backend.items()]
 
     reasons = []

@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from numerics import fresh_generator
-from op_cases import OPS, make
+from numerics import channels_last, fresh_generator
+from op_cases import OPS, make, schema_arguments
 
 import cnnfast.ops
 from cnnfast import _C, _library
-from cnnfast.ops import _registration, backends
+from cnnfast.ops import _registration, backends, cuda_kernels
 
 needs_no_cuda = pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
 
 
 @pytest.fixture
 def fresh_choice():
-    backends.choose.cache_clear()
+    caches = (backends.available, backends.choose, backends._in_cuda, backends._log)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    backends.choose.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -69,30 +72,100 @@ def test_no_silent_fallback_on_cuda(op, fresh_choice, monkeypatch):
             case.run(**fakes)
 
 
-def test_cuda_key_calls_the_chosen_backend(fresh_choice, monkeypatch):
-    """The same arguments less `backend` reach cnnfast_cuda or the Triton module."""
-    calls = []
+class Recorder:
+    """Stands for cnnfast_cuda and for the Triton modules: keeps who was called with how many arguments."""
 
-    class Recorder:
-        def __init__(self, name):
-            self.name = name
+    def __init__(self, name, calls, functions=None):
+        self.name, self.calls, self.functions = name, calls, functions
 
-        def __getattr__(self, function):
-            return lambda *args: calls.append((self.name, function, len(args)))
+    def __getattr__(self, function):
+        if self.functions is not None and function not in self.functions:
+            raise AttributeError(function)
+        return lambda *args: self.calls.append((self.name, function, len(args)))
 
+
+@pytest.fixture
+def calls(fresh_choice, monkeypatch):
+    """[(module, function, arguments)] of what the CUDA key called, as if both GPU backends were there."""
+    made = []
+    functions = [*cuda_kernels.KERNELS, "depthwise_conv2d_backward", "depthwise_conv2d_packed"]
     monkeypatch.setattr(_library, "cuda_missing", None)
-    monkeypatch.setattr(torch.ops, "cnnfast_cuda", Recorder("cuda"), raising=False)
-    monkeypatch.setattr(_registration.importlib, "import_module", lambda name: Recorder(name))
-    forward = _registration._cuda_kernel("depthwise_conv2d", "depthwise_conv2d")
-    backward = _registration._cuda_kernel("depthwise_conv2d", "depthwise_conv2d_backward")
-    forward(*[0] * 8)  # backend left to its default
-    forward(*[0] * 8, backends.CODES["triton"])
-    backward(*[0] * 10, backends.CODES["cuda"])
+    monkeypatch.setattr(torch.ops, "cnnfast_cuda", Recorder("cuda", made, functions), raising=False)
+    monkeypatch.setattr(_registration.importlib, "import_module", lambda name: Recorder("triton", made))
+    return made
+
+
+def call(name, backend, *, op=None, layout=channels_last, **case):
+    """cnnfast::<name>'s CUDA kernel, with a case's tensors."""
+    op = op or name.removesuffix("_backward")
+    made = make(op, fresh_generator(), **case)
+    made.tensors["x"] = layout(made.tensors["x"])
+    _registration._cuda_kernel(op, name)(*schema_arguments(made, name), backends.CODES[backend])
+
+
+def test_cuda_key_calls_the_chosen_backend(calls):
+    """The same arguments less `backend` reach cnnfast_cuda or the Triton module."""
+    call("depthwise_conv2d", "cuda")
+    call("depthwise_conv2d", "triton")
+    call("depthwise_conv2d_backward", "cuda")
     assert calls == [
         ("cuda", "depthwise_conv2d", 8),
-        ("cnnfast.kernels.depthwise_conv2d", "depthwise_conv2d", 8),
+        ("triton", "depthwise_conv2d", 8),
         ("cuda", "depthwise_conv2d_backward", 10),
     ]
+
+
+NCHW = torch.Tensor.contiguous
+WIDE = dict(c=512, out=512, dtype=torch.bfloat16)
+# Per op: what its C++ kernels are predicted to be faster at, and what Triton's.
+PREFERRED = {
+    "depthwise_conv2d": (dict(c=24), [dict(c=24, layout=NCHW), dict(c=25), dict(c=24, k=(7, 7))]),
+    "pointwise_conv2d": (
+        dict(c=24, out=40),
+        [dict(c=24, out=40, layout=NCHW), dict(c=25), dict(c=512, out=512, dtype=torch.bfloat16)],
+    ),
+    "squeeze_excite": (dict(c=24), [dict(c=24, layout=NCHW), dict(c=25)]),
+}
+
+
+@pytest.mark.parametrize("op", cuda_kernels.KERNELS)
+def test_auto_follows_the_predictions(op, calls):
+    cuda, triton = PREFERRED[op]
+    for case, module in ((cuda, "cuda"), *((case, "triton") for case in triton)):
+        call(op, "auto", **case)
+        assert calls.pop()[0] == module, case
+        call(op, "cuda", **case)  # named, it takes them all the same
+        assert calls.pop()[0] == "cuda"
+
+
+@pytest.mark.parametrize("op", cuda_kernels.KERNELS)
+def test_without_triton_auto_is_cuda(op, calls, monkeypatch):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    for case in PREFERRED[op][1]:
+        call(op, "auto", **case)
+        assert calls.pop()[0] == "cuda"
+
+
+# What the C++ kernels don't take, and the sentence.
+REFUSED = {
+    "depthwise_conv2d": (dict(activation="silu"), r"activation must be one of None, .*'cuda', got 'silu'"),
+    "depthwise_conv2d_backward": (dict(activation="silu"), r"activation must be one of None, .*'cuda', got 'silu'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cuda_refuses(name, calls, monkeypatch):
+    """auto is Triton then; where that can't run, and where cuda was named, the sentence says what cuda wants."""
+    case, sentence = REFUSED[name]
+    call(name, "auto", **case)
+    assert calls.pop()[0] == "triton"
+    with pytest.raises(ValueError, match=sentence):
+        call(name, "cuda", **case)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    backends.available.cache_clear()
+    with pytest.raises(ValueError, match=sentence):
+        call(name, "auto", **case)
+    assert not calls
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:

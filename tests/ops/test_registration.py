@@ -10,22 +10,10 @@ import random
 import pytest
 import torch
 from numerics import LAYOUTS, draw, fresh_generator
-from op_cases import OPS, arguments_of, make
+from op_cases import OPS, make, schema_arguments
 
 import cnnfast.ops
-from cnnfast.ops import _registration, activations, backends
-
-
-def schema_arguments(case, name):
-    """The positional arguments of torch.ops.cnnfast.<name> for this case."""
-    options = {**case.options, **(case.packed_options if name.endswith("_packed") else {})}
-    values = dict(case.tensors)
-    if "packed" in name:
-        values["packed"] = case.pack()
-    if "backward" in name:
-        values["grad"] = draw(fresh_generator(), case.run().shape, case.x.dtype)
-        values = {key: v.detach() if isinstance(v, torch.Tensor) else v for key, v in values.items()}
-    return arguments_of(getattr(torch.ops.cnnfast, name).default, values, options)
+from cnnfast.ops import activations
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -236,15 +224,3 @@ def test_one_table_of_activations():
         torch.testing.assert_close(
             got.flatten().double(), activations.FUNCTIONS[name](x.double()), rtol=1e-6, atol=1e-15
         )
-
-
-@pytest.mark.parametrize("name", ("depthwise_conv2d", "depthwise_conv2d_backward"))
-def test_activations_that_cuda_lacks(name, monkeypatch):
-    """auto means Triton for them; the CUDA kernels, where they are there, say which they have."""
-    arguments = schema_arguments(make("depthwise_conv2d", fresh_generator(), activation="silu"), name)
-    asked = []
-    monkeypatch.setattr(backends, "choose", lambda op, backend, device: asked.append(backend) or "cuda")
-    for backend in ("auto", "cuda"):
-        with pytest.raises(ValueError, match=r"activation must be one of None, .*'relu6' with .*'cuda', got 'silu'"):
-            _registration._cuda_kernel("depthwise_conv2d", name)(*arguments, backends.CODES[backend])
-    assert asked == ["triton", "cuda"]

@@ -1,0 +1,100 @@
+"""What the CUDA C++ kernels take, and where they are preferred to Triton's: the table that `backend="auto"` follows.
+
+Until a measurement says otherwise the preferences are docs/predictions.md's. No rule looks at the batch, so that an
+image's result does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cnnfast.ops import activations
+
+TAKES_TF32 = ("pointwise_conv2d", "inverted_residual")  # whose schemas end in `bool tf32`
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+FLOPS_PER_BYTE = 99  # of mma.sync on an H100: what multiplies more for each byte is left to Triton's wgmma
+
+
+class Kernels(NamedTuple):
+    """Of one op: why they don't take these arguments (by the schema's names), or None; whether they are preferred."""
+
+    refuses: Callable[[dict[str, Any]], str | None]
+    preferred: Callable[[dict[str, Any]], bool]
+
+
+def refusal(op: str, arguments: dict[str, Any]) -> str | None:
+    """One sentence: the argument, what came and what the op's CUDA C++ kernels want; None where they take it."""
+    return KERNELS[op].refuses(arguments)
+
+
+def preferred(op: str, arguments: dict[str, Any]) -> bool:
+    """Whether they are predicted to be faster than Triton's; only where they take the arguments."""
+    return KERNELS[op].preferred(arguments)
+
+
+def tf32() -> bool:
+    """Whether PyTorch's setting lets convolutions multiply float32 as TF32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+def _vectors(x: Tensor, *channels: int) -> bool:
+    """Whether all these channels of a pixel are whole vectors of 16 bytes, side by side."""
+    nhwc = x.stride(1) == 1 and not x.is_contiguous()
+    return nhwc and all(count * x.element_size() % 16 == 0 for count in channels)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of a GPU; of tensors that are on none (predictions'), an H100's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def _only_relu(arguments: dict[str, Any]) -> str | None:
+    for name in ("pre_activation", "activation"):
+        code = arguments[name]
+        if code > activations.CODES["relu6"]:
+            names = {value: key for key, value in activations.CODES.items()}
+            return f"{name} must be one of None, 'identity', 'relu', 'relu6' with backend 'cuda', got {names[code]!r}"
+    return None
+
+
+def _depthwise_preferred(a: dict[str, Any]) -> bool:
+    """The vectorised kernels; of any other shape a thread makes one element, slower than Triton's tiles."""
+    x = a["x"]
+    kernel, channels = (
+        (a["kernel_size"], a["out_channels"]) if "packed" in a else (a["weight"].shape[2:], a["weight"].shape[0])
+    )
+    (kh, kw), (sh, sw), (dh, dw) = kernel, a["stride"], a["dilation"]
+    square = kh == kw and kh in (3, 5) and sh == sw and sh in (1, 2) and dh == dw == 1
+    return square and x.dtype is not torch.float64 and channels == x.shape[1] and _vectors(x, channels)
+
+
+def _not_float64(a: dict[str, Any]) -> str | None:
+    if a["x"].dtype is torch.float64:
+        return "x must be float32, bfloat16 or float16 with backend 'cuda', got torch.float64"
+    return None
+
+
+def _pointwise_preferred(a: dict[str, Any]) -> bool:
+    """Where bytes decide, or both multiply alike; the rest is left to Triton's wgmma."""
+    x, (out_channels, channels) = a["x"], a["weight"].shape[:2]
+    if not _vectors(x, channels, out_channels):
+        return False
+    wgmma = _capability(x.device) >= (9, 0) and (x.dtype is not torch.float32 or tf32())
+    return not wgmma or out_channels * channels <= FLOPS_PER_BYTE * (out_channels + channels)
+
+
+def _squeeze_excite_preferred(a: dict[str, Any]) -> bool:
+    return _vectors(a["x"], a["x"].shape[1])
+
+
+KERNELS = {
+    "depthwise_conv2d": Kernels(_only_relu, _depthwise_preferred),
+    "pointwise_conv2d": Kernels(_not_float64, _pointwise_preferred),
+    "squeeze_excite": Kernels(_not_float64, _squeeze_excite_preferred),
+}
