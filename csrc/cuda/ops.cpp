@@ -17,4 +17,8 @@ STABLE_TORCH_LIBRARY(cnnfast_cuda, m) {
       " Tensor? se_reduce_weight, Tensor? se_reduce_bias, Tensor? se_expand_weight, Tensor? se_expand_bias,"
       " Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation,"
       " int activation, int se_activation, int gate_activation, bool tf32) -> Tensor");
+  // tf32: whether float32 may be multiplied by TF32; Python knows PyTorch's setting
+  m.def(
+      "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, int[] stride,"
+      " int activation, bool tf32) -> Tensor");
 }

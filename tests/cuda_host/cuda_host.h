@@ -120,6 +120,8 @@ inline float reciprocal(float x) {
   return std::abs(result) < std::numeric_limits<float>::min() ? std::copysign(0.0f, result) : result;
 }
 
+inline int multiprocessors() { return host::settings.multiprocessors; }
+
 inline void fail() { host::trapped = true; }
 
 // As device.cuh's launch, with the limits of the hardware; the kernel runs at once.
