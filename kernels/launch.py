@@ -1,5 +1,7 @@
 """What every launcher needs before a kernel runs: dense inputs, the output's size, blocks that fit."""
 
+from typing import NamedTuple
+
 import torch
 from triton import cdiv, next_power_of_2
 
@@ -57,6 +59,21 @@ def tensor_cores(x):
     else:
         allowed = x.dtype != torch.float64
     return allowed and capability(x.device) >= (8, 0)
+
+
+class Kind(NamedTuple):
+    """Of a tensor, what a choice between kernels or tiles depends on besides sizes: hashable, so that it can be kept.
+
+    All of it may change between two calls: the capability from device to device, tensor_cores by PyTorch's setting.
+    """
+
+    dtype: torch.dtype
+    capability: tuple[int, int]
+    tensor_cores: bool
+
+
+def kind_of(x):
+    return Kind(x.dtype, capability(x.device), tensor_cores(x))
 
 
 def vector(channels, x):

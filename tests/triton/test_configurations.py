@@ -278,6 +278,17 @@ def test_a_tuned_configuration_is_taken():
         assert look(C=24, stride=(1, 1)) == {"BLOCK_P": 16} and look(C=23, stride=(1, 1)) == {"BLOCK_P": 64}
 
 
+def test_a_launcher_takes_what_was_tuned_since_its_last_call():
+    """One that keeps its formula's answers."""
+    launch = CASES["pointwise, depthwise 3x3, 24 -> 144, bf16"].launch
+    with fresh_process(tuned):
+        ((key, blocks),) = chosen(launch)
+        other = blocks | {"num_warps": 2 * blocks["num_warps"]}
+        tuned.keep(META, {key: other})
+        assert chosen(launch) == [(key, other)]
+    assert chosen(launch) == [(key, blocks)]
+
+
 def test_a_shape_costs_the_formula_once(monkeypatch):
     """On a GPU; and what is tuned afterwards comes before."""
     monkeypatch.setattr(configurations, "_computed", {})
