@@ -9,12 +9,16 @@ from triton import cdiv, next_power_of_2
 def dense(x, like=None):
     """(x, whether it is channels_last), copied only if it is neither format.
 
-    The rule of PyTorch's convolutions: x that is contiguous both ways counts as NCHW; one that is neither becomes
-    channels_last if its channels lie side by side. `like`: take that tensor's answer instead of x's own.
+    `like`: take that tensor's answer instead of x's own.
     """
-    source = x if like is None else like
-    channels_last = not source.is_contiguous() and source.shape[1] > 1 and source.stride(1) == 1
+    channels_last = is_channels_last(x if like is None else like)
     return x.contiguous(memory_format=memory_format(channels_last)), channels_last
+
+
+def is_channels_last(x):
+    """The rule of PyTorch's convolutions: x that is contiguous both ways counts as NCHW; one that is neither counts as
+    channels_last if its channels lie side by side."""
+    return not x.is_contiguous() and x.shape[1] > 1 and x.stride(1) == 1
 
 
 def memory_format(channels_last):

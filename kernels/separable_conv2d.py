@@ -31,7 +31,17 @@ from .activation import RELU6, activate
 from .configurations import configuration, launch
 from .conv2d import finish
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward, windows
-from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
+from .launch import (
+    cdiv,
+    dense,
+    fitting_power,
+    is_channels_last,
+    memory_format,
+    next_power_of_2,
+    output_size,
+    tensor_cores,
+    vector,
+)
 from .packing import accumulator, taps_major
 from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_backward
 from .pointwise_depthwise import pointwise_depthwise
@@ -256,7 +266,7 @@ def pointwise_depthwise_backward(
 def before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation):
     """grad * activation'(depthwise(t) + residual), where neither the sum nor its first part is rounded."""
     v = depthwise_conv2d(t.to(accumulator(t)), dw_weight, dw_bias, stride, padding, dilation, 0, 0)
-    channels_last = dense(v)[1]
+    channels_last = is_channels_last(v)
     finish(v, None, residual, grad.contiguous(memory_format=memory_format(channels_last)), activation, channels_last)
     return v.to(grad.dtype) if activation <= RELU6.value else v  # what a clamp lets through is grad's
 
@@ -272,7 +282,7 @@ def activated(x, activation, grad=None):
 
 
 def empty_like_x(x, shape):
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(dense(x)[1]))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
 
 
 def mask(*wanted):

@@ -24,7 +24,7 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6
 from .channels import add_up, channel_sums
 from .conv2d import conv2d, conv2d_backward
-from .launch import dense, memory_format
+from .launch import dense, is_channels_last, memory_format
 from .packing import accumulator, taps_major, unpack_depthwise
 from .squeeze_excite import like
 from .squeeze_excite import scale as scale_channels
@@ -186,7 +186,10 @@ def entered(x, scale, shift, grad, pre_activation, dtype):
 def sums(x, other):
     """Of x and of x * other by channel; other in x's format."""
     N, C = x.shape[:2]
-    partial = channel_sums(x, other, dense(x)[1], both=True) if N else x.new_empty((0, 2 * C), dtype=accumulator(x))
+    if N > 0:
+        partial = channel_sums(x, other, is_channels_last(x), both=True)
+    else:
+        partial = x.new_empty((0, 2 * C), dtype=accumulator(x))
     return totals(partial, x, C)
 
 
@@ -214,7 +217,7 @@ def conv2d_stats_backward(
         dtype = x.dtype if scale is None or pre_activation <= RELU6.value else accumulator(x)
         grads[0] = entered(x, scale, shift, grads[0], pre_activation, dtype)
     if of_scale:
-        grads[4], grads[3] = sums(grads[0], like(x, grads[0], dense(grads[0])[1]))
+        grads[4], grads[3] = sums(grads[0], like(x, grads[0], is_channels_last(grads[0])))
     if output_mask & 0b00001 and scale is not None:
         grads[0] = entered(grads[0], scale, None, None, 0, x.dtype)
     return chosen(output_mask, (x, weight, bias, scale, shift), grads)
@@ -227,7 +230,7 @@ def separable_conv2d_stats(
     t = separable_intermediate(x, dw_weight, dw_bias, scale, shift, geometry, mid_activation)
     y, *of_y = pointwise_conv2d_stats(t, pw_weight, pw_bias, None, None, (1, 1), 0)
     if t.shape[2] * t.shape[3] == 1:  # t is both formats, y of x's
-        y = y.as_strided(y.shape, torch.empty_like(y, memory_format=memory_format(dense(x)[1])).stride())
+        y = y.as_strided(y.shape, torch.empty_like(y, memory_format=memory_format(is_channels_last(x))).stride())
     return y, *of_y
 
 
