@@ -34,7 +34,17 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6, activate
 from .channels import channel_sums, few_tiles
 from .configurations import configuration, launch
-from .launch import cdiv, dense, fitting_power, is_channels_last, kind_of, memory_format, output_size, vector
+from .launch import (
+    cdiv,
+    dense,
+    empty_image,
+    fitting_power,
+    is_channels_last,
+    kind_of,
+    memory_format,
+    output_size,
+    vector,
+)
 from .packing import accumulator, taps_major
 from .pointwise_depthwise import add_rows, input_channels, pointwise_depthwise, recompute_pays, times
 from .products import multiply_add, side
@@ -326,7 +336,7 @@ def inverted_residual_backward(
         if excites and wanted[9] and d.numel():
             gate = gates(d, None, excite, se_activation, gate_activation)
     elif below_project or wanted[10]:  # of d only the shape and the format matter
-        d = x.new_empty((x.shape[0], E, *grad.shape[2:])).to(memory_format=memory_format(is_channels_last(x)))
+        d = empty_image(x, (x.shape[0], E, *grad.shape[2:]))
     if wanted[11]:
         residual_format = memory_format(is_channels_last(residual))
         grads[11] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)

@@ -25,6 +25,11 @@ def memory_format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def empty_image(x, shape):
+    """In x's format and dtype."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
+
+
 def output_size(size, kernel, stride, padding, dilation):
     """(OH, OW, top, left) of a convolution; padding [top, bottom, left, right] or [-1] for 'same'."""
     out, before = [], []

@@ -24,7 +24,7 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6
 from .channels import add_up, channel_sums
 from .conv2d import conv2d, conv2d_backward
-from .launch import dense, is_channels_last, memory_format
+from .launch import dense, empty_image, is_channels_last
 from .packing import accumulator, taps_major, unpack_depthwise
 from .squeeze_excite import like
 from .squeeze_excite import scale as scale_channels
@@ -230,7 +230,7 @@ def separable_conv2d_stats(
     t = separable_intermediate(x, dw_weight, dw_bias, scale, shift, geometry, mid_activation)
     y, *of_y = pointwise_conv2d_stats(t, pw_weight, pw_bias, None, None, (1, 1), 0)
     if t.shape[2] * t.shape[3] == 1:  # t is both formats, y of x's
-        y = y.as_strided(y.shape, torch.empty_like(y, memory_format=memory_format(is_channels_last(x))).stride())
+        y = y.as_strided(y.shape, empty_image(x, y.shape).stride())
     return y, *of_y
 
 
