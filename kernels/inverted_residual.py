@@ -39,10 +39,10 @@ from .launch import (
     dense,
     empty_image,
     fitting_power,
-    is_channels_last,
     kind_of,
     memory_format,
     output_size,
+    residual_gradient,
     vector,
 )
 from .packing import accumulator, taps_major
@@ -338,9 +338,7 @@ def inverted_residual_backward(
     elif below_project or wanted[10]:  # of d only the shape and the format matter
         d = empty_image(x, (x.shape[0], E, *grad.shape[2:]))
     if wanted[11]:
-        residual_format = memory_format(is_channels_last(residual))
-        grads[11] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
-        grads[11].copy_(grad)
+        grads[11] = residual_gradient(grad, residual)
     if wanted[9] or wanted[10]:
         bias = project_bias if wanted[10] else None
         of = pointwise.weight_gradient(grad, d, project_weight, bias, gate, (1, 1))

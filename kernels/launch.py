@@ -30,6 +30,11 @@ def empty_image(x, shape):
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
 
 
+def residual_gradient(grad, residual):
+    """grad as a tensor of its own, in the residual's format and dtype."""
+    return empty_image(residual, residual.shape).copy_(grad)
+
+
 def output_size(size, kernel, stride, padding, dilation):
     """(OH, OW, top, left) of a convolution; padding [top, bottom, left, right] or [-1] for 'same'."""
     out, before = [], []

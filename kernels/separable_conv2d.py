@@ -40,6 +40,7 @@ from .launch import (
     memory_format,
     next_power_of_2,
     output_size,
+    residual_gradient,
     tensor_cores,
     vector,
 )
@@ -251,7 +252,7 @@ def pointwise_depthwise_backward(
     if residual is not None and activation != 0:
         grad = before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation)
         activation = 0
-    grad_residual = empty_image(residual, residual.shape).copy_(grad) if wanted[5] else None
+    grad_residual = residual_gradient(grad, residual) if wanted[5] else None
     grad_t, grad_dw_weight, grad_dw_bias = depthwise_conv2d_backward(
         grad, t, dw_weight, dw_bias, stride, padding, dilation, 0, activation, mask(any(first), *second)
     )

@@ -245,8 +245,8 @@ FAULTS = {
     ),
     "bias's gradient of a chunk left out": ("sum_g += tl.sum", "sum_g = tl.sum"),
     "the residual's gradient that of the result": (
-        "grads[4].copy_(grad)",
-        "grads[4].fill_(1)",
+        "residual_gradient(grad, residual)",
+        "residual_gradient(torch.ones_like(grad), residual)",
     ),
 }
 
