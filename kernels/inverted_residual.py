@@ -40,6 +40,7 @@ from .launch import (
     empty_image,
     fitting_power,
     kind_of,
+    mask,
     memory_format,
     output_size,
     residual_gradient,
@@ -348,9 +349,8 @@ def inverted_residual_backward(
 
     grad, _ = pointwise.input_gradient(grad, d, project_weight, None, (1, 1), True, False)
     if excites:
-        mask = sum(want << i for i, want in enumerate([below_d, *wanted[5:9]]))
         grad, *grads[5:9] = squeeze_excite_backward(
-            grad, d, *excite, None, se_activation, gate_activation, 0, mask
+            grad, d, *excite, None, se_activation, gate_activation, 0, mask(below_d, *wanted[5:9])
         )[:5]  # fmt: skip
     if not below_d:
         return tuple(grads)
@@ -368,8 +368,7 @@ def inverted_residual_backward(
         if expand_weight is None:
             grads[0] = grad
         else:
-            mask = sum(want << i for i, want in enumerate(wanted[:3]))
             grads[:3] = pointwise.pointwise_conv2d_backward(
-                grad, x, expand_weight, expand_bias, None, None, (1, 1), activation, mask
+                grad, x, expand_weight, expand_bias, None, None, (1, 1), activation, mask(*wanted[:3])
             )[:3]
     return tuple(grads)

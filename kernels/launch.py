@@ -1,4 +1,4 @@
-"""What every launcher needs before a kernel runs: dense inputs, the output's size, blocks that fit."""
+"""What launchers share around their kernels: dense inputs, the output's size, blocks that fit, what gradients need."""
 
 from typing import NamedTuple
 
@@ -28,6 +28,11 @@ def memory_format(channels_last):
 def empty_image(x, shape):
     """In x's format and dtype."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
+
+
+def mask(*wanted):
+    """The output_mask that asks for those gradients."""
+    return sum(1 << i for i, want in enumerate(wanted) if want)
 
 
 def residual_gradient(grad, residual):

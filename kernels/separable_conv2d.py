@@ -37,6 +37,7 @@ from .launch import (
     empty_image,
     fitting_power,
     is_channels_last,
+    mask,
     memory_format,
     next_power_of_2,
     output_size,
@@ -281,7 +282,3 @@ def activated(x, activation, grad=None):
     y = x.clone(memory_format=memory_format(channels_last))
     finish(y, None, None, grad, activation, channels_last)
     return y
-
-
-def mask(*wanted):
-    return sum(1 << i for i, want in enumerate(wanted) if want)
