@@ -240,7 +240,7 @@ def apart(
 ):  # fmt: skip
     """Without squeeze-excite, a kernel a stage."""
     e = expansion(x, expand_weight, expand_bias, activation, x.dtype)
-    d = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
+    d, _ = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
     return pointwise.forward(d, project_weight, project_bias, None, residual, None, (1, 1), 0)
 
 
@@ -251,11 +251,13 @@ def expansion(x, expand_weight, expand_bias, activation, dtype):
     return pointwise.forward(x, expand_weight, expand_bias, None, None, None, (1, 1), activation, dtype)
 
 
-def depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, dtype):
-    """d in memory, of `dtype`."""
+def depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, dtype, sums=0):
+    """(d in memory, of `dtype`; with sums=1 its sums [N, tiles, E], else None)."""
     E, _, *kernel = dw_weight.shape
     rows = taps_major(dw_weight, accumulator(e))
-    return depthwise.forward(e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, dtype)
+    return depthwise.forward_and_sums(
+        e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, sums=sums, dtype=dtype
+    )
 
 
 def gates(d, partial, excite, se_activation, gate_activation):
@@ -283,11 +285,7 @@ def excited(
         )  # fmt: skip
     else:
         e = expansion(x, expand_weight, expand_bias, activation, x.dtype)
-        E, _, *kernel = dw_weight.shape
-        rows = taps_major(dw_weight, accumulator(x))
-        d, partial = depthwise.forward_and_sums(
-            e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, sums=1
-        )
+        d, partial = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype, sums=1)
     gate = gates(d, partial, excite, se_activation, gate_activation) if d.numel() else None
     return pointwise.forward(d, project_weight, project_bias, gate, residual, None, (1, 1), 0)
 
@@ -333,7 +331,7 @@ def inverted_residual_backward(
         e = expansion(x, expand_weight, expand_bias, activation, accumulator(x))
     gate = None
     if wanted[9] or (excites and below_project):
-        d = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
+        d, _ = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
         if excites and wanted[9] and d.numel():
             gate = gates(d, None, excite, se_activation, gate_activation)
     elif below_project or wanted[10]:  # of d only the shape and the format matter
