@@ -5,7 +5,6 @@ Its launchers run on meta tensors.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import operator
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from numerics import float32_by
 
 BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
@@ -125,17 +125,6 @@ def separable_conv2d(
     pointwise = empty(out, channels, 1, 1, dtype=dtype), empty(out, dtype=dtype)
     with float32_by("tf32" if tf32 else "ieee"):
         kernels.separable_conv2d(x, *depthwise, *pointwise, added, (stride, stride), (), (1, 1), False, *activations)
-
-
-@contextlib.contextmanager
-def float32_by(precision):
-    """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
-    convolutions = torch.backends.cudnn.conv
-    before, convolutions.fp32_precision = convolutions.fp32_precision, precision
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
 
 
 def local_response_norm(shape, size, dtype, memory_format=NHWC):

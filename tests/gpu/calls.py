@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import float32_by
-from numerics import assert_gradients_by_policy, draw, nan_filled
+from numerics import assert_gradients_by_policy, draw, float32_by, nan_filled
 from op_cases import Case, drawn_away_from_kinks, make, with_exact_gate
 
 import cnnfast

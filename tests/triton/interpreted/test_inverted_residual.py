@@ -13,9 +13,8 @@ from unittest import mock
 import launchers
 import pytest
 import torch
-from kernel_cases import float32_by
 from launchers import gradients, padded_by_nan, run, survivors
-from numerics import LAYOUTS, draw, fresh_generator
+from numerics import LAYOUTS, draw, float32_by, fresh_generator
 from op_cases import ROUNDED, all_pairs, identifier, make
 
 import cnnfast.kernels.inverted_residual as kernels
