@@ -16,8 +16,9 @@ from unittest import mock
 import pytest
 import torch
 from ahead_of_time import TARGETS
-from kernel_cases import CASES, NCHW, NHWC, depthwise_conv2d, local_response_norm, pointwise_conv2d
-from kernel_cases import squeeze_excite as excite
+from kernel_cases import CASES
+from kernel_launches import NCHW, NHWC, depthwise_conv2d, local_response_norm, pointwise_conv2d
+from kernel_launches import squeeze_excite as excite
 from launchers import survivors
 from numerics import fresh_generator
 
