@@ -71,6 +71,11 @@ def chosen(output_mask, tensors, gradients):
     )
 
 
+def scale_wanted(scale, output_mask):
+    """Whether a gradient of scale or shift is, by the mask of (x, weight, bias, scale, shift)."""
+    return scale is not None and output_mask & 0b11000 != 0
+
+
 def depthwise_conv2d_squeeze(x, weight, bias, stride, padding, dilation, pre_activation, activation):
     K, _, *kernel = weight.shape
     rows = taps_major(weight, accumulator(x))
@@ -134,7 +139,7 @@ def depthwise_gradients(grad, x, weight, bias, scale, shift, geometry, output_ma
     K, _, *kernel = weight.shape
     scale, shift = contiguous(scale, shift)
     grads = [None] * 5
-    of_scale = scale is not None and output_mask & 0b11000
+    of_scale = scale_wanted(scale, output_mask)
     if output_mask & 0b00001 or of_scale:
         rows = taps_major(weight, accumulator(x))
         grads[0], partial = depthwise.input_gradient_and_sums(
@@ -162,7 +167,7 @@ def pointwise_conv2d_stats_backward(
     scale, shift = contiguous(scale, shift)
     grad = gradient_of_y(grad, grad_sum, grad_squares, y)
     grads = [None] * 5
-    of_scale = scale is not None and output_mask & 0b11000
+    of_scale = scale_wanted(scale, output_mask)
     if output_mask & 0b00001 or of_scale:
         grads[0], partial = pointwise.input_gradient_and_sums(
             grad, x, weight, None, stride, output_mask & 0b00001, of_scale, scale, shift, pre_activation
@@ -183,6 +188,13 @@ def entered(x, scale, shift, grad, pre_activation, dtype):
     return scale_channels(x, factor, shift, None, grad, 0, pre_activation, channels_last, dtype)
 
 
+def prologue(x, scale, shift, pre_activation):
+    """What the product is of, in x's dtype: x itself where nothing comes before it."""
+    if scale is None and pre_activation == 0:
+        return x
+    return entered(x, scale, shift, None, pre_activation, x.dtype)
+
+
 def sums(x, other):
     """Of x and of x * other by channel; other in x's format."""
     N, C = x.shape[:2]
@@ -195,7 +207,7 @@ def sums(x, other):
 
 def conv2d_stats(x, weight, bias, scale, shift, stride, padding, dilation, pre_activation):
     scale, shift = contiguous(scale, shift)
-    z = x if scale is None and pre_activation == 0 else entered(x, scale, shift, None, pre_activation, x.dtype)
+    z = prologue(x, scale, shift, pre_activation)
     y = conv2d(z, weight, bias, None, stride, padding, dilation, 0)
     return y, *sums(y, y)
 
@@ -207,8 +219,8 @@ def conv2d_stats_backward(
     """Gradients of (x, weight, bias, scale, shift): 0 elements for one that output_mask leaves out or that is None."""
     scale, shift = contiguous(scale, shift)
     grad = gradient_of_y(grad, grad_sum, grad_squares, y)
-    z = x if scale is None and pre_activation == 0 else entered(x, scale, shift, None, pre_activation, x.dtype)
-    of_scale = scale is not None and output_mask & 0b11000
+    z = prologue(x, scale, shift, pre_activation)
+    of_scale = scale_wanted(scale, output_mask)
     of_z = output_mask & 0b00001 or of_scale
     mask = output_mask & 0b00110 | bool(of_z)
     grads = [*conv2d_backward(grad, z, weight, bias, None, stride, padding, dilation, 0, mask)[:3], None, None]

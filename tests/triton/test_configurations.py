@@ -23,7 +23,7 @@ from launchers import survivors
 from numerics import fresh_generator
 
 from cnnfast.bench.launches import recording
-from cnnfast.kernels import configurations, tuned
+from cnnfast.kernels import configurations, stats, tuned
 from cnnfast.kernels.depthwise_conv2d import depthwise_conv2d_fwd_kernel
 
 GPU = {
@@ -91,6 +91,16 @@ def with_batch(case, images):
 @pytest.mark.parametrize("name", CASES)
 def test_the_batch_plays_no_part(name):
     assert chosen(with_batch(CASES[name], 1)) == chosen(with_batch(CASES[name], 37)) != []
+
+
+def test_which_of_scale_and_shift_has_a_gradient_plays_no_part():
+    x, weight, scale = (torch.empty(shape, device="meta") for shape in ((2, 24, 9, 9), (24, 1, 3, 3), (24,)))
+    geometry = ((1, 1), (), (1, 1), 1)
+    first, *others = (
+        chosen(functools.partial(stats.depthwise_gradients, x, x, weight, None, scale, scale, geometry, mask))
+        for mask in (0b01000, 0b10000, 0b11000)
+    )
+    assert all(other == first != [] for other in others)
 
 
 def drawn_launch(generator):
