@@ -67,6 +67,10 @@ T __shfl_sync(unsigned, T value, int lane) {
   return result;
 }
 template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int delta) {
+  return __shfl_sync(mask, value, host::lane() ^ delta);
+}
+template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   const int from = host::lane() + static_cast<int>(delta);
   return __shfl_sync(mask, value, from < 32 ? from : host::lane());
