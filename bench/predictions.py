@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cnnfast.ops import cuda_kernels
+
+from . import cuda_costs
 from .costs import COPY, ISSUE, LANES, LAUNCH, MATMUL, RATES, Work, work
 from .launches import recording
 
@@ -43,19 +47,29 @@ COLUMNS = {
     **_PREDICTED,
 }
 IMAGES = ("grad", "x", "residual")
+BESIDE = "\n".join(
+    "| " + " | ".join(row) + " |"
+    for row in (
+        ["call", "times", *(f"{by} {name}" for by in ("C++", "Triton") for name in _PREDICTED), "auto", "measured"],
+        ["---", *["---:"] * (1 + 2 * len(_PREDICTED)), "---", "---"],
+    )
+)
 Rows = dict[tuple[str, str], list[Work]]  # by (call, kernel): the works of all such launches
 
 
 class Calls(TorchDispatchMode):
     """Meanwhile every call of a cnnfast op, on meta tensors, is made on its Triton launcher, too.
 
-    `rows` holds what these launch, `times` how often there was each call.
+    `rows` holds what these launch, `times` how often there was each call; `cuda` what it costs by the CUDA C++ kernels,
+    and `preferred` whether backend="auto" takes them, of those calls that they take.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: Rows = collections.defaultdict(list)
         self.times: dict[str, int] = collections.defaultdict(int)
+        self.cuda: dict[str, list[Work]] = {}
+        self.preferred: dict[str, bool] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "cnnfast":
@@ -75,10 +89,23 @@ class Calls(TorchDispatchMode):
         )
         with recording("sm_90") as launches:
             launcher(*args)
-        call = described(name, dict(zip((argument.name for argument in arguments), args, strict=False)))
+        named = dict(zip((argument.name for argument in arguments), args, strict=False))
+        call = described(name, named)
         self.times[call] += 1
+        op = name.removesuffix("_backward")
+        if name in cuda_costs.WORKS and cuda_kernels.refusal(op, named) is None:
+            self.cuda[call] = cuda_costs.WORKS[name](named)
+            self.preferred[call] = cuda_kernels.preferred(op, named)
         for launch in launches:
             self.rows[call, launch.name].append(work(launch))
+
+    def triton_seconds(self, call: str) -> float:
+        """Of one such call."""
+        works = itertools.chain.from_iterable(row for (of, _), row in self.rows.items() if of == call)
+        return sum(work.seconds for work in works) / self.times[call]
+
+    def cuda_seconds(self, call: str) -> float:
+        return sum(work.seconds for work in self.cuda[call])
 
 
 def described(name: str, a: dict[str, Any]) -> str:
@@ -177,7 +204,16 @@ A row is what one call launches of a kernel (a gradient's second stages are rows
 such a call; the last row sums up all of them. MB and GFLOP are of batch {max(BATCHES)} in bfloat16, bytes with every
 tensor once, FLOPs as the op is defined; floor is the longer of the two at their ceilings, for batch {max(BATCHES)}.
 Times in microseconds; 0 where the call launches no such kernel in that dtype. PyTorch's own convolutions and other ops
-are not in here. 'Measured' becomes date, commit, device, time and error, and is stale once the kernel has changed.
+are not in here.
+
+"CUDA C++ beside Triton" holds the calls that csrc/cuda's kernels take, too, a row for all launches of a call, and whose
+kernels backend="auto" takes until a measurement says otherwise (cnnfast/ops/cuda_kernels.py; the batch has no say, so
+that an image's result doesn't depend on its neighbours). The model of theirs is in bench/cuda_costs.py. Where bytes
+decide, both are as fast, and C++ is taken: its launch costs the processor less. depthwise_conv2d: C++, whose threads
+load and widen each column once for all outputs that it reaches. pointwise_conv2d: Triton where products decide, since
+wgmma multiplies faster than mma.sync ({cuda_costs.MMA:.0%} of it counted on). squeeze_excite: C++, a launch less.
+
+'Measured' becomes date, commit, device, time and error, and is stale once the kernel has changed.
 """
     ]
     for title, make in sections().items():
@@ -185,8 +221,26 @@ are not in here. 'Measured' becomes date, commit, device, time and error, and is
             continue
         lines.append(f"\n## {title}\n\n| call | kernel | times | {' | '.join(COLUMNS)} | measured |")
         lines.append("|---|---|" + "---:|" * (len(COLUMNS) + 1) + "---|")
-        lines += table(make())
+        made = make()
+        lines += table(made)
+        if rows := beside_triton(made):
+            lines.append(f"\n### CUDA C++ beside Triton\n\n{BESIDE}")
+            lines += rows
     return "\n".join(lines) + "\n"
+
+
+def beside_triton(made: Made) -> list[str]:
+    """Rows of the calls that CUDA C++ kernels take: microseconds by them, by Triton, and whose are taken."""
+    lines = []
+    for call in dict.fromkeys(call for calls in made.values() for call in calls.cuda):
+        cells = [str(max(calls.times[call] for calls in made.values()))]
+        for seconds in (Calls.cuda_seconds, Calls.triton_seconds):
+            for dtype, batch, _, unit in _PREDICTED.values():
+                cells.append(f"{seconds(made[dtype, batch], call) / unit:.1f}")
+        taken = {dtype: "C++" if calls.preferred[call] else "Triton" for (dtype, _), calls in made.items()}
+        cells.append(" / ".join(dict.fromkeys(taken.values())))
+        lines.append(f"| {call} | {' | '.join(cells)} | not yet |")
+    return lines
 
 
 def keep_measured(made: str, written: str) -> str:

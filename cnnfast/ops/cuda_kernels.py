@@ -17,7 +17,7 @@ from cnnfast.ops import activations
 
 TAKES_TF32 = ("pointwise_conv2d", "inverted_residual")  # whose schemas end in `bool tf32`
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-FLOPS_PER_BYTE = 130  # of mma.sync on an H100: what multiplies more for each byte is left to Triton's wgmma
+FLOPS_PER_BYTE = 99  # of mma.sync on an H100: what multiplies more for each byte is left to Triton's wgmma
 
 
 class Kernels(NamedTuple):
@@ -50,7 +50,8 @@ def _vectors(x: Tensor, *channels: int) -> bool:
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    """Of a GPU; of tensors that are on none (predictions'), an H100's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def _only_relu(arguments: dict[str, Any]) -> str | None:
@@ -73,4 +74,27 @@ def _depthwise_preferred(a: dict[str, Any]) -> bool:
     return square and x.dtype is not torch.float64 and channels == x.shape[1] and _vectors(x, channels)
 
 
-KERNELS = {"depthwise_conv2d": Kernels(_only_relu, _depthwise_preferred)}
+def _not_float64(a: dict[str, Any]) -> str | None:
+    if a["x"].dtype is torch.float64:
+        return "x must be float32, bfloat16 or float16 with backend 'cuda', got torch.float64"
+    return None
+
+
+def _pointwise_preferred(a: dict[str, Any]) -> bool:
+    """Where bytes decide, or both multiply alike; the rest is left to Triton's wgmma."""
+    x, (out_channels, channels) = a["x"], a["weight"].shape[:2]
+    if not _vectors(x, channels, out_channels):
+        return False
+    wgmma = _capability(x.device) >= (9, 0) and (x.dtype is not torch.float32 or tf32())
+    return not wgmma or out_channels * channels <= FLOPS_PER_BYTE * (out_channels + channels)
+
+
+def _squeeze_excite_preferred(a: dict[str, Any]) -> bool:
+    return _vectors(a["x"], a["x"].shape[1])
+
+
+KERNELS = {
+    "depthwise_conv2d": Kernels(_only_relu, _depthwise_preferred),
+    "pointwise_conv2d": Kernels(_not_float64, _pointwise_preferred),
+    "squeeze_excite": Kernels(_not_float64, _squeeze_excite_preferred),
+}

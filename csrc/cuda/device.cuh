@@ -160,12 +160,27 @@ __device__ inline float reciprocal(float x) {
 // Ends the launch with an error that the next synchronising call reports: for what only the device can see.
 __device__ inline void fail() { __trap(); }
 
+// Of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return count;
+}
+
 // Launches, and reports an error with the kernel's name and launch shape.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
             cudaStream_t stream, const std::type_identity_t<Parameters>&... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
+  cudaError_t error = cudaSuccess;
+  // Beyond 48 KB only on request, which each device keeps for itself: so at every launch, some 100 ns.
+  if (shared_bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+    error = cudaGetLastError();
+  }
   if (error == cudaSuccess) return;
   char message[512];
   std::snprintf(message, sizeof(message), "%s, grid (%u, %u, %u), block (%u, %u, %u), %d bytes of shared memory: %s",

@@ -12,6 +12,10 @@ STABLE_TORCH_LIBRARY(cnnfast_cuda, m) {
   m.def(
       "depthwise_conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int pre_activation, int activation) -> Tensor");
+  // tf32: whether float32 may be multiplied by TF32; Python knows PyTorch's setting
+  m.def(
+      "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, int[] stride,"
+      " int activation, bool tf32) -> Tensor");
   m.def(
       "squeeze_excite(Tensor x, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias,"
       " Tensor? residual, int activation, int gate_activation, int post_activation) -> Tensor");

@@ -115,9 +115,16 @@ def test_cuda_key_calls_the_chosen_backend(calls):
     ]
 
 
+NCHW = torch.Tensor.contiguous
+WIDE = dict(c=512, out=512, dtype=torch.bfloat16)
 # Per op: what its C++ kernels are predicted to be faster at, and what Triton's.
 PREFERRED = {
-    "depthwise_conv2d": (dict(c=24), [dict(c=24, layout=torch.Tensor.contiguous), dict(c=25), dict(c=24, k=(7, 7))]),
+    "depthwise_conv2d": (dict(c=24), [dict(c=24, layout=NCHW), dict(c=25), dict(c=24, k=(7, 7))]),
+    "pointwise_conv2d": (
+        dict(c=24, out=40),
+        [dict(c=24, out=40, layout=NCHW), dict(c=25), dict(c=512, out=512, dtype=torch.bfloat16)],
+    ),
+    "squeeze_excite": (dict(c=24), [dict(c=24, layout=NCHW), dict(c=25)]),
 }
 
 
