@@ -72,26 +72,29 @@ struct WarpProduct {
   }
 
   // Adds the product over one row's length of k. a and b are tiles, first_row and first_column (multiples of 8) the warp's
-  // in them. With `gated`, A's elements are first multiplied by gate[k] (unswapped, in shared memory) and rounded to T.
+  // in them. With `gated`, A's elements are first multiplied by gate[k] (unswapped, in shared memory) and rounded to T. Of
+  // fewer n_tiles the others are left out: B is read up to a pair of tiles.
   template <bool gated = false>
-  __device__ void multiply_add(const T* a, int first_row, const T* b, int first_column, const T* gate = nullptr) {
+  __device__ void multiply_add(const T* a, int first_row, const T* b, int first_column, const T* gate = nullptr,
+                               int n_tiles = kNTiles) {
     if constexpr (kMultiply == Multiply::tensor_cores)
-      by_tensor_cores<gated>(a, first_row, b, first_column, gate);
+      by_tensor_cores<gated>(a, first_row, b, first_column, gate, n_tiles);
     else
-      by_fma<gated>(a, first_row, b, first_column, gate);
+      by_fma<gated>(a, first_row, b, first_column, gate, n_tiles);
   }
 
  private:
   __device__ static int lane() { return threadIdx.x % 32; }  // of blocks along x alone
 
   template <bool gated>
-  __device__ void by_tensor_cores(const T* a, int first_row, const T* b, int first_column, const T* gate) {
+  __device__ void by_tensor_cores(const T* a, int first_row, const T* b, int first_column, const T* gate, int n_tiles) {
     const int in_matrix = lane() % 8, matrix = lane() / 8;  // of the address that this lane gives to ldmatrix
 #pragma unroll
     for (int piece = 0; piece < Tile::kPieces; piece += 2) {
       uint32_t from_b[kNTiles][2];
 #pragma unroll
       for (int j = 0; j < kNTiles; j += 2) {
+        if (j >= n_tiles) break;
         uint32_t four[4];
         ldmatrix(four, b,
                  Tile::at(first_column + matrix / 2 * 8 + in_matrix, piece + matrix % 2) + 8 * j * Tile::kDepth);
@@ -116,6 +119,7 @@ struct WarpProduct {
         }
 #pragma unroll
         for (int j = 0; j < kNTiles; ++j) {
+          if (j >= n_tiles) break;
           if constexpr (sizeof(T) == 2)
             mma_m16n8k16<T>(sums[i][j], from_a, from_b[j]);
           else
@@ -147,7 +151,7 @@ struct WarpProduct {
   };
 
   template <bool gated>
-  __device__ void by_fma(const T* a, int first_row, const T* b, int first_column, const T* gate) {
+  __device__ void by_fma(const T* a, int first_row, const T* b, int first_column, const T* gate, int n_tiles) {
 #pragma unroll 1
     for (int k = 0; k < Tile::kDepth; k += kAtOnce) {
       const int piece = k / kVec<T>, inside = k % kVec<T>;
@@ -166,7 +170,8 @@ struct WarpProduct {
           }
         }
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j)
+      for (int j = 0; j < kNTiles; ++j) {
+        if (j >= n_tiles) break;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int at = Tile::at(first_column + column(0, e), piece) + 8 * j * Tile::kDepth + inside;
@@ -179,6 +184,7 @@ struct WarpProduct {
 #pragma unroll
               for (int half = 0; half < 2; ++half) sums[i][j][2 * half + e] += from_a[i][half][n] * from_b[n];
         }
+      }
     }
   }
 

@@ -51,6 +51,7 @@ struct GateArguments {
   int activation = kIdentity, gate_activation = kIdentity;
   float* hidden = nullptr;  // gate_workspace floats
   float* gates = nullptr;   // [image][channel]
+  T* rounded = nullptr;     // instead of these, where they are wanted in T
 
   int slices() const { return ceil_div(channels, GateTraits::kSlice); }
   bool one_launch() const {
@@ -205,6 +206,13 @@ __device__ inline float activated(float v, int activation) {
 }
 
 template <class T>
+__device__ inline void store_gate(const GateArguments<T>& a, int64_t image, int channel, float z) {
+  const float gate = activated(z, a.gate_activation);
+  const int64_t at = image * a.channels + channel;
+  a.rounded ? global_store(a.rounded, at, narrow<T>(gate)) : global_store(a.gates, at, gate);
+}
+
+template <class T>
 __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     squeeze_excite_gate_kernel(const GateArguments<T> a, const RowTiling reduce, const RowTiling expand) {
   CNNFAST_SHARED(float, values);
@@ -232,8 +240,7 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     finish(sum, rows, expand.lanes, [&](int row, int, float z) { shared_store(values, row, z); });
   });
   __syncthreads();
-  for (int c = threadIdx.x; c < a.channels; c += blockDim.x)
-    global_store(a.gates, image * a.channels + c, activated(shared_load<float>(values, c), a.gate_activation));
+  for (int c = threadIdx.x; c < a.channels; c += blockDim.x) store_gate(a, image, c, shared_load<float>(values, c));
 }
 
 // hidden[image][slice][R] = the slice's part of reduce_weight mean.
@@ -299,8 +306,7 @@ __global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
   if (channel >= end) return;
 #pragma unroll 1
   for (int image = 0; image < kImages && first_image + image < a.batch; ++image)
-    global_store(a.gates, (first_image + image) * a.channels + channel,
-                 activated(shared_load<float>(sums, image * kSlice + threadIdx.x), a.gate_activation));
+    store_gate(a, first_image + image, channel, shared_load<float>(sums, image * kSlice + threadIdx.x));
 }
 
 // a.batch > 0
