@@ -214,9 +214,16 @@ __device__ inline void expand(T* e, const T* x, const T* weight, const float* bi
   for (int first = warp * 16; first < p.in_pixels(); first += kBlockWarps * 16) {
     WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
     product.clear();
-#pragma unroll 2
-    for (int slab = 0; slab < p.slabs; ++slab)
+    const auto add = [&](int slab) {
       product.multiply_add(x + slab * p.x_slab, first, weight + slab * p.weight_slab, 0);
+    };
+    if constexpr (kMultiply == Multiply::tensor_cores) {  // unrolled as far as registers allow
+#pragma unroll 2
+      for (int slab = 0; slab < p.slabs; ++slab) add(slab);
+    } else {
+#pragma unroll 1
+      for (int slab = 0; slab < p.slabs; ++slab) add(slab);
+    }
     float shift[kChunk<T> / 4];
 #pragma unroll
     for (int j = 0; j < kChunk<T> / 8; ++j) {
