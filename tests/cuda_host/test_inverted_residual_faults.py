@@ -30,7 +30,7 @@ WRONG = {
     "another chunk's rows": (STAGES, "static_cast<int64_t>(first + row) * s.channels", "int64_t{row} * s.channels"),
     "another chunk's columns": (STAGES, "* s.expanded + first + piece * kVec<T>", "* s.expanded + piece * kVec<T>"),
     "no end of the chunk": (STAGES, "row < channels ? count - piece * kVec<T> : 0", "row < channels ? kVec<T> : 0"),
-    "strips in plain order": (STAGES, "row = even / 2 * 4 + even % 2 + strip % 2 * 2;", "row = strip / in_row;"),
+    "strips of the same rows": (STAGES, "strip % 2 * 2;", "strip % 2;"),
     "outputs of another strip": (STAGES, "at(o * kStrips + strip, piece)", "at(strip * kStripOutputs + o, piece)"),
     "no activation of d": (STAGES, "  activate(sum, activation);\n", ""),
     "no residual": (STAGES, "v[0] += widen(residual.v[0]), v[1]", "v[1]"),
