@@ -31,6 +31,7 @@ WRONG = {
     "another image's gate": (FORWARD, "gate_at = static_cast<int64_t>(image) * a.shape.channels + c", "gate_at = c"),
     "no bias": (FORWARD, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
     "no residual": (FORWARD, "a.residual && valid(begin, pass)", "false"),
+    "slices from the second on": (FORWARD, "c = slice * Tile::kDepth;", "c = (slice + 1) * Tile::kDepth;"),
     "another half of k": (TILE, "piece + matrix % 2)", "piece + 1 - matrix % 2)"),
     "sums of another row": (TILE, "e / 2 * 8;", "(1 - e / 2) * 8;"),
     "no stride": ("pointwise_conv2d/common.cuh", "column * stride_w", "column"),
@@ -54,12 +55,16 @@ CASES = [
 
 
 def check_all(host):
-    """Bounds of the reference, pixels of NaN and infinity among the others, the order of threads."""
+    """Bounds of the reference, NaN and infinity among the other pixels and weights, the order of threads."""
     generator = fresh_generator()
     for dtype in (torch.bfloat16, torch.float32):
         for case_ in CASES:
             tensors = tensors_of(case_, dtype, generator)
-            tensors["x"][0, 1, 2, 4], tensors["x"][1, 3, 4, 2] = torch.nan, torch.inf
+            tensors["x"][0, 1, 2, 4], tensors["x"][1, 3, 4, 2], tensors["weight"][1, 0] = (
+                torch.nan,
+                torch.inf,
+                torch.nan,
+            )
             results = []
             for order in (harness.FORWARD, harness.REVERSE, harness.WARPS):
                 host.order(order)

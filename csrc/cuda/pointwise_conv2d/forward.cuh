@@ -13,7 +13,7 @@
 //            (float32: 128 bytes of 4). None is loaded for nothing where C * sizeof(T) % 32 == 0; of y and residual where
 //            K * sizeof(T) % 32 == 0
 // output     32 rows of a warp's sums at a time through shared memory, so that residual and y move 16 bytes a thread
-// shared     kSharedBytes, 24,832 to 49,408 B; no bank conflicts: matrix.cuh, and at_sum below
+// shared     kSharedBytes, 24,576 to 49,408 B; no bank conflicts: matrix.cuh, and at_sum below
 // registers  at most kMaxRegisters (sm_75: kMaxRegisters75)
 // order      of each element's sum: channels ascending (on tensor cores 16, or 8, at once), whatever the tile. So the
 //            tile may depend on the batch, and results don't
@@ -33,7 +33,7 @@ struct PointwiseTraits {
   static constexpr int kRowBytes = 64;
   static constexpr int kStages = kRows + kColumns > 192 ? 3 : 4;
   static constexpr int kSharedBytes = kStages * (kRows + kColumns + gated) * kRowBytes;
-  static constexpr int kMaxRegisters = kThreads == 256 ? 128 : 96;
+  static constexpr int kMaxRegisters = kThreads == 256 ? 128 : kMTiles == 1 && sizeof(T) == 2 ? 80 : 96;
   static constexpr int kMaxRegisters75 =
       kMTiles == 4 ? 160 : kMaxRegisters;  // shared memory holds one such block there
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
