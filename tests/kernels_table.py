@@ -93,7 +93,7 @@ def digest() -> str:
     Not of the launchers' own code, nor of where in a file a kernel stands.
     """
     code = {
-        f"{module.__name__}.{name}": value.src if isinstance(value, JITCallable) else repr(value)
+        f"{module.__name__}.{name}": code_of(value) if isinstance(value, JITCallable) else repr(value)
         for module in modules()
         for name, value in vars(module).items()
         if isinstance(value, (JITCallable, tl.constexpr))
@@ -106,6 +106,12 @@ def digest() -> str:
     ]
     judges = [inspect.getsource(judge) for judge in (ahead_of_time, row, objections, wanted_load, elements_of_a_load)]
     return hashlib.sha256(repr((sorted(code.items()), passed, judges)).encode()).hexdigest()[:16]
+
+
+def code_of(function: JITCallable) -> str:
+    """With what its decorator says of the arguments."""
+    unspecialized = (getattr(function, f"do_not_specialize{what}", None) for what in ("", "_on_alignment"))
+    return f"{function.src} {[*unspecialized]}"
 
 
 def described(argument: Any) -> str:
