@@ -15,11 +15,12 @@ from numerics import fresh_generator
 pytestmark = [harness.needs_toolkit, pytest.mark.slow, pytest.mark.usefixtures("nan_outputs")]
 OP = "pointwise_conv2d"
 FORWARD = "pointwise_conv2d/forward.cuh"
+OUTPUT = "pointwise_conv2d/output.cuh"
 TILE = "matrix.cuh"
 WRONG = {
     "no barrier before a slice": (FORWARD, "__syncthreads();               // everyone's", "//"),
     "no barrier before the output": (FORWARD, "__syncthreads();  // the sums go", "//"),
-    "no warp barrier in the output": (FORWARD, "      __syncwarp();\n      // The curves", "      // The curves"),
+    "no warp barrier in the output": (OUTPUT, "      __syncwarp();\n      // The curves", "      // The curves"),
     "one slice too few waited for": (FORWARD, "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>"),
     "one slice too many under way": (
         FORWARD,
@@ -29,8 +30,8 @@ WRONG = {
     "no end of x's rows": (FORWARD, "inside && x_at[i] >= 0", "x_at[i] >= 0"),
     "no end of the weight's rows": (FORWARD, "inside && i < rows_of_weight", "i < rows_of_weight"),
     "another image's gate": (FORWARD, "gate_at = static_cast<int64_t>(image) * a.shape.channels + c", "gate_at = c"),
-    "no bias": (FORWARD, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
-    "no residual": (FORWARD, "a.residual && valid(begin, pass)", "false"),
+    "no bias": (OUTPUT, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
+    "no residual": (OUTPUT, "a.residual && valid(begin, pass)", "false"),
     "slices from the second on": (FORWARD, "c = slice * Tile::kDepth;", "c = (slice + 1) * Tile::kDepth;"),
     "another half of k": (TILE, "piece + matrix % 2)", "piece + 1 - matrix % 2)"),
     "sums of another row": (TILE, "e / 2 * 8;", "(1 - e / 2) * 8;"),
@@ -39,12 +40,12 @@ WRONG = {
 OUT_OF_BOUNDS = {
     "no end of x": (FORWARD, "row < rows ? a.shape", "true ? a.shape"),
     "no end of the weight": (FORWARD, "inside && i < rows_of_weight", "inside"),
-    "no end of y": (FORWARD, "return inside && row(begin, pass) < rows", "return inside"),
-    "no end of y's channels": (FORWARD, "inside = column < a.shape.out_channels", "inside = true"),
+    "no end of y": (OUTPUT, "return inside && row(begin, pass) < rows", "return inside"),
+    "no end of y's channels": (OUTPUT, "inside = column < a.shape.out_channels", "inside = true"),
 }
 CONFLICTING = {
-    "rows of sums that share banks": (FORWARD, "lane / 8 + lane / 4 % 2 * 4", "lane / 4"),
-    "sums in plain order": (FORWARD, "(row % 4 * 2 + row / 4 % 2)", "0"),
+    "rows of sums that share banks": (OUTPUT, "lane / 8 + lane / 4 % 2 * 4", "lane / 4"),
+    "sums in plain order": (OUTPUT, "(row % 4 * 2 + row / 4 % 2)", "0"),
     "operands in plain order": (TILE, "(piece ^ row / (8 / kSwapped) % kSwapped)", "piece"),
 }
 CASES = [
