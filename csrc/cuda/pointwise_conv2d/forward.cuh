@@ -35,8 +35,8 @@ struct PointwiseTraits {
   static constexpr int kStages = kRows + kColumns > 192 ? 3 : 4;
   static constexpr int kSharedBytes = kStages * (kRows + kColumns + gated) * kRowBytes;
   static constexpr int kMaxRegisters = kThreads == 256 ? 128 : kMTiles == 1 && sizeof(T) == 2 ? 80 : 96;
-  static constexpr int kMaxRegisters75 =
-      kMTiles == 4 ? 160 : kMaxRegisters;  // shared memory holds one such block there
+  // Shared memory holds one block of the largest tile there.
+  static constexpr int kMaxRegisters75 = kMTiles == 4 ? 160 : kMaxRegisters;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   static constexpr int kMinBlocks = 65536 / kMaxRegisters75 / kThreads;
 #else
