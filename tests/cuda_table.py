@@ -75,7 +75,8 @@ def digest() -> str:
     ]
     code = [(file.relative_to(ROOT).as_posix(), code_of(file.read_text(encoding="utf-8"))) for file in sorted(sources)]
     readers = [
-        inspect.getsource(reader) for reader in (compiled.short_name, compiled.resources, code_of, row, objections)
+        inspect.getsource(reader)
+        for reader in (compiled.short_name, compiled.resources, code_of, cell, row, objections)
     ]
     return hashlib.sha256(repr((code, harness.NVCC, builds(), SEEN, readers)).encode()).hexdigest()[:16]
 
