@@ -37,5 +37,5 @@ def test_instructions(dtype, arch):
         assert bool(re.search(r"\bHMMA\b", code)) == on_tensor_cores, kernel
         assert bool(re.search(r"\bLDSM\.16\.M88\.4\b", code)) == on_tensor_cores, kernel
         assert "LDGSTS.E" in code and re.search(r"LDGSTS\S*\.128", code), kernel
-        assert "STG.E.128" in code and "LDS.128" in code, kernel
+        assert "STG.E.128" in code and "LDS.128" in code and "LDS.U8" not in code, kernel
         assert not re.search(r"\b(LDL|STL|ATOM|ATOMG|RED)\b", code), kernel
