@@ -5,6 +5,7 @@
 //   threads   one host thread per CUDA thread, for ASan, UBSan and TSan
 //   forward   one CUDA thread at a time up to its next barrier, in order of threadIdx: repeatable, and fast
 //   reverse   the same from the last to the first: what differs from forward is a race
+//   warps     each warp as far as it gets before the next one moves
 // Blocks run one after another (so a kernel must not wait for another block). Shared memory is NaN-filled for each block
 // and exactly as large as the launch asked for. Accesses through device.cuh's wrappers are counted (counters.h).
 #pragma once
@@ -30,6 +31,7 @@
 #include <vector>
 
 #include "counters.h"
+#include "mma.h"
 #include "schedule.h"
 
 #undef __global__

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
 BUILT = ROOT / "build" / "cuda_host"
 OPS = sorted(source.stem for source in (HERE / "library").glob("*.cpp"))
-THREADS, FORWARD, REVERSE = 0, 1, 2  # host::Order
+THREADS, FORWARD, REVERSE, WARPS = 0, 1, 2, 3  # host::Order
 
 GCC = ("-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-pthread")
 ASAN = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

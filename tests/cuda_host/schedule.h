@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -21,7 +22,7 @@
 
 namespace host {
 
-enum class Order { threads, forward, reverse };
+enum class Order { threads, forward, reverse, warps };
 
 struct Settings {
   Order order = Order::forward;
@@ -51,15 +52,28 @@ struct Meeting {
 };
 
 struct Warp {
+  struct Parts {
+    uint32_t of[32][6];  // by lane
+  };
   explicit Warp(int lanes) : meeting(lanes) {}
   Meeting meeting;
   uint64_t exchange[32];  // of shuffles
+  Parts parts[2];         // of matrix instructions, mma.h
 };
+
+// 16 bytes under way to shared memory, mma.h.
+struct Copy {
+  void* to;
+  uint4 data;
+};
+inline constexpr uint4 kUnderWay{~0u, ~0u, ~0u, ~0u};  // NaN in every format
 
 struct Thread {
   uint3 index{};
   int linear = 0;
   AccessLog log;
+  std::deque<std::vector<Copy>> copies;  // by group, the oldest first, the last still open
+  uint64_t exchanges = 0;                // of matrix instructions
   // fibers only
   ucontext_t context;
   const Meeting* waiting = nullptr;
@@ -96,8 +110,13 @@ inline void meet(Meeting& meeting) {
 inline void block_barrier() { meet(*block_meeting); }
 inline void warp_barrier() { meet(this_warp().meeting); }
 
-inline void fiber_main() {
+inline void run_kernel() {
+  thread().copies.assign(1, {});
   (*kernel_body)();
+}
+
+inline void fiber_main() {
+  run_kernel();
   thread().finished = true;
   swapcontext(&thread().context, &scheduler);
 }
@@ -116,25 +135,37 @@ inline void run_on_fibers(std::vector<Thread>& threads) {
     makecontext(&t.context, fiber_main, 0);
   }
   const int count = static_cast<int>(threads.size());
-  for (int left = count; left > 0;) {
+  const auto pass = [&](int first, int end) {  // each thread that can go on does, once; whether there was one
     bool moved = false;
-    for (int i = 0; i < count; ++i) {
+    for (int i = first; i < end; ++i) {
       Thread& t = threads[settings.order == Order::reverse ? count - 1 - i : i];
       if (t.finished || (t.waiting && t.waiting->generation < t.until)) continue;
       t.waiting = nullptr;
       moved = true;
       current_thread = &t;
       swapcontext(&scheduler, &t.context);
-      left -= t.finished;
     }
-    if (!moved) throw std::logic_error("deadlock: some threads of a block left the kernel, others wait at a barrier");
+    return moved;
+  };
+  for (bool moved = true; moved;) {
+    moved = false;
+    if (settings.order == Order::warps)
+      for (int first = 0; first < count; first += 32)
+        while (pass(first, std::min(first + 32, count))) moved = true;
+    else
+      moved = pass(0, count);
   }
+  for (const Thread& t : threads)
+    if (!t.finished)
+      throw std::logic_error("deadlock: some threads of a block left the kernel, others wait at a barrier");
 }
+
+constexpr int kMostShared = 99 * 1024;  // of a block, on the targets that have the least of it from sm_80 on
 
 inline void check_launch(const char* name, dim3 grid, dim3 dim, int shared_bytes) {
   const uint64_t threads = static_cast<uint64_t>(dim.x) * dim.y * dim.z;
   const bool fits = threads >= 1 && threads <= 1024 && dim.z <= 64 && grid.x >= 1 && grid.x <= 2147483647u &&
-                    grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && shared_bytes <= 48 * 1024;
+                    grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && shared_bytes <= kMostShared;
   if (!fits)
     throw std::runtime_error(std::string(name) + ": no GPU launches a grid of " + std::to_string(grid.x) + " x " +
                              std::to_string(grid.y) + " with blocks of " + std::to_string(threads) + " threads and " +
@@ -198,7 +229,7 @@ inline void run(const char* name, dim3 grid, dim3 dim, int shared_bytes, const s
       current_thread = &threads[i];
       between_blocks.arrive_and_wait();
       for (size_t b = 0; b < blocks.size(); ++b) {
-        body();
+        run_kernel();
         between_blocks.arrive_and_wait();
       }
     });
