@@ -160,6 +160,15 @@ __device__ inline float reciprocal(float x) {
 // Ends the launch with an error that the next synchronising call reports: for what only the device can see.
 __device__ inline void fail() { __trap(); }
 
+// Of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return count;
+}
+
 // Launches, and reports an error with the kernel's name and launch shape.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,

@@ -8,7 +8,7 @@
 //            TF32 below sm_80: FMA in float32, exact.
 // Order      one float32 sum an element, k ascending, whatever the tile: results don't depend on how a product is cut
 //            into blocks and warps.
-// Registers  4 kMTiles kNTiles sums, 4 kMTiles + 4 of operands (FMA: 8 kMTiles + 4)
+// Registers  4 kMTiles kNTiles sums, 4 kMTiles + 4 of operands (FMA: 8 kMTiles + 4, or half as many)
 #pragma once
 #include "mma.cuh"
 
@@ -34,7 +34,7 @@ struct MatrixTile {
   static constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(T));  // elements of a row
   static_assert(kPieces == 2 || kPieces == 4 || kPieces % 8 == 0);
 
-  // In elements, from the tile's begin.
+  // In elements, from the tile's begin; of rows that are a multiple of 8 apart, as much apart as the rows.
   __host__ __device__ static constexpr int at(int row, int piece) {
     return row * kDepth + (piece ^ row / (8 / kSwapped) % kSwapped) * kVec<T>;
   }
@@ -72,28 +72,32 @@ struct WarpProduct {
   }
 
   // Adds the product over one row's length of k. a and b are tiles, first_row and first_column (multiples of 8) the warp's
-  // in them. With `gated`, A's elements are first multiplied by gate[k] (unswapped, in shared memory) and rounded to T.
+  // in them. With `gated`, A's elements are first multiplied by gate[k] (unswapped, in shared memory) and rounded to T. Of
+  // fewer n_tiles the others are left out: B is read up to a pair of tiles.
   template <bool gated = false>
-  __device__ void multiply_add(const T* a, int first_row, const T* b, int first_column, const T* gate = nullptr) {
+  __device__ void multiply_add(const T* a, int first_row, const T* b, int first_column, const T* gate = nullptr,
+                               int n_tiles = kNTiles) {
     if constexpr (kMultiply == Multiply::tensor_cores)
-      by_tensor_cores<gated>(a, first_row, b, first_column, gate);
+      by_tensor_cores<gated>(a, first_row, b, first_column, gate, n_tiles);
     else
-      by_fma<gated>(a, first_row, b, first_column, gate);
+      by_fma<gated>(a, first_row, b, first_column, gate, n_tiles);
   }
 
  private:
   __device__ static int lane() { return threadIdx.x % 32; }  // of blocks along x alone
 
   template <bool gated>
-  __device__ void by_tensor_cores(const T* a, int first_row, const T* b, int first_column, const T* gate) {
+  __device__ void by_tensor_cores(const T* a, int first_row, const T* b, int first_column, const T* gate, int n_tiles) {
     const int in_matrix = lane() % 8, matrix = lane() / 8;  // of the address that this lane gives to ldmatrix
 #pragma unroll
     for (int piece = 0; piece < Tile::kPieces; piece += 2) {
       uint32_t from_b[kNTiles][2];
 #pragma unroll
       for (int j = 0; j < kNTiles; j += 2) {
+        if (j >= n_tiles) break;
         uint32_t four[4];
-        ldmatrix(four, b, Tile::at(first_column + 8 * j + matrix / 2 * 8 + in_matrix, piece + matrix % 2));
+        ldmatrix(four, b,
+                 Tile::at(first_column + matrix / 2 * 8 + in_matrix, piece + matrix % 2) + 8 * j * Tile::kDepth);
         from_b[j][0] = operand(four[0]), from_b[j][1] = operand(four[1]);
         from_b[j + 1][0] = operand(four[2]), from_b[j + 1][1] = operand(four[3]);
       }
@@ -106,7 +110,8 @@ struct WarpProduct {
 #pragma unroll
       for (int i = 0; i < kMTiles; ++i) {
         uint32_t from_a[4];
-        ldmatrix(from_a, a, Tile::at(first_row + 16 * i + matrix % 2 * 8 + in_matrix, piece + matrix / 2));
+        ldmatrix(from_a, a,
+                 Tile::at(first_row + matrix % 2 * 8 + in_matrix, piece + matrix / 2) + 16 * i * Tile::kDepth);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           if constexpr (gated) from_a[r] = times(from_a[r], gates[r / 2]);
@@ -114,6 +119,7 @@ struct WarpProduct {
         }
 #pragma unroll
         for (int j = 0; j < kNTiles; ++j) {
+          if (j >= n_tiles) break;
           if constexpr (sizeof(T) == 2)
             mma_m16n8k16<T>(sums[i][j], from_a, from_b[j]);
           else
@@ -138,49 +144,53 @@ struct WarpProduct {
       return bits<uint32_t>(bits<float>(a) * bits<float>(g));
   }
 
-  struct Four {
-    T v[4];
+  // Elements of k at once: as many as leave registers for the sums.
+  static constexpr int kAtOnce = kMTiles == 1 ? 4 : 2;
+  struct Group {
+    T v[kAtOnce];
   };
-  static constexpr int kFours = kVec<T> / 4;  // in a piece
 
   template <bool gated>
-  __device__ void by_fma(const T* a, int first_row, const T* b, int first_column, const T* gate) {
+  __device__ void by_fma(const T* a, int first_row, const T* b, int first_column, const T* gate, int n_tiles) {
 #pragma unroll 1
-    for (int four = 0; four < Tile::kDepth / 4; ++four) {
-      const int piece = four / kFours, inside = four % kFours * 4;
-      float gates[4];
-      if constexpr (gated) {
-        const Four from_gate = shared_load<Four>(gate, four * 4);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) gates[k] = widen(from_gate.v[k]);
-      }
-      float from_a[kMTiles][2][4];
+    for (int k = 0; k < Tile::kDepth; k += kAtOnce) {
+      const int piece = k / kVec<T>, inside = k % kVec<T>;
+      float gates[kAtOnce];
+      if constexpr (gated) widen_group(gates, shared_load<Group>(gate, k));
+      float from_a[kMTiles][2][kAtOnce];
 #pragma unroll
       for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const Four loaded = shared_load<Four>(a, Tile::at(first_row + row(i, 2 * half), piece) + inside);
+          const int at = Tile::at(first_row + row(0, 0), piece) + (16 * i + 8 * half) * Tile::kDepth + inside;
+          widen_group(from_a[i][half], shared_load<Group>(a, at));
+          if constexpr (gated) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            from_a[i][half][k] = widen(loaded.v[k]);
-            if constexpr (gated) from_a[i][half][k] = widen(narrow<T>(from_a[i][half][k] * gates[k]));
+            for (int n = 0; n < kAtOnce; ++n) from_a[i][half][n] = widen(narrow<T>(from_a[i][half][n] * gates[n]));
           }
         }
 #pragma unroll
-      for (int j = 0; j < kNTiles; ++j)
+      for (int j = 0; j < kNTiles; ++j) {
+        if (j >= n_tiles) break;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const Four from_b = shared_load<Four>(b, Tile::at(first_column + column(j, e), piece) + inside);
+          const int at = Tile::at(first_column + column(0, e), piece) + 8 * j * Tile::kDepth + inside;
+          float from_b[kAtOnce];
+          widen_group(from_b, shared_load<Group>(b, at));
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const float weight = widen(from_b.v[k]);
+          for (int n = 0; n < kAtOnce; ++n)
 #pragma unroll
             for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
-              for (int half = 0; half < 2; ++half) sums[i][j][2 * half + e] += from_a[i][half][k] * weight;
-          }
+              for (int half = 0; half < 2; ++half) sums[i][j][2 * half + e] += from_a[i][half][n] * from_b[n];
         }
+      }
     }
+  }
+
+  __device__ static void widen_group(float (&to)[kAtOnce], const Group& from) {
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) to[n] = widen(from.v[n]);
   }
 };
 

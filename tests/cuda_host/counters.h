@@ -24,7 +24,7 @@ enum class Access : uint8_t { load, store };
 using Site = std::source_location;  // of the wrapper's call
 
 struct Record {
-  std::pair<const char*, uint64_t> site;  // file; line and column
+  std::pair<const char*, uint64_t> site;  // function (of a template: the instance); line and column
   uint32_t occurrence;
   uint32_t size;
   uintptr_t address;  // 0: predicated off
@@ -37,7 +37,7 @@ struct AccessLog {
   std::map<std::pair<const char*, uint64_t>, uint32_t> occurrences;
 
   void add(Space space, Access access, const void* p, size_t size, const Site& site) {
-    const std::pair key{site.file_name(), static_cast<uint64_t>(site.line()) << 32 | site.column()};
+    const std::pair key{site.function_name(), static_cast<uint64_t>(site.line()) << 32 | site.column()};
     records.push_back(
         {key, occurrences[key]++, static_cast<uint32_t>(size), reinterpret_cast<uintptr_t>(p), space, access});
   }

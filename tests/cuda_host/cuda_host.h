@@ -67,6 +67,10 @@ T __shfl_sync(unsigned, T value, int lane) {
   return result;
 }
 template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int delta) {
+  return __shfl_sync(mask, value, host::lane() ^ delta);
+}
+template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   const int from = host::lane() + static_cast<int>(delta);
   return __shfl_sync(mask, value, from < 32 ? from : host::lane());
@@ -119,6 +123,8 @@ inline float reciprocal(float x) {
   const float result = 1 / x;
   return std::abs(result) < std::numeric_limits<float>::min() ? std::copysign(0.0f, result) : result;
 }
+
+inline int multiprocessors() { return host::settings.multiprocessors; }
 
 inline void fail() { host::trapped = true; }
 

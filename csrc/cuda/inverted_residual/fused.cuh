@@ -1,0 +1,109 @@
+// inverted_residual without squeeze-excite, in one launch: float32, float16 or bfloat16, NHWC, any number of channels, kernel
+// size, stride, dilation and padding.
+//
+//   e = activation(x expand_weight + bias), or x;  d = activation(depthwise(e) + bias);  y = d project_weight + bias + residual
+//
+// tile       64 outputs of an image (8x8, 4x16 or 16x4, whichever expands the fewest pixels; fewer where shared memory is
+//            short) x up to 64 or 192 output channels; with the inputs that they reach, the halo: 10x10 for 8x8 of 3x3 at
+//            stride 1, 17x17 at stride 2, 12x12 and 19x19 of 5x5
+// block      256 threads; x is copied once, then 64 bytes of expanded channels at a time, a chunk, go through: expand into
+//            e (a warp 16 pixels at a time), depthwise from e into d (a thread a strip of 4 outputs x 4 bytes of channels),
+//            d times the chunk of project_weight onto sums in registers. Padding is zeros of e: activation(bias) of a pixel
+//            outside of the image never gets there. e and d are rounded to x's dtype.
+// grid       x: image, tile; y: blocks of output channels, one up to 192 (each expands anew). From the shape of an image
+//            alone: neighbours in the batch don't show
+// bytes      ideally x, residual, y once; really x as often as tiles' halos overlap ((10 / 8)^2 = 1.56 of 3x3 at stride
+//            1), from L2 mostly, and from L2 all weights for each block: copied by cp.async while the chunk before is
+//            multiplied (two stages, where they fit). Neither e nor d is in memory
+// sectors    16 of 32 bytes for a warp's request of 512 where channels are whole sectors; element by element where C, E or
+//            K is no multiple of a 16-byte vector
+// shared     positions, x, e, d, biases, weights (plan.cuh): 30,912 B (24, 144, 24 at stride 1, 16 bits) to 101,376 B.
+//            Free of bank conflicts: all of expand, depthwise (8x8 and 4x16) and project in 16 bits; in float32 e is stored
+//            in two passes instead of one. A request in two of the copies of x and of y's way through shared memory has one
+// registers  at most 128, so two blocks a multiprocessor where shared memory lets them
+// can't      float64; shapes of which not even 4 outputs fit shared memory (inverted_residual_reason): above some 850 input
+//            channels (16 bits; float32 430), fewer for large kernels and dilations
+#pragma once
+#include "stages.cuh"
+
+namespace cnnfast::cuda {
+
+template <class T, bool tf32, int K, int S, int kMostColumns>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    inverted_residual_kernel(const InvertedResidualArguments<T> a, const InvertedResidualPlan p) {
+  using Share = Columns<kMostColumns>;
+  constexpr Multiply kMultiply = multiply_by<T, tf32>();
+  using Product = WarpProduct<T, kMultiply, Share::kMTiles, Share::kNTiles, kChunkBytes>;
+  CNNFAST_SHARED(unsigned char, shared);
+  int* const positions = reinterpret_cast<int*>(shared);
+  T* const x = reinterpret_cast<T*>(shared + p.x);
+  T* const e = reinterpret_cast<T*>(shared + p.e);
+  T* const d = reinterpret_cast<T*>(shared + p.d);
+  float* const biases = reinterpret_cast<float*>(shared + p.biases);
+  const InvertedResidualShape& s = a.shape;
+
+  const BlockPlace place(p);
+  locate_inputs(positions, s, p, place);
+  __syncthreads();
+  const InputRow input_row(positions, s, place);
+  const Pieces expand_pieces(2 * max(p.slabs, 1));
+  if (s.expands)
+    copy_inputs(x, a, p, input_row);
+  else
+    copy_chunk(e, a, p, input_row, 0);
+  copy_weights(shared + p.weights, a, p, place, 0, expand_pieces);
+  cp_async_commit();
+  const bool has_bias = threadIdx.x < 2 * kChunk<T>;
+  if (has_bias) shared_store(biases, threadIdx.x, load_bias(a, 0));
+
+  Product product;
+  product.clear();
+  const int warp = threadIdx.x / 32;
+  const int first_row = warp / Share::kWarpsN * Product::kRows;
+  const int first_column = warp % Share::kWarpsN * p.n_tiles * 8;
+
+  for (int first = 0, stage = 0; first < s.expanded; first += kChunk<T>, stage ^= 1) {
+    const int next = first + kChunk<T>;
+    const bool more = next < s.expanded;
+    unsigned char* const weights = shared + p.weights + (p.stages == 2 ? stage * p.stage_bytes : 0);
+    unsigned char* const next_weights = shared + p.weights + (p.stages == 2 ? (stage ^ 1) * p.stage_bytes : 0);
+    const float* const bias = biases + stage * 2 * kChunk<T>;
+    cp_async_wait<0>();
+    __syncthreads();  // this chunk's weights are there; the last chunk's d, weights and biases have been used
+    float next_bias = 0;
+    if (more) {
+      next_bias = load_bias(a, next);
+      if (p.stages == 2) copy_weights(next_weights, a, p, place, next, expand_pieces);
+      cp_async_commit();
+    }
+    if (s.expands) {
+      expand<T, kMultiply>(e, x, reinterpret_cast<const T*>(weights + p.expand), bias, positions, p, a.activation);
+      __syncthreads();  // e is there
+    }
+    depthwise<T, K, S>(d, e, reinterpret_cast<const T*>(weights), bias + kChunk<T>, s, p, a.activation);
+    if (more && has_bias) shared_store(biases, (stage ^ 1) * 2 * kChunk<T> + threadIdx.x, next_bias);
+    __syncthreads();  // d is there, e has been used
+    if (more && !s.expands) copy_chunk(e, a, p, input_row, next);
+    product.multiply_add(d, first_row, reinterpret_cast<const T*>(weights + p.project), first_column, nullptr,
+                         p.n_tiles);
+    if (more && p.stages == 1) {
+      __syncthreads();  // the weights have been used
+      copy_weights(next_weights, a, p, place, next, expand_pieces);
+    }
+    cp_async_commit();
+  }
+  __syncthreads();  // all of shared memory has been used
+  write<T, S>(reinterpret_cast<T*>(shared), product, first_row, first_column, a, p, place);
+}
+
+template <class T, bool tf32, int K, int S, int kMostColumns>
+void launch_inverted_residual(const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
+                              cudaStream_t stream) {
+  const int64_t blocks = a.shape.batch * p.tiles_h * p.tiles_w;
+  if (blocks > std::numeric_limits<int>::max())
+    throw std::runtime_error("inverted_residual: " + std::to_string(blocks) + " blocks, more than a grid holds");
+  launch("inverted_residual_kernel", inverted_residual_kernel<T, tf32, K, S, kMostColumns>,
+         dim3(static_cast<unsigned>(blocks), p.column_blocks), dim3(kBlockThreads), p.bytes, stream, a, p);
+}
+
+}  // namespace cnnfast::cuda

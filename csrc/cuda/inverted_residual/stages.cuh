@@ -1,0 +1,377 @@
+// inverted_residual: what a block does between two barriers.
+#pragma once
+#include "../depthwise_conv2d/common.cuh"
+#include "../matrix.cuh"
+#include "plan.cuh"
+
+namespace cnnfast::cuda {
+
+template <class T>
+struct InvertedResidualArguments {
+  const T* x = nullptr;              // (N, H, W, C)
+  const T* expand_weight = nullptr;  // (E, C); null: no expansion
+  Parameter expand_bias;
+  const T* dw_weight = nullptr;  // (E, kh, kw)
+  Parameter dw_bias;
+  const T* project_weight = nullptr;  // (K, E)
+  Parameter project_bias;
+  const T* residual = nullptr;  // as y, or null
+  T* y = nullptr;               // (N, OH, OW, K)
+  InvertedResidualShape shape;
+  int activation = kIdentity;
+  // Whether rows of so many elements begin at multiples of 16 bytes: C (x, expand_weight), E, K (y, residual).
+  bool vectors_c = false, vectors_e = false, vectors_k = false;
+};
+
+// This block's place in the image, and its first output channel.
+struct BlockPlace {
+  int64_t image;
+  int row, column;  // of the outputs
+  int channel;
+
+  __device__ explicit BlockPlace(const InvertedResidualPlan& p) {
+    const unsigned tile = blockIdx.x / p.tiles_w;
+    column = static_cast<int>(blockIdx.x % p.tiles_w) * p.tile_w;
+    row = static_cast<int>(tile % p.tiles_h) * p.tile_h;
+    image = tile / p.tiles_h;
+    channel = static_cast<int>(blockIdx.y) * p.out_columns;
+  }
+};
+
+// The pieces of 16 bytes of rows, in order of memory, this thread's.
+struct Pieces {
+  int row, piece;
+
+  __device__ explicit Pieces(int in_row)
+      : row(threadIdx.x / in_row),
+        piece(threadIdx.x % in_row),
+        in_row(in_row),
+        rows_on(kBlockThreads / in_row),
+        pieces_on(kBlockThreads % in_row) {}
+  __device__ void next() {
+    row += rows_on;
+    piece += pieces_on;
+    if (piece >= in_row) piece -= in_row, ++row;
+  }
+
+ private:
+  int in_row, rows_on, pieces_on;
+};
+
+// Starts copying rows of `length` elements, zeros up to whole pieces. from_row(row) is where a row begins, negative: none,
+// zeros; to_piece(row, piece) where a piece goes.
+template <class T, class FromRow, class ToPiece>
+__device__ inline void copy_rows(T* to, const T* from, Pieces at, int rows, int length, bool vectors, FromRow from_row,
+                                 ToPiece to_piece) {
+  for (; at.row < rows; at.next()) {
+    const int64_t row_at = from_row(at.row);
+    const int first = at.piece * kVec<T>, to_at = to_piece(at.row, at.piece);
+    const bool valid = row_at >= 0 && first < length;
+    if (vectors) {
+      cp_async(to, to_at, from, valid ? row_at + first : 0, valid);  // aligned even where nothing is read
+      continue;
+    }
+    for (int i = 0; i < kVec<T>; ++i)
+      shared_store(to, to_at + i, global_load<T>(from, row_at + first + i, valid && first + i < length));
+  }
+}
+
+// Where in the image each input of the tile lies, row << 16 | column from the tile's first; -1: nowhere.
+__device__ inline void locate_inputs(int* positions, const InvertedResidualShape& s, const InvertedResidualPlan& p,
+                                     const BlockPlace& place) {
+  const int top = place.row * s.stride_h - s.pad_top, left = place.column * s.stride_w - s.pad_left;
+  for (int i = threadIdx.x; i < ceil_div(p.in_pixels(), 16) * 16; i += kBlockThreads) {
+    const int row = i / p.in_w, column = i % p.in_w;
+    const bool inside =
+        i < p.in_pixels() && top + row >= 0 && top + row < s.height && left + column >= 0 && left + column < s.width;
+    shared_store(positions, i, inside ? row << 16 | column : -1);
+  }
+}
+
+// Of x, where a tile's input begins, or -1.
+struct InputRow {
+  const int* positions;
+  int64_t first;  // the pixel before x's, of the tile's first input
+  int width, channels;
+
+  __device__ InputRow(const int* positions, const InvertedResidualShape& s, const BlockPlace& place)
+      : positions(positions),
+        first((place.image * s.height + place.row * static_cast<int64_t>(s.stride_h) - s.pad_top) * s.width +
+              place.column * static_cast<int64_t>(s.stride_w) - s.pad_left),
+        width(s.width),
+        channels(s.channels) {}
+  __device__ int64_t operator()(int i) const {
+    const int position = shared_load<int>(positions, i);
+    if (position < 0) return -1;
+    return (first + static_cast<int64_t>(position >> 16) * width + (position & 0xffff)) * channels;
+  }
+};
+
+// Where pieces go: slabs of x's channels, or a row after the other.
+template <class T>
+struct SlabPiece {
+  int slab;  // elements
+  __device__ int operator()(int row, int piece) const {
+    return piece / 2 * slab + MatrixTile<T, kSlabBytes>::at(row, piece % 2);
+  }
+};
+template <class T>
+struct RowPiece {
+  int pitch;  // elements
+  __device__ int operator()(int row, int piece) const { return row * pitch + piece * kVec<T>; }
+};
+template <class T>
+struct ChunkPiece {
+  __device__ int operator()(int row, int piece) const { return MatrixTile<T, kChunkBytes>::at(row, piece); }
+};
+
+template <class T>
+__device__ inline void copy_inputs(T* x, const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
+                                   const InputRow& from_row) {
+  copy_rows(x, a.x, Pieces(2 * p.slabs), p.in_pixels(), a.shape.channels, a.vectors_c, from_row,
+            SlabPiece<T>{p.x_slab});
+}
+
+// A chunk of x straight into the expanded tensor, where there is no expansion.
+template <class T>
+__device__ inline void copy_chunk(T* e, const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
+                                  const InputRow& from_row, int first) {
+  copy_rows(e, a.x + first, Pieces(4), p.in_pixels(), a.shape.channels - first, a.vectors_c, from_row,
+            RowPiece<T>{kExpandedPitch<T>});
+}
+
+// Where the rows of the weights of expanded channels [first, first + count) begin.
+struct DepthwiseWeightRow {  // all as one row
+  int taps, first;
+  __device__ int64_t operator()(int) const { return static_cast<int64_t>(first) * taps; }
+};
+struct ExpandWeightRow {
+  int channels, first, count;
+  __device__ int64_t operator()(int row) const {
+    return row < count ? static_cast<int64_t>(first + row) * channels : -1;
+  }
+};
+struct ProjectWeightRow {
+  int expanded, first, first_out, outs;
+  __device__ int64_t operator()(int row) const {
+    return first_out + row < outs ? static_cast<int64_t>(first_out + row) * expanded + first : -1;
+  }
+};
+
+template <class T>
+__device__ inline void copy_weights(unsigned char* stage, const InvertedResidualArguments<T>& a,
+                                    const InvertedResidualPlan& p, const BlockPlace& place, int first,
+                                    const Pieces& expand_pieces) {
+  const InvertedResidualShape& s = a.shape;
+  const int count = min(kChunk<T>, s.expanded - first);
+  copy_rows(reinterpret_cast<T*>(stage), a.dw_weight, Pieces(4 * s.taps()), 1, count * s.taps(), a.vectors_e,
+            DepthwiseWeightRow{s.taps(), first}, RowPiece<T>{0});
+  if (s.expands)
+    copy_rows(reinterpret_cast<T*>(stage + p.expand), a.expand_weight, expand_pieces, kChunk<T>, s.channels,
+              a.vectors_c, ExpandWeightRow{s.channels, first, count}, SlabPiece<T>{p.weight_slab});
+  copy_rows(reinterpret_cast<T*>(stage + p.project), a.project_weight, Pieces(4), p.out_columns, count, a.vectors_e,
+            ProjectWeightRow{s.expanded, first, place.channel, s.out_channels}, ChunkPiece<T>{});
+}
+
+// What this thread has of a chunk's biases: of the expansion, then of the depthwise stage.
+template <class T>
+__device__ inline float load_bias(const InvertedResidualArguments<T>& a, int first) {
+  const int channel = first + static_cast<int>(threadIdx.x) % kChunk<T>;
+  if (static_cast<int>(threadIdx.x) >= 2 * kChunk<T> || channel >= a.shape.expanded) return 0;
+  const Parameter& bias = static_cast<int>(threadIdx.x) < kChunk<T> ? a.expand_bias : a.dw_bias;
+  return bias.data ? load_parameter<T>(bias, channel) : 0;
+}
+
+template <class T>
+struct alignas(4) ChannelWord {
+  static constexpr int kCount = 4 / static_cast<int>(sizeof(T));
+  T v[kCount];
+};
+
+template <class T>
+__device__ inline void store_pair(T* to, int at, float first, float second) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T v[2];
+  };
+  shared_store(to, at, Pair{narrow<T>(first), narrow<T>(second)});
+}
+
+// e = activation(x expand_weight + bias), zeros outside of the image: a warp takes 16 inputs x the chunk at a time.
+template <class T, Multiply kMultiply>
+__device__ inline void expand(T* e, const T* x, const T* weight, const float* bias, const int* positions,
+                              const InvertedResidualPlan& p, int activation) {
+  const int warp = threadIdx.x / 32;
+  for (int first = warp * 16; first < p.in_pixels(); first += kBlockWarps * 16) {
+    WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
+    product.clear();
+    for (int slab = 0; slab < p.slabs; ++slab)
+      product.multiply_add(x + slab * p.x_slab, first, weight + slab * p.weight_slab, 0);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + product.row(0, 2 * half);
+      const bool inside = shared_load<int>(positions, row) >= 0;
+      float v[kChunk<T> / 4];
+#pragma unroll
+      for (int i = 0; i < kChunk<T> / 4; ++i)
+        v[i] = product.sums[0][i / 2][2 * half + i % 2] + shared_load<float>(bias, product.column(i / 2, i % 2));
+      activate(v, activation);
+#pragma unroll
+      for (int j = 0; j < kChunk<T> / 8; ++j)
+        store_pair(e, row * kExpandedPitch<T> + product.column(j, 0), inside ? v[2 * j] : 0.0f,
+                   inside ? v[2 * j + 1] : 0.0f);
+    }
+  }
+}
+
+// The row of outputs and the first column of a strip. Two neighbouring strips are one warp's: so far from each other that
+// their inputs lie in different banks.
+template <int S>
+struct StripPlace {
+  int row, column;
+
+  __device__ StripPlace(const InvertedResidualPlan& p, int strip) {
+    const int in_row = p.tile_w / kStripOutputs;
+    if constexpr (S == 2) {
+      const int pair = strip / 2, even = pair / in_row;  // of the rows 0, 1, 4, 5, ...
+      row = even / 2 * 4 + even % 2 + strip % 2 * 2;
+      column = pair % in_row * kStripOutputs;
+    } else {
+      row = strip / in_row;
+      column = strip % in_row * kStripOutputs;
+    }
+  }
+};
+
+// d = activation(depthwise(e) + bias): a thread makes a strip of 4 outputs x 4 bytes of channels. Output o of strip s is row
+// o * kStrips + s of d.
+template <class T, int K, int S>
+__device__ inline void depthwise(T* d, const T* e, const T* weight, const float* bias, const InvertedResidualShape& s,
+                                 const InvertedResidualPlan& p, int activation) {
+  constexpr int kWord = ChannelWord<T>::kCount;
+  const int lane = threadIdx.x % kStrips, strip = threadIdx.x / kStrips;
+  const StripPlace<S> place(p, strip);
+  if (place.row >= p.tile_h) return;
+  float sum[kStripOutputs * kWord];
+#pragma unroll
+  for (int i = 0; i < kStripOutputs * kWord; ++i) sum[i] = shared_load<float>(bias, lane * kWord + i % kWord);
+  const int first = (place.row * s.stride_h * p.in_w + place.column * s.stride_w) * kExpandedPitch<T> + lane * kWord;
+
+  if constexpr (K > 0) {
+    constexpr int kTaps = K * K;  // of this thread's channels side by side, in whole words for 2 channels or 1
+    const T* const mine = weight + lane * kWord * kTaps;
+#pragma unroll
+    for (int r = 0; r < K; ++r) {
+      float w[K][kWord];
+#pragma unroll
+      for (int i = 0; i < kWord; ++i)
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          const int at = i * kTaps + r * K + k;
+          const ChannelWord<T> word = shared_load<ChannelWord<T>>(mine, at / kWord * kWord);
+          w[k][i] = widen(word.v[at % kWord]);
+        }
+#pragma unroll
+      for (int j = 0; j < (kStripOutputs - 1) * S + K; ++j) {
+        const ChannelWord<T> word = shared_load<ChannelWord<T>>(e, first + (r * p.in_w + j) * kExpandedPitch<T>);
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          if (j < k || (j - k) % S != 0 || (j - k) / S >= kStripOutputs) continue;
+#pragma unroll
+          for (int i = 0; i < kWord; ++i) sum[(j - k) / S * kWord + i] += widen(word.v[i]) * w[k][i];
+        }
+      }
+    }
+  } else {
+    for (int tap = 0; tap < s.taps(); ++tap) {
+      const int row = tap / s.kernel_w * s.dilation_h, column = tap % s.kernel_w * s.dilation_w;
+#pragma unroll
+      for (int o = 0; o < kStripOutputs; ++o) {
+        const ChannelWord<T> word =
+            shared_load<ChannelWord<T>>(e, first + (row * p.in_w + column + o * s.stride_w) * kExpandedPitch<T>);
+#pragma unroll
+        for (int i = 0; i < kWord; ++i)
+          sum[o * kWord + i] += widen(word.v[i]) * widen(shared_load<T>(weight, (lane * kWord + i) * s.taps() + tap));
+      }
+    }
+  }
+
+  activate(sum, activation);
+#pragma unroll
+  for (int o = 0; o < kStripOutputs; ++o) {
+    ChannelWord<T> word;
+#pragma unroll
+    for (int i = 0; i < kWord; ++i) word.v[i] = narrow<T>(sum[o * kWord + i]);
+    const int piece = lane * kWord / kVec<T>;
+    shared_store(d, MatrixTile<T, kChunkBytes>::at(o * kStrips + strip, piece) + lane * kWord % kVec<T>, word);
+  }
+}
+
+// Where row i of d belongs in y (or the residual), or -1.
+template <int S>
+struct OutputRow {
+  const InvertedResidualShape& s;
+  const InvertedResidualPlan& p;
+  const BlockPlace& place;
+
+  __device__ int64_t operator()(int i) const {
+    const StripPlace<S> strip(p, i % kStrips);
+    const int row = place.row + strip.row, column = place.column + strip.column + i / kStrips;
+    if (strip.row >= p.tile_h || row >= s.out_height || column >= s.out_width) return -1;
+    return ((place.image * s.out_height + row) * s.out_width + column) * s.out_channels + place.channel;
+  }
+};
+
+// y = sums + bias + residual, through shared memory.
+template <class T, int S, class Product>
+__device__ inline void write(T* out, const Product& product, int first_row, int first_column,
+                             const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
+                             const BlockPlace& place) {
+  const InvertedResidualShape& s = a.shape;
+  const int pitch = p.out_columns + kVec<T>, length = min(p.out_columns, s.out_channels - place.channel);
+  const Pieces pieces(ceil_div(length, kVec<T>));
+  const OutputRow<S> output_row{s, p, place};
+  const RowPiece<T> at{pitch};
+  if (a.residual) {
+    copy_rows(out, a.residual, pieces, kTilePixels, length, a.vectors_k, output_row, at);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+  }
+#pragma unroll
+  for (int j = 0; j < Product::kColumns / 8; ++j) {
+    if (j >= p.n_tiles) break;
+    float bias[2];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int channel = place.channel + first_column + product.column(j, c);
+      bias[c] = a.project_bias.data && channel < s.out_channels ? load_parameter<T>(a.project_bias, channel) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < Product::kRows / 16; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int to = (first_row + product.row(i, 2 * half)) * pitch + first_column + product.column(j, 0);
+        float v[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          v[c] = product.sums[i][j][2 * half + c] + bias[c];
+          if (a.residual) v[c] += widen(shared_load<T>(out, to + c));
+        }
+        store_pair(out, to, v[0], v[1]);
+      }
+  }
+  __syncthreads();
+  for (Pieces piece = pieces; piece.row < kTilePixels; piece.next()) {
+    const int64_t row_at = output_row(piece.row);
+    const int first = piece.piece * kVec<T>;
+    if (row_at < 0) continue;
+    if (a.vectors_k) {
+      global_store(a.y, row_at + first, shared_load<Vec<T>>(out, at(piece.row, piece.piece)));
+      continue;
+    }
+    for (int i = 0; i < kVec<T> && first + i < length; ++i)
+      global_store(a.y, row_at + first + i, shared_load<T>(out, at(piece.row, piece.piece) + i));
+  }
+}
+
+}  // namespace cnnfast::cuda

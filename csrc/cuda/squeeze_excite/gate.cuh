@@ -1,0 +1,286 @@
+// The gates of squeeze-excite, from sums of pixels that whoever read the image left, [image][chunk][channel] in float32:
+//
+//   mean   = sum over chunks of partial / pixels
+//   hidden = activation(reduce_weight mean + reduce_bias)         reduce_weight (R, C)
+//   gates  = gate_activation(expand_weight hidden + expand_bias)  expand_weight (C, R)
+//
+// launches   C R <= 32,768 (and C + R <= 8,192): one, a block of 512 threads an image. Otherwise two, a block of 256 for
+//            256 channels of 4 images: more multiprocessors read the weights, and fewer times. Which depends on C and R
+//            alone, and so does the order of every sum
+// layout     vectors float32; weights float32, float16 or bfloat16, rows contiguous; biases of that type or float32
+// tile       a group of 1 to 32 lanes, as many as a row has 16-byte vectors, takes 4 rows at once: 4 loads in flight,
+//            each used for 4 images (or one); then the lanes are summed by shuffles. Rows that aren't whole aligned vectors
+//            are read element by element
+// grid       one launch: x: image. Two: x: 4 images, y: 256 channels
+// bytes      weights once an image or 4 images, from L2; partial once; between the two launches C / 256 * R * 4 bytes an
+//            image, written once, read C / 256 times
+// sectors    a warp's request of weights is contiguous: 16 of 32 bytes where groups have no idle lane
+// shared     one launch: 4 (C + R) bytes, 32 KB at most. Two: 4 KB; 16 min(R, 1024) bytes.
+//            Loads are free of bank conflicts: values lie [half of a vector][vector][4]
+// registers  at most 96, one launch 128
+// can't      R or C beyond what the grid holds: 16 million
+#pragma once
+#include "common.cuh"
+
+namespace cnnfast::cuda {
+
+struct GateTraits {
+  static constexpr int kThreads = 512, kSliceThreads = 256;
+  static constexpr int kMaxRegisters = 128, kSliceMaxRegisters = 96;
+  static constexpr int kMostWeights = 1 << 15, kMostValues = 1 << 13;  // of one launch
+  static constexpr int kImages = 4;                                    // of a block where there are two
+  static constexpr int kSlice = 256;                                   // channels, likewise
+  static constexpr int kTile = 1024;                                   // of hidden in shared memory, likewise
+  static constexpr int kRows = 4;                                      // at once
+};
+
+struct GateBias {
+  const void* data = nullptr;  // none: zeros
+  bool float32 = false;        // otherwise of the weights' type
+};
+
+template <class T>
+struct GateArguments {
+  const float* partial = nullptr;  // [image][chunk][channel]
+  int64_t batch = 0;
+  int chunks = 0, pixels = 0, channels = 0, squeezed = 0;
+  const T* reduce_weight = nullptr;
+  GateBias reduce_bias;
+  const T* expand_weight = nullptr;
+  GateBias expand_bias;
+  int activation = kIdentity, gate_activation = kIdentity;
+  float* hidden = nullptr;  // gate_workspace floats
+  float* gates = nullptr;   // [image][channel]
+
+  int slices() const { return ceil_div(channels, GateTraits::kSlice); }
+  bool one_launch() const {
+    return static_cast<int64_t>(channels) * squeezed <= GateTraits::kMostWeights &&
+           channels + squeezed <= GateTraits::kMostValues;
+  }
+};
+
+// How many floats `hidden` has to have.
+template <class T>
+int64_t gate_workspace(const GateArguments<T>& a) {
+  return a.one_launch() ? 0 : a.batch * a.slices() * a.squeezed;
+}
+
+// `inputs` values of a row, in vectors of n.
+struct RowTiling {
+  int n, lanes;
+};
+
+template <class T>
+RowTiling row_tiling(const T* weight, int row, int inputs) {
+  const int n = row % kVec<T> == 0 && aligned<kVec<T>>(weight) ? kVec<T> : 1;
+  int lanes = 1;
+  while (lanes < 32 && lanes * n < inputs) lanes *= 2;
+  return {n, lanes};
+}
+
+// Where value i of `pitch` (a multiple of 8) lies in shared memory: a vector of 8 in two halves, far apart.
+__device__ inline int staged_at(int n, int pitch, int i) {
+  return n == 8 ? i % 8 / 4 * (pitch / 2) + i / 8 * 4 + i % 4 : i;
+}
+
+template <class T>
+__device__ inline float load_bias(const GateBias& bias, int i) {
+  if (!bias.data) return 0;
+  if (bias.float32) return global_load<float>(static_cast<const float*>(bias.data), i);
+  return widen(global_load<T>(static_cast<const T*>(bias.data), i));
+}
+
+template <class T>
+__device__ inline float channel_mean(const GateArguments<T>& a, int64_t image, int channel, bool valid) {
+  float sum = 0;
+#pragma unroll 8
+  for (int chunk = 0; chunk < a.chunks; ++chunk)
+    sum += global_load<float>(a.partial, (image * a.chunks + chunk) * a.channels + channel, valid);
+  return sum / static_cast<float>(a.pixels);
+}
+
+// The rows of a weight that a thread's group works on at once: first, first + step, ..., below end.
+struct Rows {
+  int first, step, end;
+};
+
+// sum[j][image] += this lane's part of row j times the values of an image: `inputs` of them from weight's column `begin`.
+template <class T, int n, int images>
+__device__ inline void multiply(float (&sum)[GateTraits::kRows][images], const T* weight, int64_t pitch_of_weight,
+                                const Rows& rows, int begin, int inputs, int lanes, const float* values, int pitch) {
+  constexpr int kPart = kFloats<n>;
+  for (int first = 0; first < inputs; first += lanes * n) {
+    const int i = first + static_cast<int>(threadIdx.x) % lanes * n;
+    Values<T, n> w[GateTraits::kRows];
+#pragma unroll
+    for (int j = 0; j < GateTraits::kRows; ++j) {
+      const int row = rows.first + j * rows.step;
+      w[j] = global_load<Values<T, n>>(weight, row * pitch_of_weight + begin + i, i < inputs && row < rows.end);
+    }
+    if (i >= inputs) continue;  // beyond lie no values, and 0 times what is there could be NaN
+#pragma unroll
+    for (int image = 0; image < images; ++image)
+#pragma unroll
+      for (int part = 0; part < n; part += kPart) {
+        const auto v = shared_load<Values<float, kPart>>(values, image * pitch + staged_at(n, pitch, i + part));
+#pragma unroll
+        for (int j = 0; j < GateTraits::kRows; ++j)
+#pragma unroll
+          for (int k = 0; k < kPart; ++k) sum[j][image] += widen(w[j].v[part + k]) * v.v[k];
+      }
+  }
+}
+
+template <class T, int images>
+__device__ inline void multiply(float (&sum)[GateTraits::kRows][images], const T* weight, int64_t pitch_of_weight,
+                                const Rows& rows, int begin, int inputs, const RowTiling& t, const float* values,
+                                int pitch) {
+  if (t.n > 1)
+    multiply<T, kVec<T>>(sum, weight, pitch_of_weight, rows, begin, inputs, t.lanes, values, pitch);
+  else
+    multiply<T, 1>(sum, weight, pitch_of_weight, rows, begin, inputs, t.lanes, values, pitch);
+}
+
+// Adds up the lanes of a group, and calls store(row, image, sum) for each row and image on one of them.
+template <int images, class F>
+__device__ inline void finish(float (&sum)[GateTraits::kRows][images], const Rows& rows, int lanes, F store) {
+  for (int delta = lanes / 2; delta > 0; delta /= 2)
+#pragma unroll
+    for (int j = 0; j < GateTraits::kRows; ++j)
+#pragma unroll
+      for (int image = 0; image < images; ++image) sum[j][image] += __shfl_xor_sync(~0u, sum[j][image], delta);
+  if (threadIdx.x % lanes != 0) return;
+#pragma unroll
+  for (int j = 0; j < GateTraits::kRows; ++j) {
+    const int row = rows.first + j * rows.step;
+    if (row >= rows.end) return;
+#pragma unroll
+    for (int image = 0; image < images; ++image) store(row, image, sum[j][image]);
+  }
+}
+
+// The rows begin to end in rounds: each group's of a round, the same number of rounds for every thread.
+template <class F>
+__device__ inline void for_rows(int begin, int end, int lanes, F round) {
+  const int groups = static_cast<int>(blockDim.x) / lanes, group = static_cast<int>(threadIdx.x) / lanes;
+  for (int first = begin; first < end; first += groups * GateTraits::kRows) round(Rows{first + group, groups, end});
+}
+
+__device__ inline float activated(float v, int activation) {
+  float one[1] = {v};
+  activate(one, activation);
+  return one[0];
+}
+
+template <class T>
+__global__ void __launch_bounds__(GateTraits::kThreads, 1)
+    squeeze_excite_gate_kernel(const GateArguments<T> a, const RowTiling reduce, const RowTiling expand) {
+  CNNFAST_SHARED(float, values);
+  const int pitch = ceil_div(a.channels, 8) * 8, hidden_pitch = ceil_div(a.squeezed, 8) * 8;
+  float* const hidden = values + pitch;
+  const int64_t image = blockIdx.x;
+  for (int c = threadIdx.x; c < a.channels; c += blockDim.x)
+    shared_store(values, staged_at(reduce.n, pitch, c), channel_mean(a, image, c, true));
+  __syncthreads();
+  for_rows(0, a.squeezed, reduce.lanes, [&](const Rows& rows) {
+    float sum[GateTraits::kRows][1] = {};
+    multiply(sum, a.reduce_weight, a.channels, rows, 0, a.channels, reduce, values, pitch);
+    finish(sum, rows, reduce.lanes, [&](int row, int, float z) {
+      shared_store(hidden, staged_at(expand.n, hidden_pitch, row),
+                   activated(z + load_bias<T>(a.reduce_bias, row), a.activation));
+    });
+  });
+  __syncthreads();
+  for_rows(0, a.channels, expand.lanes, [&](const Rows& rows) {
+    float sum[GateTraits::kRows][1] = {};
+    multiply(sum, a.expand_weight, a.squeezed, rows, 0, a.squeezed, expand, hidden, hidden_pitch);
+    finish(sum, rows, expand.lanes, [&](int row, int, float z) {
+      global_store(a.gates, image * a.channels + row,
+                   activated(z + load_bias<T>(a.expand_bias, row), a.gate_activation));
+    });
+  });
+}
+
+// hidden[image][slice][R] = the slice's part of reduce_weight mean.
+template <class T>
+__global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
+    squeeze_excite_reduce_kernel(const GateArguments<T> a, const RowTiling t) {
+  CNNFAST_SHARED(float, values);
+  constexpr int kImages = GateTraits::kImages, kSlice = GateTraits::kSlice;
+  const int64_t first_image = static_cast<int64_t>(blockIdx.x) * kImages;
+  const int begin = blockIdx.y * kSlice, inputs = min(kSlice, a.channels - begin);
+#pragma unroll 1
+  for (int image = 0; image < kImages; ++image)
+    if (static_cast<int>(threadIdx.x) < inputs)
+      shared_store(values, image * kSlice + staged_at(t.n, kSlice, threadIdx.x),
+                   channel_mean(a, first_image + image, begin + threadIdx.x, first_image + image < a.batch));
+  __syncthreads();
+  for_rows(0, a.squeezed, t.lanes, [&](const Rows& rows) {
+    float sum[GateTraits::kRows][kImages] = {};
+    multiply(sum, a.reduce_weight, a.channels, rows, begin, inputs, t, values, kSlice);
+    finish(sum, rows, t.lanes, [&](int row, int image, float part) {
+      if (first_image + image < a.batch)
+        global_store(a.hidden, ((first_image + image) * gridDim.y + blockIdx.y) * a.squeezed + row, part);
+    });
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
+    squeeze_excite_expand_kernel(const GateArguments<T> a, const RowTiling t) {
+  CNNFAST_SHARED(float, values);
+  constexpr int kImages = GateTraits::kImages, kTile = GateTraits::kTile;
+  const int64_t first_image = static_cast<int64_t>(blockIdx.x) * kImages;
+  const int begin = blockIdx.y * GateTraits::kSlice, end = min(begin + GateTraits::kSlice, a.channels);
+  const int pitch = min(kTile, ceil_div(a.squeezed, 8) * 8);
+  const auto stage = [&](int tile) {
+    for (int i = threadIdx.x; i < kImages * pitch; i += blockDim.x) {
+      const int64_t image = first_image + i / pitch;
+      const int at = i % pitch, row = tile + at;
+      if (row >= a.squeezed) continue;
+      float z = load_bias<T>(a.reduce_bias, row);
+#pragma unroll 8
+      for (unsigned slice = 0; slice < gridDim.y; ++slice)
+        z += global_load<float>(a.hidden, (image * gridDim.y + slice) * a.squeezed + row, image < a.batch);
+      shared_store(values, i / pitch * pitch + staged_at(t.n, pitch, at), activated(z, a.activation));
+    }
+    __syncthreads();
+  };
+  if (a.squeezed <= kTile) stage(0);
+  for_rows(begin, end, t.lanes, [&](const Rows& rows) {
+    float sum[GateTraits::kRows][kImages] = {};
+    for (int tile = 0; tile < a.squeezed; tile += kTile) {
+      if (a.squeezed > kTile) stage(tile);
+      multiply(sum, a.expand_weight, a.squeezed, rows, tile, min(kTile, a.squeezed - tile), t, values, pitch);
+      if (a.squeezed > kTile) __syncthreads();
+    }
+    finish(sum, rows, t.lanes, [&](int row, int image, float z) {
+      if (first_image + image < a.batch)
+        global_store(a.gates, (first_image + image) * a.channels + row,
+                     activated(z + load_bias<T>(a.expand_bias, row), a.gate_activation));
+    });
+  });
+}
+
+// a.batch > 0
+template <class T>
+void launch_gates(const GateArguments<T>& a, cudaStream_t stream) {
+  const RowTiling expand = row_tiling(a.expand_weight, a.squeezed, a.squeezed);
+  if (a.one_launch()) {
+    const RowTiling reduce = row_tiling(a.reduce_weight, a.channels, a.channels);
+    const char* const name = "squeeze_excite_gate_kernel";
+    const int shared = static_cast<int>(round_up(a.channels, 8) + round_up(a.squeezed, 8)) * 4;
+    return launch(name, squeeze_excite_gate_kernel<T>, dim3(grid_blocks(name, a.batch)), dim3(GateTraits::kThreads),
+                  shared, stream, a, reduce, expand);
+  }
+  const char *const first = "squeeze_excite_reduce_kernel", *const second = "squeeze_excite_expand_kernel";
+  const dim3 grid(grid_blocks(first, ceil_div<int64_t>(a.batch, GateTraits::kImages)), a.slices());
+  const RowTiling reduce = row_tiling(a.reduce_weight, a.channels, GateTraits::kSlice);
+  launch(first, squeeze_excite_reduce_kernel<T>, grid, dim3(GateTraits::kSliceThreads),
+         GateTraits::kImages * GateTraits::kSlice * 4, stream, a, reduce);
+  const int tile = static_cast<int>(min(round_up(a.squeezed, 8), static_cast<int64_t>(GateTraits::kTile)));
+  launch(second, squeeze_excite_expand_kernel<T>, grid, dim3(GateTraits::kSliceThreads), GateTraits::kImages * tile * 4,
+         stream, a, expand);
+}
+
+}  // namespace cnnfast::cuda

@@ -1,0 +1,101 @@
+// The kernels of csrc/cuda/inverted_residual.cuh against plain loops.
+#include "sanitized.h"
+
+#include "cuda/inverted_residual.cuh"
+
+float relu6(float v) { return std::min(std::max(v, 0.0f), 6.0f); }
+
+// Of integers all sums are exact, and relu6 keeps what is rounded in between small.
+template <class T>
+struct Problem {
+  InvertedResidualShape s;
+  Buffer<T> x, expand_weight, dw_weight, project_weight, residual;
+  Buffer<float> expand_bias, dw_bias, project_bias;
+
+  Problem(const InvertedResidualShape& s)
+      : s(s),
+        x(integers<T>(s.batch * s.height * s.width * s.channels)),
+        expand_weight(integers<T>(s.expands ? s.expanded * s.channels : 0)),
+        dw_weight(integers<T>(s.expanded * s.taps())),
+        project_weight(integers<T>(s.out_channels * s.expanded)),
+        residual(integers<T>(outputs())),
+        expand_bias(integers<float>(s.expanded)),
+        dw_bias(integers<float>(s.expanded)),
+        project_bias(integers<float>(s.out_channels)) {}
+
+  int64_t outputs() const { return s.batch * s.out_height * s.out_width * s.out_channels; }
+
+  Buffer<T> by_kernel() const {
+    Buffer<T> y(outputs());
+    InvertedResidualArguments<T> a;
+    a.x = x.get();
+    a.expand_weight = s.expands ? expand_weight.get() : nullptr;
+    a.expand_bias = {expand_bias.get(), true, 1, 0};
+    a.dw_weight = dw_weight.get();
+    a.dw_bias = {dw_bias.get(), true, 1, 0};
+    a.project_weight = project_weight.get();
+    a.project_bias = {project_bias.get(), true, 1, 0};
+    a.residual = residual.get();
+    a.y = y.get();
+    a.shape = s;
+    a.activation = kRelu6;
+    inverted_residual_forward<T, false>(a, nullptr);
+    return y;
+  }
+
+  float expanded_at(int64_t pixel, int channel) const {
+    if (!s.expands) return widen(x.get()[pixel * s.channels + channel]);
+    float sum = expand_bias.get()[channel];
+    for (int c = 0; c < s.channels; ++c)
+      sum += widen(x.get()[pixel * s.channels + c]) * widen(expand_weight.get()[channel * s.channels + c]);
+    return relu6(sum);
+  }
+
+  Buffer<T> by_loops() const {
+    std::vector<float> e(s.batch * s.height * s.width * s.expanded), d(s.expanded);
+    for (size_t i = 0; i < e.size(); ++i) e[i] = expanded_at(i / s.expanded, static_cast<int>(i % s.expanded));
+    Buffer<T> y(outputs());
+    for (int64_t pixel = 0; pixel < s.batch * s.out_height * s.out_width; ++pixel) {
+      const int64_t column = pixel % s.out_width, row = pixel / s.out_width % s.out_height;
+      const int64_t image = pixel / s.out_width / s.out_height;
+      for (int c = 0; c < s.expanded; ++c) {
+        d[c] = dw_bias.get()[c];
+        for (int tap = 0; tap < s.taps(); ++tap) {
+          const int64_t in_row = row * s.stride_h - s.pad_top + tap / s.kernel_w * s.dilation_h;
+          const int64_t in_column = column * s.stride_w - s.pad_left + tap % s.kernel_w * s.dilation_w;
+          if (in_row < 0 || in_row >= s.height || in_column < 0 || in_column >= s.width) continue;
+          d[c] += e[((image * s.height + in_row) * s.width + in_column) * s.expanded + c] *
+                  widen(dw_weight.get()[c * s.taps() + tap]);
+        }
+        d[c] = relu6(d[c]);
+      }
+      for (int k = 0; k < s.out_channels; ++k) {
+        const int64_t at = pixel * s.out_channels + k;
+        float sum = project_bias.get()[k] + widen(residual.get()[at]);
+        for (int c = 0; c < s.expanded; ++c) sum += d[c] * widen(project_weight.get()[k * s.expanded + c]);
+        y.get()[at] = narrow<T>(sum);
+      }
+    }
+    return y;
+  }
+};
+
+template <class T>
+bool check(int channels, int expanded, int out_channels, int height, int width, int k, int stride, int dilation = 1) {
+  const Axis vertical = output_axis(height, k, stride, dilation, nullptr);
+  const Axis horizontal = output_axis(width, k, stride, dilation, nullptr);
+  const Problem<T> problem(InvertedResidualShape{1, channels, expanded ? expanded : channels, out_channels, height,
+                                                 width, vertical.out, horizontal.out, k, k, stride, stride,
+                                                 vertical.before, horizontal.before, dilation, dilation, expanded > 0});
+  return equal("y", problem.by_kernel(), problem.by_loops());
+}
+
+// Two chunks of expanded channels each: what is copied ahead for the second, and what the second overwrites.
+template <class T>
+bool check_all() {
+  constexpr int two = 2 * kChunk<T>;
+  return check<T>(8, two, 16, 5, 9, 3, 1) && check<T>(2 * kChunk<T>, 0, 68, 4, 4, 5, 2) &&
+         check<T>(3, two - 5, 5, 3, 4, 2, 1, 2);
+}
+
+SANITIZED_MAIN(check_all)

@@ -1,0 +1,122 @@
+"""csrc/cuda/inverted_residual, device code and host side, run on host threads against the reference.
+
+Fails when a kernel's arithmetic, indexing, halos, tails or layouts are wrong, an output stays unwritten (they begin as
+NaN), or the order of a block's threads or an image's neighbours show in the result.
+"""
+
+import numerics
+import pytest
+import torch
+from cuda_host import harness
+from cuda_host.cases.inverted_residual import DTYPES, EMPTY, NETWORKS, ODD, TIGHT, case, draw_case, run
+from numerics import channels_last
+
+pytestmark = [harness.needs_toolkit, pytest.mark.usefixtures("nan_outputs", "forward_order")]
+ORDERS = (harness.FORWARD, harness.REVERSE, harness.WARPS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+@pytest.mark.proof("host-run", kernel="inverted_residual_kernel")
+@dtypes
+@pytest.mark.parametrize("row", NETWORKS + ODD + EMPTY, ids=str)
+def test_forward(host, row, dtype):
+    drawn = draw_case(row, dtype)
+    y = run(host, drawn)
+    assert host.kernels_run() == ([] if row in EMPTY else ["inverted_residual_kernel"])
+    drawn.check(y)
+    wanted = drawn.run(backend="cpu")
+    assert y.stride() == wanted.stride()
+
+
+@dtypes
+@pytest.mark.parametrize(("row_bytes", "out"), TIGHT)
+def test_where_shared_memory_is_short(host, row_bytes, out, dtype):
+    drawn = draw_case(case(row_bytes // dtype.itemsize, 40, out, (6, 6), n=1), dtype)
+    results = []
+    for order in ORDERS:
+        host.order(order)
+        results.append(run(host, drawn))
+    drawn.check(results[0])
+    assert results[0].equal(results[1]) and results[0].equal(results[2])
+
+
+@pytest.mark.parametrize("row", NETWORKS[:3] + ODD[4:6], ids=str)
+def test_tf32(host, row):
+    """Each operand of both products is off by 2^-11 at most."""
+    drawn = draw_case(row, torch.float32)
+    y = run(host, drawn, tf32=True)
+    doubles = drawn.to(lambda t: t.double())
+    with numerics.activations_as_bounds():
+        scale = doubles.to(torch.abs).reference(**doubles.to(torch.abs).tensors, **drawn.options)
+    ref = doubles.reference(**doubles.tensors, **drawn.options)
+    assert ((y - ref).abs() <= (4 * 2.0**-11 + 2.0**-20) * scale).all()
+    with pytest.raises(AssertionError, match="elements are off"):
+        drawn.check(y, rounded=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_biases_beside_low_precision(host, dtype):
+    drawn = draw_case(NETWORKS[2], dtype, decades=0.0)
+    for name in drawn.tensors:
+        if name.endswith("_bias"):
+            drawn.tensors[name] = drawn.tensors[name].float() + 2.0**-12
+    drawn.check(run(host, drawn))
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
+def test_nan_and_inf(host, activation):
+    drawn = draw_case(case(8, 16, 8, (7, 9), activation=activation), torch.float32, decades=0.0)
+    for value, at in ((torch.nan, (0, 1, 2, 3)), (torch.inf, (1, 2, 6, 3))):
+        drawn.tensors["x"][at] = value
+    y = run(host, drawn)
+    assert y.isnan().any()
+    drawn.check(y)
+
+
+def test_padding_is_of_the_expanded_tensor(host):
+    """Outside of the image it is 0, not activation(bias)."""
+    drawn = draw_case(case(8, 16, 8, (3, 3), activation="sigmoid"), torch.float32, decades=0.0)
+    drawn.tensors["expand_bias"] += 8
+    drawn.check(run(host, drawn))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("row", [NETWORKS[0], NETWORKS[1], NETWORKS[4], ODD[4], ODD[13]], ids=str)
+def test_order_of_threads_does_not_show(host, row, dtype):
+    drawn = draw_case(row, dtype)
+    results = []
+    for order in ORDERS:
+        host.order(order)
+        results.append(run(host, drawn))
+    assert results[0].equal(results[1]) and results[0].equal(results[2])
+
+
+def test_an_image_does_not_depend_on_its_neighbours(host):
+    drawn = draw_case(NETWORKS[2], torch.bfloat16, n=5)
+    tensors = drawn.tensors
+    alone = {name: channels_last(tensors[name][3:4].clone()) for name in ("x", "residual")}
+    assert run(host, drawn)[3:4].equal(run(host, drawn, **alone))
+
+
+def test_misaligned_and_noncontiguous_inputs(host):
+    drawn = draw_case(NETWORKS[2], torch.float32)
+    wanted = run(host, drawn)
+    for name, tensor in drawn.tensors.items():
+        storage = torch.empty(tensor.numel() + 1)
+        shifted = storage[1:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+        assert run(host, drawn, **{name: shifted}).equal(wanted), name
+        spread = torch.stack([tensor, tensor], dim=-1)[..., 0]
+        assert run(host, drawn, **{name: spread}).equal(wanted), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(dtype=torch.float64), "x's dtype has to be float32, bfloat16 or float16"),
+        (dict(c=4096), "don't fit the 101376 bytes of shared memory"),
+    ],
+)
+def test_what_it_can_not_take(host, change, message):
+    drawn = draw_case(case(8, 8, 8, (3, 3)), **{"dtype": torch.float16} | change)
+    with pytest.raises(RuntimeError, match=message):
+        run(host, drawn)
