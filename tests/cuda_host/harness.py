@@ -175,14 +175,19 @@ def library(op: str) -> HostLibrary:
     return HostLibrary(built(op, "library"))
 
 
-def faulty_library(op: str, file: str, sound: str, fault: str) -> HostLibrary:
-    """The op's library with a fault planted in csrc/cuda/<file>, where `sound` stands once."""
+def faulty_sources(file: str, sound: str, fault: str) -> Path:
+    """A copy of csrc with a fault planted in cuda/<file>, where `sound` stands once."""
     text = (CSRC / "cuda" / file).read_text()
     assert text.count(sound) == 1, f"{file} has {sound!r} {text.count(sound)} times"
-    name = "cnnfast_fault_" + hashlib.sha256(f"{file} {sound} {fault}".encode()).hexdigest()[:12]
-    copy = BUILT / name
+    copy = BUILT / f"cnnfast_fault_{hashlib.sha256(f'{file} {sound} {fault}'.encode()).hexdigest()[:12]}"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(CSRC / "cuda", copy / "cuda")
     shutil.copy(CSRC / "packing.h", copy)
     (copy / "cuda" / file).write_text(text.replace(sound, fault))
-    return HostLibrary(host_library(op, name, copy)(), name)
+    return copy
+
+
+def faulty_library(op: str, file: str, sound: str, fault: str) -> HostLibrary:
+    """The op's library with that fault."""
+    copy = faulty_sources(file, sound, fault)
+    return HostLibrary(host_library(op, copy.name, copy)(), copy.name)

@@ -1,7 +1,9 @@
-"""Faults planted in csrc/cuda/pointwise_conv2d and matrix.cuh: the checks of test_pointwise_conv2d.py find each.
+"""Faults planted in csrc/cuda/pointwise_conv2d and matrix.cuh: each is found.
 
-Fails when one of them no longer shows.
+Fails when the checks of results, the address sanitizer or the counters no longer show one of them.
 """
+
+import subprocess
 
 import pytest
 import torch
@@ -13,18 +15,11 @@ from numerics import fresh_generator
 pytestmark = [harness.needs_toolkit, pytest.mark.slow, pytest.mark.usefixtures("nan_outputs")]
 OP = "pointwise_conv2d"
 FORWARD = "pointwise_conv2d/forward.cuh"
-FAULTS = {
-    "no barrier before a slice": (
-        FORWARD,
-        "__syncthreads();               // everyone's",
-        "               // everyone's",
-    ),
+TILE = "matrix.cuh"
+WRONG = {
+    "no barrier before a slice": (FORWARD, "__syncthreads();               // everyone's", "//"),
     "no barrier before the output": (FORWARD, "__syncthreads();  // the sums go", "//"),
-    "no warp barrier in the output": (
-        FORWARD,
-        "      __syncwarp();\n      // The curves",
-        "      // The curves",
-    ),
+    "no warp barrier in the output": (FORWARD, "      __syncwarp();\n      // The curves", "      // The curves"),
     "one slice too few waited for": (FORWARD, "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>"),
     "one slice too many under way": (
         FORWARD,
@@ -33,14 +28,23 @@ FAULTS = {
     ),
     "no end of x's rows": (FORWARD, "inside && x_at[i] >= 0", "x_at[i] >= 0"),
     "no end of the weight's rows": (FORWARD, "inside && i < rows_of_weight", "i < rows_of_weight"),
-    "no end of an image": (FORWARD, "pixel < end_pixel ? a.shape", "true ? a.shape"),
     "another image's gate": (FORWARD, "gate_at = image * a.shape.channels + c", "gate_at = c"),
     "no bias": (FORWARD, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
     "no residual": (FORWARD, "a.residual && valid(begin, pass)", "false"),
-    "another row of sums": (FORWARD, "lane / 8 + lane / 4 % 2 * 4", "lane / 4"),
-    "another half of k": ("matrix.cuh", "piece + matrix % 2)", "piece + 1 - matrix % 2)"),
-    "sums of another row": ("matrix.cuh", "e / 2 * 8;", "(1 - e / 2) * 8;"),
+    "another half of k": (TILE, "piece + matrix % 2)", "piece + 1 - matrix % 2)"),
+    "sums of another row": (TILE, "e / 2 * 8;", "(1 - e / 2) * 8;"),
     "no stride": ("pointwise_conv2d/common.cuh", "column * stride_w", "column"),
+}
+OUT_OF_BOUNDS = {
+    "no end of x": (FORWARD, "pixel < end_pixel ? a.shape", "true ? a.shape"),
+    "no end of the weight": (FORWARD, "inside && i < rows_of_weight", "inside"),
+    "no end of y": (FORWARD, "return inside && pixel(begin, pass) < end_pixel", "return inside"),
+    "no end of y's channels": (FORWARD, "inside = column < a.shape.out_channels", "inside = true"),
+}
+CONFLICTING = {
+    "rows of sums that share banks": (FORWARD, "lane / 8 + lane / 4 % 2 * 4", "lane / 4"),
+    "sums in plain order": (FORWARD, "(row % 4 * 2 + row / 4 % 2)", "0"),
+    "operands in plain order": (TILE, "(piece ^ row / (8 / kSwapped) % kSwapped)", "piece"),
 }
 CASES = [
     case(2, 104, 72, (9, 10), act="silu", gate=True, residual=True),
@@ -71,8 +75,24 @@ def test_without_a_fault():
         host.order(harness.FORWARD)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_found(fault):
-    host = harness.faulty_library(OP, *FAULTS[fault])
+@pytest.mark.parametrize("fault", WRONG)
+def test_wrong_results_are_found(fault):
+    host = harness.faulty_library(OP, *WRONG[fault])
     with pytest.raises(AssertionError):
         check_all(host)
+
+
+@pytest.mark.parametrize("fault", OUT_OF_BOUNDS)
+def test_accesses_out_of_bounds_are_found(fault):
+    program = harness.gcc(f"sanitized/{OP}.cpp", *harness.ASAN, csrc=harness.faulty_sources(*OUT_OF_BOUNDS[fault]))()
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.parametrize("fault", CONFLICTING)
+def test_bank_conflicts_are_found(fault):
+    host = harness.faulty_library(OP, *CONFLICTING[fault])
+    case_ = CASES[0]
+    tensors = tensors_of(case_, torch.bfloat16, fresh_generator())
+    [launch] = host.count(lambda: check(run(host, case_, **tensors), case_, tensors))
+    assert sum(launch["counts"][f"{access} shared"]["conflicts"] for access in ("load", "store")) > 0
