@@ -6,8 +6,9 @@
 //   forward   one CUDA thread at a time up to its next barrier, in order of threadIdx: repeatable, and fast
 //   reverse   the same from the last to the first: what differs from forward is a race
 //   warps     each warp as far as it gets before the next one moves
-// Blocks run one after another (so a kernel must not wait for another block), but those of a cluster together. Shared memory is NaN-filled for each block
-// and exactly as large as the launch asked for. Accesses through device.cuh's wrappers are counted (counters.h).
+// Blocks run one after another (so a kernel must not wait for another block), but those of a cluster together. Shared
+// memory is exactly as large as the launch asked for, and NaN-filled before a block begins and once it has ended: others of
+// its cluster must not read it then. Accesses through device.cuh's wrappers are counted (counters.h).
 #pragma once
 #define CNNFAST_CUDA_HOST 1
 
@@ -128,6 +129,7 @@ inline int multiprocessors() { return host::settings.multiprocessors; }
 
 inline void fail() { host::trapped = true; }
 
+inline bool has_clusters() { return host::settings.clusters; }
 inline int cluster_rank() { return host::thread().rank; }
 inline void cluster_barrier() { host::cluster_barrier(); }
 

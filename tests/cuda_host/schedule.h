@@ -28,6 +28,7 @@ enum class Order { threads, forward, reverse, warps };
 struct Settings {
   Order order = Order::forward;
   int multiprocessors = 132;         // of the GPU that kernels are launched for
+  bool clusters = true;              // whether it has thread-block clusters
   int64_t only_block_from_end = -1;  // run just this block, 0 the last (of x; all of y): for tensors of many gigabytes
 };
 inline Settings settings;
@@ -62,6 +63,8 @@ struct Block {
   }
   uint3 index{};
   std::unique_ptr<char, Free> shared;
+  int shared_bytes = 0;
+  std::atomic<int> running = 0;  // threads that have not left the kernel
   Meeting meeting;
   std::vector<std::unique_ptr<Warp>> warps;
 };
@@ -128,9 +131,15 @@ inline void block_barrier() { meet(block().meeting); }
 inline void cluster_barrier() { meet(cluster->meeting); }
 inline void warp_barrier() { meet(this_warp().meeting); }
 
+// NaN, in every format, is what a kernel finds where nothing was written, and what others of its cluster find after it.
+inline void fill_shared(Block& block) {
+  if (block.shared_bytes) std::memset(block.shared.get(), 0xff, block.shared_bytes);
+}
+
 inline void run_kernel() {
   thread().copies.assign(1, {});
   (*kernel_body)();
+  if (--block().running == 0) fill_shared(block());
 }
 
 inline void fiber_main() {
@@ -202,10 +211,9 @@ inline void fresh_cluster(int shared_bytes, uint3 first) {
     void* memory = nullptr;  // exactly as large as asked for, so that ASan sees its end
     if (shared_bytes && posix_memalign(&memory, 128, shared_bytes) != 0) throw std::bad_alloc();
     block.shared.reset(static_cast<char*>(memory));
-    for (int at = 0; at + 4 <= shared_bytes; at += 4) {
-      const float nan = std::numeric_limits<float>::quiet_NaN();
-      std::memcpy(block.shared.get() + at, &nan, 4);
-    }
+    block.shared_bytes = shared_bytes;
+    block.running = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
+    fill_shared(block);
   }
 }
 
