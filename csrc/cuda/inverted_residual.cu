@@ -93,7 +93,8 @@ Tensor inverted_residual_op(const Tensor& x_any, const Maybe& expand_weight, con
   check_code(activation, "activation");
   check_code(se_activation, "se_activation");
   check_code(gate_activation, "gate_activation");
-  STD_TORCH_CHECK(!se_reduce_weight, "squeeze-excite has no kernel yet");
+  STD_TORCH_CHECK(se_reduce_weight.has_value() == se_expand_weight.has_value(),
+                  "se_reduce_weight and se_expand_weight are given together");
   const int64_t channels = x_any.size(1), expanded = expand_weight ? expand_weight->size(0) : channels;
   const std::optional<Stage> expansion =
       expand_weight ? std::optional(Stage(x_any, *expand_weight, expand_bias, channels, "expand_weight"))
@@ -102,6 +103,12 @@ Tensor inverted_residual_op(const Tensor& x_any, const Maybe& expand_weight, con
   const Stage project(x_any, project_weight, project_bias, expanded, "project_weight");
   STD_TORCH_CHECK(dw_weight.size(0) == expanded, "dw_weight has to be (", expanded, ", 1, kh, kw)");
   const int64_t out_channels = project_weight.size(0);
+  std::optional<Stage> reduce, excitation;
+  if (se_reduce_weight) {
+    reduce.emplace(x_any, *se_reduce_weight, se_reduce_bias, expanded, "se_reduce_weight");
+    excitation.emplace(x_any, *se_expand_weight, se_expand_bias, se_reduce_weight->size(0), "se_expand_weight");
+    STD_TORCH_CHECK(se_expand_weight->size(0) == expanded, "se_expand_weight has to be (", expanded, ", R, 1, 1)");
+  }
   const InvertedResidualShape s =
       make_shape(x_any, expanded, out_channels, dw_weight, stride, padding, dilation, expand_weight.has_value());
 
@@ -122,7 +129,7 @@ Tensor inverted_residual_op(const Tensor& x_any, const Maybe& expand_weight, con
   const Tensor y =
       empty_like(x, {s.batch, out_channels, s.out_height, s.out_width}, one ? format : MemoryFormat::ChannelsLast);
   with_type(x, tf32, [&]<class T, bool by_tf32>(T, std::bool_constant<by_tf32>) {
-    const std::string reason = inverted_residual_reason<T>(s);
+    const std::string reason = inverted_residual_reason<T>(reduce ? squeeze_shape(s) : s);
     STD_TORCH_CHECK(reason.empty(), reason);
     InvertedResidualArguments<T> a;
     a.x = static_cast<const T*>(x.data_ptr());
@@ -138,7 +145,22 @@ Tensor inverted_residual_op(const Tensor& x_any, const Maybe& expand_weight, con
     a.y = static_cast<T*>(y.data_ptr());
     a.shape = s;
     a.activation = static_cast<int>(activation);
-    inverted_residual_forward<T, by_tf32>(a, current_stream(x));
+    if (!reduce) return inverted_residual_forward<T, by_tf32>(a, current_stream(x));
+    ExciteArguments<T> excite;
+    excite.squeezed = static_cast<int>(reduce->weight.size(0));
+    excite.reduce_weight = static_cast<const T*>(reduce->weight.data_ptr());
+    excite.reduce_bias = reduce->bias_parameter();
+    excite.expand_weight = static_cast<const T*>(excitation->weight.data_ptr());
+    excite.expand_bias = excitation->bias_parameter();
+    excite.activation = static_cast<int>(se_activation);
+    excite.gate_activation = static_cast<int>(gate_activation);
+    const Tensor d = empty_like(x, {s.batch, expanded, s.out_height, s.out_width}, MemoryFormat::ChannelsLast);
+    const Tensor gates = empty_1d(x, s.batch * expanded, x.scalar_type());
+    const Tensor workspace = empty_1d(x, inverted_residual_workspace(s, excite), ScalarType::Float);
+    a.d = static_cast<T*>(d.data_ptr());
+    excite.gates = static_cast<T*>(gates.data_ptr());
+    excite.workspace = static_cast<float*>(workspace.data_ptr());
+    inverted_residual_excited<T, by_tf32>(a, excite, current_stream(x));
   });
   return format == MemoryFormat::ChannelsLast || one ? y : torch::stable::contiguous(y, format);
 }

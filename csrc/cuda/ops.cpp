@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(cnnfast_cuda, m) {
   m.def(
       "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, int[] stride,"
       " int activation, bool tf32) -> Tensor");
+  m.def(
       "squeeze_excite(Tensor x, Tensor reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias,"
       " Tensor? residual, int activation, int gate_activation, int post_activation) -> Tensor");
 }

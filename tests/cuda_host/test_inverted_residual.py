@@ -8,7 +8,7 @@ import numerics
 import pytest
 import torch
 from cuda_host import harness
-from cuda_host.cases.inverted_residual import DTYPES, EMPTY, NETWORKS, ODD, TIGHT, case, draw_case, run
+from cuda_host.cases.inverted_residual import DTYPES, EMPTY, EXCITED, NETWORKS, ODD, TIGHT, case, draw_case, run
 from numerics import channels_last
 
 pytestmark = [harness.needs_toolkit, pytest.mark.usefixtures("nan_outputs", "forward_order")]
@@ -26,6 +26,25 @@ def test_forward(host, row, dtype):
     drawn.check(y)
     wanted = drawn.run(backend="cpu")
     assert y.stride() == wanted.stride()
+
+
+def rounded(drawn):
+    """e and d; with squeeze-excite the gates, and d times these."""
+    return 4 if "se_reduce_weight" in drawn.tensors else 2
+
+
+@pytest.mark.proof("host-run", kernel="inverted_residual_squeeze_kernel")
+@dtypes
+@pytest.mark.parametrize("row", EXCITED, ids=str)
+def test_forward_with_squeeze_excite(host, row, dtype):
+    drawn = draw_case(row, dtype)
+    y = run(host, drawn)
+    squeeze, *gates, project = host.kernels_run()
+    assert squeeze == "inverted_residual_squeeze_kernel" and project.startswith("pointwise_conv2d_forward")
+    many = len(drawn.tensors["se_reduce_weight"]) * len(drawn.tensors["dw_weight"]) > 2**15
+    assert gates == [f"squeeze_excite_{name}_kernel" for name in (("reduce", "expand") if many else ("gate",))]
+    drawn.check(y, rounded=rounded(drawn))
+    assert y.stride() == drawn.run(backend="cpu").stride()
 
 
 @dtypes
@@ -81,7 +100,9 @@ def test_padding_is_of_the_expanded_tensor(host):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("row", [NETWORKS[0], NETWORKS[1], NETWORKS[4], ODD[4], ODD[13]], ids=str)
+@pytest.mark.parametrize(
+    "row", [NETWORKS[0], NETWORKS[1], NETWORKS[4], ODD[4], ODD[13], EXCITED[1], EXCITED[9]], ids=str
+)
 def test_order_of_threads_does_not_show(host, row, dtype):
     drawn = draw_case(row, dtype)
     results = []
@@ -91,15 +112,17 @@ def test_order_of_threads_does_not_show(host, row, dtype):
     assert results[0].equal(results[1]) and results[0].equal(results[2])
 
 
-def test_an_image_does_not_depend_on_its_neighbours(host):
-    drawn = draw_case(NETWORKS[2], torch.bfloat16, n=5)
+@pytest.mark.parametrize("row", [NETWORKS[2], EXCITED[1]], ids=str)
+def test_an_image_does_not_depend_on_its_neighbours(host, row):
+    drawn = draw_case(row, torch.bfloat16, n=5)
     tensors = drawn.tensors
     alone = {name: channels_last(tensors[name][3:4].clone()) for name in ("x", "residual")}
     assert run(host, drawn)[3:4].equal(run(host, drawn, **alone))
 
 
-def test_misaligned_and_noncontiguous_inputs(host):
-    drawn = draw_case(NETWORKS[2], torch.float32)
+@pytest.mark.parametrize("row", [NETWORKS[2], EXCITED[1]], ids=str)
+def test_misaligned_and_noncontiguous_inputs(host, row):
+    drawn = draw_case(row, torch.float32)
     wanted = run(host, drawn)
     for name, tensor in drawn.tensors.items():
         storage = torch.empty(tensor.numel() + 1)

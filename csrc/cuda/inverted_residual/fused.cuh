@@ -24,7 +24,7 @@
 // can't      float64; shapes of which not even 4 outputs fit shared memory (inverted_residual_reason): above some 850 input
 //            channels (16 bits; float32 430), fewer for large kernels and dilations
 #pragma once
-#include "stages.cuh"
+#include "chunks.cuh"
 
 namespace cnnfast::cuda {
 
@@ -35,75 +35,26 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   constexpr Multiply kMultiply = multiply_by<T, tf32>();
   using Product = WarpProduct<T, kMultiply, Share::kMTiles, Share::kNTiles, kChunkBytes>;
   CNNFAST_SHARED(unsigned char, shared);
-  int* const positions = reinterpret_cast<int*>(shared);
-  T* const x = reinterpret_cast<T*>(shared + p.x);
-  T* const e = reinterpret_cast<T*>(shared + p.e);
-  T* const d = reinterpret_cast<T*>(shared + p.d);
-  float* const biases = reinterpret_cast<float*>(shared + p.biases);
-  const InvertedResidualShape& s = a.shape;
-
-  const BlockPlace place(p);
-  locate_inputs(positions, s, p, place);
-  __syncthreads();
-  const InputRow input_row(positions, s, place);
-  const Pieces expand_pieces(2 * max(p.slabs, 1));
-  if (s.expands)
-    copy_inputs(x, a, p, input_row);
-  else
-    copy_chunk(e, a, p, input_row, 0);
-  copy_weights(shared + p.weights, a, p, place, 0, expand_pieces);
-  cp_async_commit();
-  const bool has_bias = threadIdx.x < 2 * kChunk<T>;
-  if (has_bias) shared_store(biases, threadIdx.x, load_bias(a, 0));
+  const BlockMemory<T> memory(shared, p);
+  const BlockPlace place(p, kChunk<T>);
 
   Product product;
   product.clear();
   const int warp = threadIdx.x / 32;
   const int first_row = warp / Share::kWarpsN * Product::kRows;
   const int first_column = warp % Share::kWarpsN * p.n_tiles * 8;
-
-  for (int first = 0, stage = 0; first < s.expanded; first += kChunk<T>, stage ^= 1) {
-    const int next = first + kChunk<T>;
-    const bool more = next < s.expanded;
-    unsigned char* const weights = shared + p.weights + (p.stages == 2 ? stage * p.stage_bytes : 0);
-    unsigned char* const next_weights = shared + p.weights + (p.stages == 2 ? (stage ^ 1) * p.stage_bytes : 0);
-    const float* const bias = biases + stage * 2 * kChunk<T>;
-    cp_async_wait<0>();
-    __syncthreads();  // this chunk's weights are there; the last chunk's d, weights and biases have been used
-    float next_bias = 0;
-    if (more) {
-      next_bias = load_bias(a, next);
-      if (p.stages == 2) copy_weights(next_weights, a, p, place, next, expand_pieces);
-      cp_async_commit();
-    }
-    if (s.expands) {
-      expand<T, kMultiply>(e, x, reinterpret_cast<const T*>(weights + p.expand), bias, positions, p, a.activation);
-      __syncthreads();  // e is there
-    }
-    depthwise<T, K, S>(d, e, reinterpret_cast<const T*>(weights), bias + kChunk<T>, s, p, a.activation);
-    if (more && has_bias) shared_store(biases, (stage ^ 1) * 2 * kChunk<T> + threadIdx.x, next_bias);
-    __syncthreads();  // d is there, e has been used
-    if (more && !s.expands) copy_chunk(e, a, p, input_row, next);
-    product.multiply_add(d, first_row, reinterpret_cast<const T*>(weights + p.project), first_column, nullptr,
+  for_each_chunk<T, kMultiply, K, S, false>(memory, a, p, place, [&](int, const unsigned char* weights) {
+    product.multiply_add(memory.d, first_row, reinterpret_cast<const T*>(weights + p.project), first_column, nullptr,
                          p.n_tiles);
-    if (more && p.stages == 1) {
-      __syncthreads();  // the weights have been used
-      copy_weights(next_weights, a, p, place, next, expand_pieces);
-    }
-    cp_async_commit();
-  }
-  __syncthreads();  // all of shared memory has been used
+  });
   write<T, S>(reinterpret_cast<T*>(shared), product, first_row, first_column, a, p, place);
 }
 
 template <class T, bool tf32, int K, int S, int kMostColumns>
 void launch_inverted_residual(const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
                               cudaStream_t stream) {
-  const int64_t blocks = a.shape.batch * p.tiles_h * p.tiles_w;
-  if (blocks > std::numeric_limits<int>::max())
-    throw std::runtime_error("inverted_residual: " + std::to_string(blocks) + " blocks, more than a grid holds");
-  launch("inverted_residual_kernel", inverted_residual_kernel<T, tf32, K, S, kMostColumns>,
-         dim3(static_cast<unsigned>(blocks), p.column_blocks), dim3(kBlockThreads), p.bytes, stream, a, p);
+  launch("inverted_residual_kernel", inverted_residual_kernel<T, tf32, K, S, kMostColumns>, grid_of(a.shape, p),
+         dim3(kBlockThreads), p.bytes, stream, a, p);
 }
 
 }  // namespace cnnfast::cuda

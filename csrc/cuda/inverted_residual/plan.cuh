@@ -17,6 +17,9 @@ struct InvertedResidualShape {
   int kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
   bool expands;  // otherwise x is the expanded tensor
 
+  // Otherwise, out_channels is 0, d and its sums are wanted.
+  __host__ __device__ bool projects() const { return out_channels > 0; }
+
   __host__ __device__ int taps() const { return kernel_h * kernel_w; }
   // Inputs that so many neighbouring outputs reach.
   __host__ __device__ int in_rows(int rows) const { return (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1; }
@@ -31,6 +34,8 @@ constexpr int kStripOutputs = 4;         // neighbouring outputs of a thread in 
 constexpr int kStrips = 16;              // of a block
 constexpr int kTilePixels = 64;          // outputs of a block
 constexpr int kSharedBytes = 99 * 1024;  // at most, of a block: what sm_86, 89 and 120 have
+constexpr int kEnoughTiles = 8;          // of an image: of fewer, blocks share the expanded channels of d
+constexpr int kFewestChunks = 4;         // of such a block: each copies the tile of x
 constexpr int kSlabBytes = 32;           // of x's channels: as deep as one matrix instruction
 constexpr int kChunkBytes = 64;          // of the expanded channels that a block has at a time
 
@@ -56,13 +61,15 @@ struct InvertedResidualPlan {
   int tiles_h, tiles_w;
   int n_tiles;              // of 8 output channels, of a warp
   int out_columns;          // output channels of a block
-  int column_blocks;        // grid.y
+  int column_blocks;        // of output channels, fastest in grid.y; 1 where there is no projection
+  int chunks;               // of expanded channels, of a block
+  int chunk_blocks;         // more than one only where there is no projection
   int stages;               // of weights: 2, the next chunk's are on their way while this one's are used; or 1
   int slabs;                // of x's channels
   int x_slab, weight_slab;  // elements from a slab of x, of expand_weight to the next
   // Bytes from the beginning of shared memory
-  int x, e, d, biases, weights;  // positions of the inputs (int) are at 0
-  int expand, project;           // from a stage of weights: dw_weight is at 0
+  int x, e, d, biases, sums, weights;  // positions of the inputs (int) are at 0
+  int expand, project;                 // from a stage of weights: dw_weight is at 0
   int stage_bytes, bytes;
 
   __host__ __device__ int in_pixels() const { return in_h * in_w; }
@@ -86,6 +93,14 @@ InvertedResidualPlan lay_out(const InvertedResidualShape& s, int tile_h, int til
   const bool few = s.out_channels <= kFewColumns;
   const int warps_n = few ? Columns<kFewColumns>::kWarpsN : Columns<kManyColumns>::kWarpsN;
   p.column_blocks = few ? 1 : ceil_div(s.out_channels, kManyColumns);
+  p.chunks = ceil_div(s.expanded, kChunk<T>);
+  p.chunk_blocks = 1;
+  if (!s.projects()) {
+    const int64_t tiles = static_cast<int64_t>(p.tiles_h) * p.tiles_w;
+    const int blocks = tiles > 0 && tiles < kEnoughTiles ? static_cast<int>(ceil_div<int64_t>(kEnoughTiles, tiles)) : 1;
+    p.chunks = max(ceil_div(p.chunks, blocks), min(p.chunks, kFewestChunks));
+    p.chunk_blocks = ceil_div(ceil_div(s.expanded, kChunk<T>), p.chunks);
+  }
   p.n_tiles = ceil_div(ceil_div(s.out_channels, p.column_blocks), 8 * warps_n);
   p.out_columns = 8 * warps_n * p.n_tiles;
   p.stages = stages;
@@ -106,6 +121,7 @@ InvertedResidualPlan lay_out(const InvertedResidualShape& s, int tile_h, int til
   p.e = place(rows * kExpandedPitch<T> * size);
   p.d = place(kTilePixels * kChunkBytes);
   p.biases = place(2 * 2 * kChunk<T> * sizeof(float));  // of two chunks: of expand and of dw
+  p.sums = place(s.projects() ? 0 : kStrips * kChunk<T> * sizeof(float));
   p.weights = p.bytes;
   p.expand = aligned(static_cast<int64_t>(s.taps()) * kChunkBytes);
   p.project = aligned(p.expand + static_cast<int64_t>(p.slabs) * p.weight_slab * size);

@@ -17,24 +17,26 @@ struct InvertedResidualArguments {
   Parameter project_bias;
   const T* residual = nullptr;  // as y, or null
   T* y = nullptr;               // (N, OH, OW, K)
+  T* d = nullptr;               // (N, OH, OW, E), where d and its sums are wanted, not y
+  float* partial = nullptr;     // (N, tiles, E), likewise
   InvertedResidualShape shape;
   int activation = kIdentity;
   // Whether rows of so many elements begin at multiples of 16 bytes: C (x, expand_weight), E, K (y, residual).
   bool vectors_c = false, vectors_e = false, vectors_k = false;
 };
 
-// This block's place in the image, and its first output channel.
+// Where this block's outputs begin, its output channels and its expanded channels.
 struct BlockPlace {
   int64_t image;
-  int row, column;  // of the outputs
-  int channel;
+  int row, column, channel, expanded;
 
-  __device__ explicit BlockPlace(const InvertedResidualPlan& p) {
+  __device__ BlockPlace(const InvertedResidualPlan& p, int chunk) {
     const unsigned tile = blockIdx.x / p.tiles_w;
     column = static_cast<int>(blockIdx.x % p.tiles_w) * p.tile_w;
     row = static_cast<int>(tile % p.tiles_h) * p.tile_h;
     image = tile / p.tiles_h;
-    channel = static_cast<int>(blockIdx.y) * p.out_columns;
+    channel = static_cast<int>(blockIdx.y) % p.column_blocks * p.out_columns;
+    expanded = static_cast<int>(blockIdx.y) / p.column_blocks * p.chunks * chunk;
   }
 };
 
@@ -243,14 +245,21 @@ struct StripPlace {
 };
 
 // d = activation(depthwise(e) + bias): a thread makes a strip of 4 outputs x 4 bytes of channels. Output o of strip s is row
-// o * kStrips + s of d.
-template <class T, int K, int S>
-__device__ inline void depthwise(T* d, const T* e, const T* weight, const float* bias, const InvertedResidualShape& s,
-                                 const InvertedResidualPlan& p, int activation) {
+// o * kStrips + s of d. If kSums, sums has the sum of those of a strip's outputs that there are: [strip][channel].
+template <class T, int K, int S, bool kSums>
+__device__ inline void depthwise(T* d, float* sums, const T* e, const T* weight, const float* bias,
+                                 const InvertedResidualShape& s, const InvertedResidualPlan& p, const BlockPlace& block,
+                                 int activation) {
   constexpr int kWord = ChannelWord<T>::kCount;
   const int lane = threadIdx.x % kStrips, strip = threadIdx.x / kStrips;
   const StripPlace<S> place(p, strip);
-  if (place.row >= p.tile_h) return;
+  if (place.row >= p.tile_h) {
+    if constexpr (kSums) {
+#pragma unroll
+      for (int i = 0; i < kWord; ++i) shared_store(sums, strip * kChunk<T> + lane * kWord + i, 0.0f);
+    }
+    return;
+  }
   float sum[kStripOutputs * kWord];
 #pragma unroll
   for (int i = 0; i < kStripOutputs * kWord; ++i) sum[i] = shared_load<float>(bias, lane * kWord + i % kWord);
@@ -296,6 +305,16 @@ __device__ inline void depthwise(T* d, const T* e, const T* weight, const float*
   }
 
   activate(sum, activation);
+  if constexpr (kSums) {
+    const int outputs = block.row + place.row < s.out_height ? s.out_width - block.column - place.column : 0;
+#pragma unroll
+    for (int i = 0; i < kWord; ++i) {
+      float of_strip = 0;
+#pragma unroll
+      for (int o = 0; o < kStripOutputs; ++o) of_strip += o < outputs ? sum[o * kWord + i] : 0.0f;
+      shared_store(sums, strip * kChunk<T> + lane * kWord + i, of_strip);
+    }
+  }
 #pragma unroll
   for (int o = 0; o < kStripOutputs; ++o) {
     ChannelWord<T> word;
@@ -306,20 +325,38 @@ __device__ inline void depthwise(T* d, const T* e, const T* weight, const float*
   }
 }
 
-// Where row i of d belongs in y (or the residual), or -1.
+// Where row i of d belongs in an image of so many channels, from `channel` on; or -1.
 template <int S>
 struct OutputRow {
   const InvertedResidualShape& s;
   const InvertedResidualPlan& p;
   const BlockPlace& place;
+  int channels, channel;
 
   __device__ int64_t operator()(int i) const {
     const StripPlace<S> strip(p, i % kStrips);
     const int row = place.row + strip.row, column = place.column + strip.column + i / kStrips;
     if (strip.row >= p.tile_h || row >= s.out_height || column >= s.out_width) return -1;
-    return ((place.image * s.out_height + row) * s.out_width + column) * s.out_channels + place.channel;
+    return ((place.image * s.out_height + row) * s.out_width + column) * channels + channel;
   }
 };
+
+// Rows of `length` elements from shared memory to where to_row(row) says, negative: nowhere.
+template <class T, class ToRow, class FromPiece>
+__device__ inline void store_rows(T* to, const T* from, Pieces at, int length, bool vectors, ToRow to_row,
+                                  FromPiece from_piece) {
+  for (; at.row < kTilePixels; at.next()) {
+    const int64_t row_at = to_row(at.row);
+    const int first = at.piece * kVec<T>, from_at = from_piece(at.row, at.piece);
+    if (row_at < 0) continue;
+    if (vectors) {
+      global_store(to, row_at + first, shared_load<Vec<T>>(from, from_at));
+      continue;
+    }
+    for (int i = 0; i < kVec<T> && first + i < length; ++i)
+      global_store(to, row_at + first + i, shared_load<T>(from, from_at + i));
+  }
+}
 
 // y = sums + bias + residual, through shared memory.
 template <class T, int S, class Product>
@@ -329,7 +366,7 @@ __device__ inline void write(T* out, const Product& product, int first_row, int 
   const InvertedResidualShape& s = a.shape;
   const int pitch = p.out_columns + kVec<T>, length = min(p.out_columns, s.out_channels - place.channel);
   const Pieces pieces(ceil_div(length, kVec<T>));
-  const OutputRow<S> output_row{s, p, place};
+  const OutputRow<S> output_row{s, p, place, s.out_channels, place.channel};
   const RowPiece<T> at{pitch};
   if (a.residual) {
     copy_rows(out, a.residual, pieces, kTilePixels, length, a.vectors_k, output_row, at);
@@ -361,17 +398,7 @@ __device__ inline void write(T* out, const Product& product, int first_row, int 
       }
   }
   __syncthreads();
-  for (Pieces piece = pieces; piece.row < kTilePixels; piece.next()) {
-    const int64_t row_at = output_row(piece.row);
-    const int first = piece.piece * kVec<T>;
-    if (row_at < 0) continue;
-    if (a.vectors_k) {
-      global_store(a.y, row_at + first, shared_load<Vec<T>>(out, at(piece.row, piece.piece)));
-      continue;
-    }
-    for (int i = 0; i < kVec<T> && first + i < length; ++i)
-      global_store(a.y, row_at + first + i, shared_load<T>(out, at(piece.row, piece.piece) + i));
-  }
+  store_rows(a.y, out, pieces, length, a.vectors_k, output_row, at);
 }
 
 }  // namespace cnnfast::cuda

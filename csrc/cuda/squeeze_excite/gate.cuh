@@ -51,6 +51,7 @@ struct GateArguments {
   int activation = kIdentity, gate_activation = kIdentity;
   float* hidden = nullptr;  // gate_workspace floats
   float* gates = nullptr;   // [image][channel]
+  T* rounded = nullptr;     // instead of these, where they are wanted in T
 
   int slices() const { return ceil_div(channels, GateTraits::kSlice); }
   bool one_launch() const {
@@ -173,6 +174,13 @@ __device__ inline float activated(float v, int activation) {
 }
 
 template <class T>
+__device__ inline void store_gate(const GateArguments<T>& a, int64_t image, int channel, float z) {
+  const float gate = activated(z + load_bias<T>(a.expand_bias, channel), a.gate_activation);
+  const int64_t at = image * a.channels + channel;
+  a.rounded ? global_store(a.rounded, at, narrow<T>(gate)) : global_store(a.gates, at, gate);
+}
+
+template <class T>
 __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     squeeze_excite_gate_kernel(const GateArguments<T> a, const RowTiling reduce, const RowTiling expand) {
   CNNFAST_SHARED(float, values);
@@ -194,10 +202,7 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
   for_rows(0, a.channels, expand.lanes, [&](const Rows& rows) {
     float sum[GateTraits::kRows][1] = {};
     multiply(sum, a.expand_weight, a.squeezed, rows, 0, a.squeezed, expand, hidden, hidden_pitch);
-    finish(sum, rows, expand.lanes, [&](int row, int, float z) {
-      global_store(a.gates, image * a.channels + row,
-                   activated(z + load_bias<T>(a.expand_bias, row), a.gate_activation));
-    });
+    finish(sum, rows, expand.lanes, [&](int row, int, float z) { store_gate(a, image, row, z); });
   });
 }
 
@@ -255,9 +260,7 @@ __global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
       if (a.squeezed > kTile) __syncthreads();
     }
     finish(sum, rows, t.lanes, [&](int row, int image, float z) {
-      if (first_image + image < a.batch)
-        global_store(a.gates, (first_image + image) * a.channels + row,
-                     activated(z + load_bias<T>(a.expand_bias, row), a.gate_activation));
+      if (first_image + image < a.batch) store_gate(a, first_image + image, row, z);
     });
   });
 }

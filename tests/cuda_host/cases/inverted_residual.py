@@ -72,6 +72,23 @@ ODD = [
     case(24, 40, 24, (7, 6), layout="nchw"),
     case(24, 40, 1, (7, 6), layout="nchw"),
 ]
-EMPTY = [case(8, 16, 8, (5, 5), n=0), case(8, 16, 8, (5, 5), n=0, layout="nchw")]
+EXCITED = [  # with squeeze-excite
+    case(16, 96, 24, (14, 13), s=2, activation="silu"),
+    case(24, 144, 24, (9, 19), activation="silu"),
+    case(40, 240, 80, (7, 7), k=5, activation="silu", residual=False),
+    case(112, 72, 192, (14, 14), k=5, s=2, activation="silu", n=1),
+    case(32, None, 16, (12, 9), activation="silu"),
+    case(16, 32, 16, (1, 1)),
+    case(5, 13, 7, (6, 1), bias=False),
+    case(3, 71, 67, (9, 11), k=(2, 3), s=(3, 1), dilation=(2, 1), p=(1, 0, 2, 3)),
+    case(24, 40, 24, (7, 6), layout="nchw"),
+    case(8, 384, 16, (3, 3), n=1),  # few tiles: blocks of chunks
+]
+EXCITED = [row | dict(excite=True) for row in EXCITED]
+EMPTY = [
+    case(8, 16, 8, (5, 5), n=0),
+    case(8, 16, 8, (5, 5), n=0, layout="nchw"),
+    case(8, 16, 8, (5, 5), n=0, excite=True),
+]
 # Bytes of x's channels, and output channels: weights of one stage, and smaller and smaller tiles.
 TIGHT = [(400, 192), (640, 192), (800, 160), (1200, 16), (1300, 16)]

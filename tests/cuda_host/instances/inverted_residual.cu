@@ -1,9 +1,10 @@
-// Every kernel for images of TYPE, for the tests of what nvcc makes of them.
+// The op's own kernels for images of TYPE, for the tests of what nvcc makes of them.
 #include "cuda/inverted_residual.cuh"
 
-template void cnnfast::cuda::inverted_residual_forward<TYPE, false>(const InvertedResidualArguments<TYPE>&,
-                                                                    cudaStream_t);
-#ifdef TF32
-template void cnnfast::cuda::inverted_residual_forward<TYPE, true>(const InvertedResidualArguments<TYPE>&,
-                                                                   cudaStream_t);
-#endif
+using namespace cnnfast::cuda;
+
+template void cnnfast::cuda::inverted_residual_forward<TYPE, false>(InvertedResidualArguments<TYPE>, cudaStream_t);
+template void cnnfast::cuda::inverted_residual_squeeze<TYPE, false>(InvertedResidualArguments<TYPE>, cudaStream_t);
+// As TF32, too, what float32 is.
+constexpr bool kTf32 = sizeof(TYPE) == 4;
+template void cnnfast::cuda::inverted_residual_forward<TYPE, kTf32>(InvertedResidualArguments<TYPE>, cudaStream_t);

@@ -25,8 +25,7 @@ struct Problem {
 
   int64_t outputs() const { return s.batch * s.out_height * s.out_width * s.out_channels; }
 
-  Buffer<T> by_kernel() const {
-    Buffer<T> y(outputs());
+  InvertedResidualArguments<T> arguments() const {
     InvertedResidualArguments<T> a;
     a.x = x.get();
     a.expand_weight = s.expands ? expand_weight.get() : nullptr;
@@ -36,11 +35,34 @@ struct Problem {
     a.project_weight = project_weight.get();
     a.project_bias = {project_bias.get(), true, 1, 0};
     a.residual = residual.get();
-    a.y = y.get();
     a.shape = s;
     a.activation = kRelu6;
+    return a;
+  }
+
+  Buffer<T> by_kernel() const {
+    Buffer<T> y(outputs());
+    InvertedResidualArguments<T> a = arguments();
+    a.y = y.get();
     inverted_residual_forward<T, false>(a, nullptr);
     return y;
+  }
+
+  // d, and its sums over an image's pixels.
+  std::pair<Buffer<T>, Buffer<float>> by_squeeze() const {
+    Buffer<T> d(s.batch * s.out_height * s.out_width * s.expanded);
+    InvertedResidualArguments<T> a = arguments();
+    a.d = d.get();
+    const InvertedResidualPlan p = make_plan<T>(squeeze_shape(s));
+    const Buffer<float> partial(s.batch * p.tiles_h * p.tiles_w * s.expanded);
+    a.partial = partial.get();
+    inverted_residual_squeeze<T, false>(a, nullptr);
+    Buffer<float> sums(s.expanded);
+    for (int c = 0; c < s.expanded; ++c) {
+      sums.get()[c] = 0;
+      for (int64_t i = c; i < partial.count; i += s.expanded) sums.get()[c] += partial.get()[i];
+    }
+    return {std::move(d), std::move(sums)};
   }
 
   float expanded_at(int64_t pixel, int channel) const {
@@ -51,30 +73,34 @@ struct Problem {
     return relu6(sum);
   }
 
-  Buffer<T> by_loops() const {
-    std::vector<float> e(s.batch * s.height * s.width * s.expanded), d(s.expanded);
+  Buffer<T> d_by_loops() const {
+    std::vector<float> e(s.batch * s.height * s.width * s.expanded);
     for (size_t i = 0; i < e.size(); ++i) e[i] = expanded_at(i / s.expanded, static_cast<int>(i % s.expanded));
+    Buffer<T> d(s.batch * s.out_height * s.out_width * s.expanded);
+    for (int64_t i = 0; i < d.count; ++i) {
+      const int64_t pixel = i / s.expanded, column = pixel % s.out_width, row = pixel / s.out_width % s.out_height;
+      const int64_t image = pixel / s.out_width / s.out_height, c = i % s.expanded;
+      float sum = dw_bias.get()[c];
+      for (int tap = 0; tap < s.taps(); ++tap) {
+        const int64_t in_row = row * s.stride_h - s.pad_top + tap / s.kernel_w * s.dilation_h;
+        const int64_t in_column = column * s.stride_w - s.pad_left + tap % s.kernel_w * s.dilation_w;
+        if (in_row < 0 || in_row >= s.height || in_column < 0 || in_column >= s.width) continue;
+        sum += e[((image * s.height + in_row) * s.width + in_column) * s.expanded + c] *
+               widen(dw_weight.get()[c * s.taps() + tap]);
+      }
+      d.get()[i] = narrow<T>(relu6(sum));
+    }
+    return d;
+  }
+
+  Buffer<T> y_by_loops(const Buffer<T>& d) const {
     Buffer<T> y(outputs());
-    for (int64_t pixel = 0; pixel < s.batch * s.out_height * s.out_width; ++pixel) {
-      const int64_t column = pixel % s.out_width, row = pixel / s.out_width % s.out_height;
-      const int64_t image = pixel / s.out_width / s.out_height;
-      for (int c = 0; c < s.expanded; ++c) {
-        d[c] = dw_bias.get()[c];
-        for (int tap = 0; tap < s.taps(); ++tap) {
-          const int64_t in_row = row * s.stride_h - s.pad_top + tap / s.kernel_w * s.dilation_h;
-          const int64_t in_column = column * s.stride_w - s.pad_left + tap % s.kernel_w * s.dilation_w;
-          if (in_row < 0 || in_row >= s.height || in_column < 0 || in_column >= s.width) continue;
-          d[c] += e[((image * s.height + in_row) * s.width + in_column) * s.expanded + c] *
-                  widen(dw_weight.get()[c * s.taps() + tap]);
-        }
-        d[c] = relu6(d[c]);
-      }
-      for (int k = 0; k < s.out_channels; ++k) {
-        const int64_t at = pixel * s.out_channels + k;
-        float sum = project_bias.get()[k] + widen(residual.get()[at]);
-        for (int c = 0; c < s.expanded; ++c) sum += d[c] * widen(project_weight.get()[k * s.expanded + c]);
-        y.get()[at] = narrow<T>(sum);
-      }
+    for (int64_t i = 0; i < y.count; ++i) {
+      const int64_t pixel = i / s.out_channels, k = i % s.out_channels;
+      float sum = project_bias.get()[k] + widen(residual.get()[i]);
+      for (int c = 0; c < s.expanded; ++c)
+        sum += widen(d.get()[pixel * s.expanded + c]) * widen(project_weight.get()[k * s.expanded + c]);
+      y.get()[i] = narrow<T>(sum);
     }
     return y;
   }
@@ -87,7 +113,15 @@ bool check(int channels, int expanded, int out_channels, int height, int width, 
   const Problem<T> problem(InvertedResidualShape{1, channels, expanded ? expanded : channels, out_channels, height,
                                                  width, vertical.out, horizontal.out, k, k, stride, stride,
                                                  vertical.before, horizontal.before, dilation, dilation, expanded > 0});
-  return equal("y", problem.by_kernel(), problem.by_loops());
+  const Buffer<T> d = problem.d_by_loops();
+  Buffer<float> sums(problem.s.expanded);
+  for (int64_t c = 0; c < sums.count; ++c) {
+    sums.get()[c] = 0;
+    for (int64_t i = c; i < d.count; i += sums.count) sums.get()[c] += widen(d.get()[i]);
+  }
+  const auto squeezed = problem.by_squeeze();
+  return equal("y", problem.by_kernel(), problem.y_by_loops(d)) && equal("d", squeezed.first, d) &&
+         equal("sums of d", squeezed.second, sums);
 }
 
 // Two chunks of expanded channels each: what is copied ahead for the second, and what the second overwrites.
