@@ -15,10 +15,10 @@
 // bytes      weights once an image or 4 images, from L2; partial once; between the two launches C / 256 * R * 4 bytes an
 //            image, written once, read C / 256 times
 // sectors    a warp's request of weights is contiguous: 16 of 32 bytes where groups have no idle lane
-// shared     one launch: 4 (C + R) bytes, 32 KB at most. Two: 4 KB; 16 min(R, 1024) bytes.
+// shared     one launch: 4 (C + R) bytes, 32 KB at most. Two: 4 KB; 4 KB + 16 min(R, 1024) bytes.
 //            Loads are free of bank conflicts: values lie [half of a vector][vector][4]
-// registers  at most 96, one launch 128
-// can't      R or C beyond what the grid holds: 16 million
+// registers  at most 128: two blocks of 256 a multiprocessor, or the one of 512
+// can't      C above 16 million: the grid
 #pragma once
 #include "common.cuh"
 
@@ -26,7 +26,7 @@ namespace cnnfast::cuda {
 
 struct GateTraits {
   static constexpr int kThreads = 512, kSliceThreads = 256;
-  static constexpr int kMaxRegisters = 128, kSliceMaxRegisters = 96;
+  static constexpr int kMaxRegisters = 128;
   static constexpr int kMostWeights = 1 << 15, kMostValues = 1 << 13;  // of one launch
   static constexpr int kImages = 4;                                    // of a block where there are two
   static constexpr int kSlice = 256;                                   // channels, likewise
@@ -85,10 +85,9 @@ __device__ inline int staged_at(int n, int pitch, int i) {
 }
 
 template <class T>
-__device__ inline float load_bias(const GateBias& bias, int i) {
-  if (!bias.data) return 0;
-  if (bias.float32) return global_load<float>(static_cast<const float*>(bias.data), i);
-  return widen(global_load<T>(static_cast<const T*>(bias.data), i));
+__device__ inline float load_bias(const GateBias& bias, int i, bool valid) {
+  if (bias.float32) return global_load<float>(static_cast<const float*>(bias.data), i, valid && bias.data);
+  return widen(global_load<T>(static_cast<const T*>(bias.data), i, valid && bias.data));
 }
 
 template <class T>
@@ -104,6 +103,19 @@ __device__ inline float channel_mean(const GateArguments<T>& a, int64_t image, i
 struct Rows {
   int first, step, end;
 };
+
+// sum[j][image] = the bias of row j on the first lane of the group, 0 on the others.
+template <class T, int images>
+__device__ inline void begin_with(float (&sum)[GateTraits::kRows][images], const GateBias& bias, const Rows& rows,
+                                  int lanes) {
+#pragma unroll
+  for (int j = 0; j < GateTraits::kRows; ++j) {
+    const int row = rows.first + j * rows.step;
+    const float value = load_bias<T>(bias, row, threadIdx.x % lanes == 0 && row < rows.end);
+#pragma unroll
+    for (int image = 0; image < images; ++image) sum[j][image] = value;
+  }
+}
 
 // sum[j][image] += this lane's part of row j times the values of an image: `inputs` of them from weight's column `begin`.
 template <class T, int n, int images>
@@ -142,21 +154,41 @@ __device__ inline void multiply(float (&sum)[GateTraits::kRows][images], const T
     multiply<T, 1>(sum, weight, pitch_of_weight, rows, begin, inputs, t.lanes, values, pitch);
 }
 
-// Adds up the lanes of a group, and calls store(row, image, sum) for each row and image on one of them.
+// Lanes `delta` apart add up what they have: the one keeps the first half of the values, the other the second; and so on
+// with half the values and half the distance. By recursion, not a loop: a loop's v would lie in local memory.
+template <int half, int n>
+__device__ inline void exchange(float (&v)[n], int& first, int& count, int& delta) {
+  if (delta == 0) return;
+  const bool upper = threadIdx.x & delta;
+#pragma unroll
+  for (int i = 0; i < half; ++i) {
+    const float low = v[i], high = v[i + half];
+    v[i] = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, delta);
+  }
+  if (upper) first += half;
+  count = half;
+  delta /= 2;
+  if constexpr (half > 1) exchange<half / 2>(v, first, count, delta);
+}
+
+// Adds up the lanes of a group, and calls store(row, image, sum) once for each row and image. Lanes that meet keep half of
+// the values each while there are several: 16 values of 32 lanes take 16 shuffles, and the stores are spread over the
+// lanes. A sum's order is that of the lanes' distances, from far to near, whichever value it is.
 template <int images, class F>
-__device__ inline void finish(float (&sum)[GateTraits::kRows][images], const Rows& rows, int lanes, F store) {
-  for (int delta = lanes / 2; delta > 0; delta /= 2)
+__device__ inline void finish(const float (&sum)[GateTraits::kRows][images], const Rows& rows, int lanes, F store) {
+  constexpr int kValues = GateTraits::kRows * images;
+  float v[kValues];
 #pragma unroll
-    for (int j = 0; j < GateTraits::kRows; ++j)
+  for (int i = 0; i < kValues; ++i) v[i] = sum[i / images][i % images];
+  int first = 0, count = kValues, delta = lanes / 2;  // this lane's values
+  exchange<kValues / 2>(v, first, count, delta);
+  const unsigned equal_lanes = delta == 0 ? 0 : 2 * delta - 1;
+  for (; delta > 0; delta /= 2) v[0] += __shfl_xor_sync(~0u, v[0], delta);
+  if (threadIdx.x & equal_lanes) return;
 #pragma unroll
-      for (int image = 0; image < images; ++image) sum[j][image] += __shfl_xor_sync(~0u, sum[j][image], delta);
-  if (threadIdx.x % lanes != 0) return;
-#pragma unroll
-  for (int j = 0; j < GateTraits::kRows; ++j) {
-    const int row = rows.first + j * rows.step;
-    if (row >= rows.end) return;
-#pragma unroll
-    for (int image = 0; image < images; ++image) store(row, image, sum[j][image]);
+  for (int i = 0; i < kValues; ++i) {
+    const int row = rows.first + (first + i) / images * rows.step;
+    if (i < count && row < rows.end) store(row, (first + i) % images, v[i]);
   }
 }
 
@@ -175,7 +207,7 @@ __device__ inline float activated(float v, int activation) {
 
 template <class T>
 __device__ inline void store_gate(const GateArguments<T>& a, int64_t image, int channel, float z) {
-  const float gate = activated(z + load_bias<T>(a.expand_bias, channel), a.gate_activation);
+  const float gate = activated(z, a.gate_activation);
   const int64_t at = image * a.channels + channel;
   a.rounded ? global_store(a.rounded, at, narrow<T>(gate)) : global_store(a.gates, at, gate);
 }
@@ -191,19 +223,27 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     shared_store(values, staged_at(reduce.n, pitch, c), channel_mean(a, image, c, true));
   __syncthreads();
   for_rows(0, a.squeezed, reduce.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][1] = {};
+    float sum[GateTraits::kRows][1];
+    begin_with<T>(sum, a.reduce_bias, rows, reduce.lanes);
     multiply(sum, a.reduce_weight, a.channels, rows, 0, a.channels, reduce, values, pitch);
-    finish(sum, rows, reduce.lanes, [&](int row, int, float z) {
-      shared_store(hidden, staged_at(expand.n, hidden_pitch, row),
-                   activated(z + load_bias<T>(a.reduce_bias, row), a.activation));
-    });
+    finish(sum, rows, reduce.lanes,
+           [&](int row, int, float z) { shared_store(hidden, staged_at(expand.n, hidden_pitch, row), z); });
   });
   __syncthreads();
+  for (int r = threadIdx.x; r < a.squeezed; r += blockDim.x) {
+    const int at = staged_at(expand.n, hidden_pitch, r);
+    shared_store(hidden, at, activated(shared_load<float>(hidden, at), a.activation));
+  }
+  __syncthreads();
   for_rows(0, a.channels, expand.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][1] = {};
+    float sum[GateTraits::kRows][1];
+    begin_with<T>(sum, a.expand_bias, rows, expand.lanes);
     multiply(sum, a.expand_weight, a.squeezed, rows, 0, a.squeezed, expand, hidden, hidden_pitch);
-    finish(sum, rows, expand.lanes, [&](int row, int, float z) { store_gate(a, image, row, z); });
+    finish(sum, rows, expand.lanes, [&](int row, int, float z) { shared_store(values, row, z); });
   });
+  __syncthreads();
+  for (int c = threadIdx.x; c < a.channels; c += blockDim.x)
+    store_gate(a, image, c, shared_load<float>(values, c));
 }
 
 // hidden[image][slice][R] = the slice's part of reduce_weight mean.
@@ -234,16 +274,17 @@ template <class T>
 __global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
     squeeze_excite_expand_kernel(const GateArguments<T> a, const RowTiling t) {
   CNNFAST_SHARED(float, values);
-  constexpr int kImages = GateTraits::kImages, kTile = GateTraits::kTile;
+  constexpr int kImages = GateTraits::kImages, kSlice = GateTraits::kSlice, kTile = GateTraits::kTile;
   const int64_t first_image = static_cast<int64_t>(blockIdx.x) * kImages;
-  const int begin = blockIdx.y * GateTraits::kSlice, end = min(begin + GateTraits::kSlice, a.channels);
+  const int begin = blockIdx.y * kSlice, end = min(begin + kSlice, a.channels);
   const int pitch = min(kTile, ceil_div(a.squeezed, 8) * 8);
+  float* const sums = values + kImages * pitch;
   const auto stage = [&](int tile) {
     for (int i = threadIdx.x; i < kImages * pitch; i += blockDim.x) {
       const int64_t image = first_image + i / pitch;
       const int at = i % pitch, row = tile + at;
       if (row >= a.squeezed) continue;
-      float z = load_bias<T>(a.reduce_bias, row);
+      float z = load_bias<T>(a.reduce_bias, row, true);
 #pragma unroll 8
       for (unsigned slice = 0; slice < gridDim.y; ++slice)
         z += global_load<float>(a.hidden, (image * gridDim.y + slice) * a.squeezed + row, image < a.batch);
@@ -253,16 +294,22 @@ __global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
   };
   if (a.squeezed <= kTile) stage(0);
   for_rows(begin, end, t.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][kImages] = {};
+    float sum[GateTraits::kRows][kImages];
+    begin_with<T>(sum, a.expand_bias, rows, t.lanes);
     for (int tile = 0; tile < a.squeezed; tile += kTile) {
       if (a.squeezed > kTile) stage(tile);
       multiply(sum, a.expand_weight, a.squeezed, rows, tile, min(kTile, a.squeezed - tile), t, values, pitch);
       if (a.squeezed > kTile) __syncthreads();
     }
-    finish(sum, rows, t.lanes, [&](int row, int image, float z) {
-      if (first_image + image < a.batch) store_gate(a, first_image + image, row, z);
-    });
+    finish(sum, rows, t.lanes,
+           [&](int row, int image, float z) { shared_store(sums, image * kSlice + row - begin, z); });
   });
+  __syncthreads();
+  const int channel = begin + threadIdx.x;
+  if (channel >= end) return;
+#pragma unroll 1
+  for (int image = 0; image < kImages && first_image + image < a.batch; ++image)
+    store_gate(a, first_image + image, channel, shared_load<float>(sums, image * kSlice + threadIdx.x));
 }
 
 // a.batch > 0
@@ -282,8 +329,8 @@ void launch_gates(const GateArguments<T>& a, cudaStream_t stream) {
   launch(first, squeeze_excite_reduce_kernel<T>, grid, dim3(GateTraits::kSliceThreads),
          GateTraits::kImages * GateTraits::kSlice * 4, stream, a, reduce);
   const int tile = static_cast<int>(min(round_up(a.squeezed, 8), static_cast<int64_t>(GateTraits::kTile)));
-  launch(second, squeeze_excite_expand_kernel<T>, grid, dim3(GateTraits::kSliceThreads), GateTraits::kImages * tile * 4,
-         stream, a, expand);
+  launch(second, squeeze_excite_expand_kernel<T>, grid, dim3(GateTraits::kSliceThreads),
+         GateTraits::kImages * (tile + GateTraits::kSlice) * 4, stream, a, expand);
 }
 
 }  // namespace cnnfast::cuda

@@ -6,6 +6,8 @@ from numerics import LAYOUTS, channel_scales, draw
 from cnnfast.ops.activations import CODES
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+SCHEMA = ("x", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias", "residual")
 
 
 def case(shape, squeezed, act="relu", gate="sigmoid", post=None, biases=True, residual=False, layout="channels_last"):

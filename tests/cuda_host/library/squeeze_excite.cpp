@@ -23,8 +23,7 @@ const char* host_promises() {
               " sectors_per_request=" + std::to_string(ScaleTraits::kSectorsPerRequest) +
               " registers=" + std::to_string(ScaleTraits::kMaxRegisters) + "\n";
     }
-  text += "squeeze_excite_gate_kernel registers=" + std::to_string(GateTraits::kMaxRegisters) + "\n";
-  for (const std::string kernel : {"reduce", "expand"})
-    text += "squeeze_excite_" + kernel + "_kernel registers=" + std::to_string(GateTraits::kSliceMaxRegisters) + "\n";
+  for (const std::string kernel : {"gate", "reduce", "expand"})
+    text += "squeeze_excite_" + kernel + "_kernel registers=" + std::to_string(GateTraits::kMaxRegisters) + "\n";
   return text.c_str();
 }

@@ -61,17 +61,19 @@ bool check(int64_t batch, int channels, int squeezed, int pixels) {
   const Buffer<T> x = integers<T>(s.elements()), residual = integers<T>(s.elements());
   const Buffer<T> fast = run(p, x.get(), residual.get(), true);
   const Buffer<T> slow = run(p, shifted(x).get() + 1, shifted(residual).get() + 1, true);
-  const Buffer<T> x_nchw = nchw(x, s), residual_nchw = nchw(residual, s);
-  const Buffer<T> fast_nchw = run(p, x_nchw.get(), residual_nchw.get(), false);
-  const Buffer<T> slow_nchw = run(p, shifted(x_nchw).get() + 1, residual_nchw.get(), false);
-  return equal("elements", slow, fast) && equal("NCHW", fast_nchw, nchw(fast, s)) &&
-         equal("NCHW by elements", slow_nchw, fast_nchw) && equal("NHWC", fast, run(p, x.get(), residual.get(), true));
+  if (GateArguments<T>{.channels = channels, .squeezed = squeezed}.one_launch()) {
+    const Buffer<T> x_nchw = nchw(x, s), residual_nchw = nchw(residual, s);
+    const Buffer<T> fast_nchw = run(p, x_nchw.get(), residual_nchw.get(), false);
+    const Buffer<T> slow_nchw = run(p, shifted(x_nchw).get() + 1, residual_nchw.get(), false);
+    if (!equal("NCHW", fast_nchw, nchw(fast, s)) || !equal("NCHW by elements", slow_nchw, fast_nchw)) return false;
+  }
+  return equal("by elements", slow, fast);
 }
 
 template <class T>
 bool check_all() {
   return check<T>(2, 2 * kVec<T>, 3, 64) && check<T>(1, 34 * kVec<T>, kVec<T>, 4) && check<T>(1, 3, 1, 1024) &&
-         check<T>(5, 264, 128, 2);
+         (sizeof(T) == 4 || check<T>(1, 264, 125, 2));  // slow: shuffles of host threads
 }
 
 SANITIZED_MAIN(check_all)
