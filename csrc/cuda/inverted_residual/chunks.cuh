@@ -32,12 +32,11 @@ __device__ inline void for_each_chunk(const BlockMemory<T>& m, const InvertedRes
   locate_inputs(m.positions, s, p, place);
   __syncthreads();
   const InputRow input_row(m.positions, s, place);
-  const Pieces expand_pieces(2 * max(p.slabs, 1));
   if (s.expands)
     copy_inputs(m.x, a, p, input_row);
   else
     copy_chunk(m.e, a, p, input_row, place.expanded);
-  copy_weights(m.weights, a, p, place, place.expanded, expand_pieces);
+  copy_weights(m.weights, a, p, place, place.expanded);
   cp_async_commit();
   const bool has_bias = static_cast<int>(threadIdx.x) < 2 * kChunk<T>;
   if (has_bias) shared_store(m.biases, threadIdx.x, load_bias(a, place.expanded));
@@ -53,7 +52,7 @@ __device__ inline void for_each_chunk(const BlockMemory<T>& m, const InvertedRes
     float next_bias = 0;
     if (more) {
       next_bias = load_bias(a, next);
-      if (p.stages == 2) copy_weights(next_weights, a, p, place, next, expand_pieces);
+      if (p.stages == 2) copy_weights(next_weights, a, p, place, next);
       cp_async_commit();
     }
     if (s.expands) {
@@ -69,7 +68,7 @@ __device__ inline void for_each_chunk(const BlockMemory<T>& m, const InvertedRes
     use(first, weights);
     if (more && p.stages == 1) {
       __syncthreads();  // the weights have been used
-      copy_weights(next_weights, a, p, place, next, expand_pieces);
+      copy_weights(next_weights, a, p, place, next);
     }
     cp_async_commit();
   }

@@ -162,14 +162,13 @@ struct ProjectWeightRow {
 
 template <class T>
 __device__ inline void copy_weights(unsigned char* stage, const InvertedResidualArguments<T>& a,
-                                    const InvertedResidualPlan& p, const BlockPlace& place, int first,
-                                    const Pieces& expand_pieces) {
+                                    const InvertedResidualPlan& p, const BlockPlace& place, int first) {
   const InvertedResidualShape& s = a.shape;
   const int count = min(kChunk<T>, s.expanded - first);
   copy_rows(reinterpret_cast<T*>(stage), a.dw_weight, Pieces(4 * s.taps()), 1, count * s.taps(), a.vectors_e,
             DepthwiseWeightRow{s.taps(), first}, RowPiece<T>{0});
   if (s.expands)
-    copy_rows(reinterpret_cast<T*>(stage + p.expand), a.expand_weight, expand_pieces, kChunk<T>, s.channels,
+    copy_rows(reinterpret_cast<T*>(stage + p.expand), a.expand_weight, Pieces(2 * p.slabs), kChunk<T>, s.channels,
               a.vectors_c, ExpandWeightRow{s.channels, first, count}, SlabPiece<T>{p.weight_slab});
   copy_rows(reinterpret_cast<T*>(stage + p.project), a.project_weight, Pieces(4), p.out_columns, count, a.vectors_e,
             ProjectWeightRow{s.expanded, first, place.channel, s.out_channels}, ChunkPiece<T>{});
@@ -206,6 +205,7 @@ __device__ inline void expand(T* e, const T* x, const T* weight, const float* bi
   for (int first = warp * 16; first < p.in_pixels(); first += kBlockWarps * 16) {
     WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
     product.clear();
+#pragma unroll 2
     for (int slab = 0; slab < p.slabs; ++slab)
       product.multiply_add(x + slab * p.x_slab, first, weight + slab * p.weight_slab, 0);
 #pragma unroll

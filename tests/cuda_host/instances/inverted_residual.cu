@@ -1,10 +1,17 @@
-// The op's own kernels for images of TYPE, for the tests of what nvcc makes of them.
+// The op's own kernels for images of TYPE, for the tests of what nvcc makes of them; of float32 by TF32, too.
 #include "cuda/inverted_residual.cuh"
 
-using namespace cnnfast::cuda;
+namespace cnnfast::cuda {
 
-template void cnnfast::cuda::inverted_residual_forward<TYPE, false>(InvertedResidualArguments<TYPE>, cudaStream_t);
-template void cnnfast::cuda::inverted_residual_squeeze<TYPE, false>(InvertedResidualArguments<TYPE>, cudaStream_t);
-// As TF32, too, what float32 is.
-constexpr bool kTf32 = sizeof(TYPE) == 4;
-template void cnnfast::cuda::inverted_residual_forward<TYPE, kTf32>(InvertedResidualArguments<TYPE>, cudaStream_t);
+template <bool tf32>
+void instantiate(const InvertedResidualArguments<TYPE>& a) {
+  inverted_residual_forward<TYPE, tf32>(a, nullptr);
+  inverted_residual_squeeze<TYPE, tf32>(a, nullptr);
+}
+
+void instantiate_all(const InvertedResidualArguments<TYPE>& a) {
+  instantiate<false>(a);
+  if constexpr (sizeof(TYPE) == 4) instantiate<true>(a);
+}
+
+}  // namespace cnnfast::cuda
