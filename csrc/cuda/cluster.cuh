@@ -1,10 +1,19 @@
 // Thread-block clusters (compute capability 9.0 on): blocks that run together and read each other's shared memory. A kernel
-// of clusters is compiled for every target and traps on older ones: its launcher asks has_clusters first.
+// of clusters is compiled for every target, on older ones to a trap: its launcher asks has_clusters first.
 #pragma once
 #include "device.cuh"
 
 #ifdef __CUDACC__
 namespace cnnfast::cuda {
+
+// Whether this target has clusters; a kernel of clusters is empty but for fail() where not.
+__device__ constexpr bool targets_clusters() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return false;
+#else
+  return true;
+#endif
+}
 
 // Of this block in its cluster.
 __device__ inline int cluster_rank() {

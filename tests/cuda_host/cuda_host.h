@@ -130,6 +130,7 @@ inline int multiprocessors() { return host::settings.multiprocessors; }
 inline void fail() { host::trapped = true; }
 
 inline bool has_clusters() { return host::settings.clusters; }
+constexpr bool targets_clusters() { return true; }
 inline int cluster_rank() { return host::thread().rank; }
 inline void cluster_barrier() { host::cluster_barrier(); }
 
