@@ -45,6 +45,7 @@ template <class T>
 constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int kExpandedPitch = kChunk<T> + kVec<T>;
+constexpr int kOutPadding = 8;  // elements after a row of y in shared memory
 
 // How the warps share a block's 64 pixels x at most kMost output channels in the projection.
 constexpr int kFewColumns = 64, kManyColumns = 192;
@@ -116,7 +117,7 @@ InvertedResidualPlan lay_out(const InvertedResidualShape& s, int tile_h, int til
   // Neighbouring threads store neighbouring pieces of a row: a slab begins in other banks than the one before.
   const int shift = p.slabs == 2 ? 2 * kSlab<T> : kSlab<T>;
   p.x_slab = aligned(rows * kSlab<T>) + shift;
-  p.weight_slab = kChunk<T> * kSlab<T> + shift;
+  p.weight_slab = (kChunk<T> + 1) * kSlab<T>;
   p.x = place(static_cast<int64_t>(p.slabs) * p.x_slab * size);
   p.e = place(rows * kExpandedPitch<T> * size);
   p.d = place(kTilePixels * kChunkBytes);
@@ -127,7 +128,7 @@ InvertedResidualPlan lay_out(const InvertedResidualShape& s, int tile_h, int til
   p.project = aligned(p.expand + static_cast<int64_t>(p.slabs) * p.weight_slab * size);
   p.stage_bytes = p.project + (p.out_columns + p.n_tiles % 2 * 8) * kChunkBytes;  // a warp loads pairs of tiles
   place(static_cast<int64_t>(stages) * p.stage_bytes);
-  const int out = kTilePixels * (p.out_columns + kVec<T>)*size;  // over all of it
+  const int out = kTilePixels * (p.out_columns + kOutPadding) * size;  // over all of it
   if (p.bytes < out) p.bytes = out;
   return p;
 }

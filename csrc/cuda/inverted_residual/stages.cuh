@@ -61,21 +61,27 @@ struct Pieces {
   int in_row, rows_on, pieces_on;
 };
 
-// Starts copying rows of `length` elements, zeros up to whole pieces. from_row(row) is where a row begins, negative: none,
-// zeros; to_piece(row, piece) where a piece goes.
-template <class T, class FromRow, class ToPiece>
-__device__ inline void copy_rows(T* to, const T* from, Pieces at, int rows, int length, bool vectors, FromRow from_row,
-                                 ToPiece to_piece) {
+// Starts copying 16 bytes of one of a's tensors, of which `count` elements are there, zeros for the others.
+template <auto kFrom, class T>
+__device__ inline void copy_piece(T* to, int to_at, const InvertedResidualArguments<T>& a, int64_t from_at, int count,
+                                  bool vectors) {
+  if (vectors) {
+    cp_async(to, to_at, a.*kFrom, count > 0 ? from_at : 0, count > 0);  // aligned even where nothing is read
+    return;
+  }
+  for (int i = 0; i < kVec<T>; ++i) shared_store(to, to_at + i, global_load<T>(a.*kFrom, from_at + i, i < count));
+}
+
+// Starts copying the first `length` elements from `first` on of so many rows. from_row(row) is where a row begins, negative:
+// none, zeros; to_piece(row, piece) where a piece goes.
+template <auto kFrom, class T, class FromRow, class ToPiece>
+__device__ inline void copy_rows(T* to, const InvertedResidualArguments<T>& a, Pieces at, int rows, int first,
+                                 int length, bool vectors, FromRow from_row, ToPiece to_piece) {
   for (; at.row < rows; at.next()) {
     const int64_t row_at = from_row(at.row);
-    const int first = at.piece * kVec<T>, to_at = to_piece(at.row, at.piece);
-    const bool valid = row_at >= 0 && first < length;
-    if (vectors) {
-      cp_async(to, to_at, from, valid ? row_at + first : 0, valid);  // aligned even where nothing is read
-      continue;
-    }
-    for (int i = 0; i < kVec<T>; ++i)
-      shared_store(to, to_at + i, global_load<T>(from, row_at + first + i, valid && first + i < length));
+    const int begin = at.piece * kVec<T>;
+    copy_piece<kFrom>(to, to_piece(at.row, at.piece), a, row_at + first + begin, row_at >= 0 ? length - begin : 0,
+                      vectors);
   }
 }
 
@@ -131,48 +137,44 @@ struct ChunkPiece {
 template <class T>
 __device__ inline void copy_inputs(T* x, const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
                                    const InputRow& from_row) {
-  copy_rows(x, a.x, Pieces(2 * p.slabs), p.in_pixels(), a.shape.channels, a.vectors_c, from_row,
-            SlabPiece<T>{p.x_slab});
+  copy_rows<&InvertedResidualArguments<T>::x>(x, a, Pieces(2 * p.slabs), p.in_pixels(), 0, a.shape.channels,
+                                              a.vectors_c, from_row, SlabPiece<T>{p.x_slab});
 }
 
 // A chunk of x straight into the expanded tensor, where there is no expansion.
 template <class T>
 __device__ inline void copy_chunk(T* e, const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
                                   const InputRow& from_row, int first) {
-  copy_rows(e, a.x + first, Pieces(4), p.in_pixels(), a.shape.channels - first, a.vectors_c, from_row,
-            RowPiece<T>{kExpandedPitch<T>});
+  copy_rows<&InvertedResidualArguments<T>::x>(e, a, Pieces(4), p.in_pixels(), first, a.shape.channels - first,
+                                              a.vectors_c, from_row, RowPiece<T>{kExpandedPitch<T>});
 }
 
-// Where the rows of the weights of expanded channels [first, first + count) begin.
-struct DepthwiseWeightRow {  // all as one row
-  int taps, first;
-  __device__ int64_t operator()(int) const { return static_cast<int64_t>(first) * taps; }
-};
-struct ExpandWeightRow {
-  int channels, first, count;
-  __device__ int64_t operator()(int row) const {
-    return row < count ? static_cast<int64_t>(first + row) * channels : -1;
-  }
-};
-struct ProjectWeightRow {
-  int expanded, first, first_out, outs;
-  __device__ int64_t operator()(int row) const {
-    return first_out + row < outs ? static_cast<int64_t>(first_out + row) * expanded + first : -1;
-  }
-};
-
+// The weights of the chunk of expanded channels from `first` on.
 template <class T>
 __device__ inline void copy_weights(unsigned char* stage, const InvertedResidualArguments<T>& a,
                                     const InvertedResidualPlan& p, const BlockPlace& place, int first) {
+  using Arguments = InvertedResidualArguments<T>;
   const InvertedResidualShape& s = a.shape;
-  const int count = min(kChunk<T>, s.expanded - first);
-  copy_rows(reinterpret_cast<T*>(stage), a.dw_weight, Pieces(4 * s.taps()), 1, count * s.taps(), a.vectors_e,
-            DepthwiseWeightRow{s.taps(), first}, RowPiece<T>{0});
-  if (s.expands)
-    copy_rows(reinterpret_cast<T*>(stage + p.expand), a.expand_weight, Pieces(2 * p.slabs), kChunk<T>, s.channels,
-              a.vectors_c, ExpandWeightRow{s.channels, first, count}, SlabPiece<T>{p.weight_slab});
-  copy_rows(reinterpret_cast<T*>(stage + p.project), a.project_weight, Pieces(4), p.out_columns, count, a.vectors_e,
-            ProjectWeightRow{s.expanded, first, place.channel, s.out_channels}, ChunkPiece<T>{});
+  const int thread = threadIdx.x, count = min(kChunk<T>, s.expanded - first), taps = s.taps();
+  for (int piece = thread; piece < 4 * taps; piece += kBlockThreads)
+    copy_piece<&Arguments::dw_weight>(reinterpret_cast<T*>(stage), piece * kVec<T>, a,
+                                      static_cast<int64_t>(first) * taps + piece * kVec<T>,
+                                      count * taps - piece * kVec<T>, a.vectors_e);
+  if (s.expands) {
+    constexpr int kLanes = kBlockThreads / kChunk<T>;  // of a row
+    const SlabPiece<T> to{p.weight_slab};
+    const int row = thread / kLanes, length = row < count ? s.channels : 0;
+    const int64_t row_at = static_cast<int64_t>(first + row) * s.channels;
+    for (int piece = thread % kLanes; piece < 2 * p.slabs; piece += kLanes)
+      copy_piece<&Arguments::expand_weight>(reinterpret_cast<T*>(stage + p.expand), to(row, piece), a,
+                                            row_at + piece * kVec<T>, length - piece * kVec<T>, a.vectors_c);
+  }
+  const int piece = thread % 4, channels = s.out_channels - place.channel;
+  for (int row = thread / 4; row < p.out_columns; row += kBlockThreads / 4)
+    copy_piece<&Arguments::project_weight>(
+        reinterpret_cast<T*>(stage + p.project), MatrixTile<T, kChunkBytes>::at(row, piece), a,
+        static_cast<int64_t>(place.channel + row) * s.expanded + first + piece * kVec<T>,
+        row < channels ? count - piece * kVec<T> : 0, a.vectors_e);
 }
 
 // What this thread has of a chunk's biases: of the expansion, then of the depthwise stage.
@@ -190,12 +192,19 @@ struct alignas(4) ChannelWord {
   T v[kCount];
 };
 
+template <int n>
+struct alignas(4 * n) Floats {
+  float v[n];
+};
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T v[2];
+};
+
 template <class T>
 __device__ inline void store_pair(T* to, int at, float first, float second) {
-  struct alignas(2 * sizeof(T)) Pair {
-    T v[2];
-  };
-  shared_store(to, at, Pair{narrow<T>(first), narrow<T>(second)});
+  shared_store(to, at, Pair<T>{narrow<T>(first), narrow<T>(second)});
 }
 
 // Where an input goes in e (negative: nowhere), and whether it is in the image: otherwise zeros go there.
@@ -219,14 +228,19 @@ __device__ inline void expand(T* e, const T* x, const T* weight, const float* bi
 #pragma unroll 2
     for (int slab = 0; slab < p.slabs; ++slab)
       product.multiply_add(x + slab * p.x_slab, first, weight + slab * p.weight_slab, 0);
+    float shift[kChunk<T> / 4];
+#pragma unroll
+    for (int j = 0; j < kChunk<T> / 8; ++j) {
+      const Floats<2> pair = shared_load<Floats<2>>(bias, product.column(j, 0));
+      shift[2 * j] = pair.v[0], shift[2 * j + 1] = pair.v[1];
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const ExpandedPlace place = to(first + product.row(0, 2 * half));
       if (place.row < 0) continue;
       float v[kChunk<T> / 4];
 #pragma unroll
-      for (int i = 0; i < kChunk<T> / 4; ++i)
-        v[i] = product.sums[0][i / 2][2 * half + i % 2] + shared_load<float>(bias, product.column(i / 2, i % 2));
+      for (int i = 0; i < kChunk<T> / 4; ++i) v[i] = product.sums[0][i / 2][2 * half + i % 2] + shift[i];
       activate(v, activation);
 #pragma unroll
       for (int j = 0; j < kChunk<T> / 8; ++j)
@@ -265,10 +279,7 @@ __device__ inline void depthwise(T* d, float* sums, const T* e, const T* weight,
   const int lane = threadIdx.x % kStrips, strip = threadIdx.x / kStrips;
   const StripPlace<S> place(p, strip);
   if (place.row >= p.tile_h) {
-    if constexpr (kSums) {
-#pragma unroll
-      for (int i = 0; i < kWord; ++i) shared_store(sums, strip * kChunk<T> + lane * kWord + i, 0.0f);
-    }
+    if constexpr (kSums) shared_store(sums, strip * kChunk<T> + lane * kWord, Floats<kWord>{});
     return;
   }
   float sum[kStripOutputs * kWord];
@@ -283,13 +294,16 @@ __device__ inline void depthwise(T* d, float* sums, const T* e, const T* weight,
     for (int r = 0; r < K; ++r) {
       float w[K][kWord];
 #pragma unroll
-      for (int i = 0; i < kWord; ++i)
+      for (int i = 0; i < kWord; ++i) {
+        const int begin = i * kTaps + r * K;
 #pragma unroll
-        for (int k = 0; k < K; ++k) {
-          const int at = i * kTaps + r * K + k;
-          const ChannelWord<T> word = shared_load<ChannelWord<T>>(mine, at / kWord * kWord);
-          w[k][i] = widen(word.v[at % kWord]);
+        for (int word = begin / kWord; word <= (begin + K - 1) / kWord; ++word) {
+          const ChannelWord<T> taps = shared_load<ChannelWord<T>>(mine, word * kWord);
+#pragma unroll
+          for (int k = 0; k < K; ++k)
+            if ((begin + k) / kWord == word) w[k][i] = widen(taps.v[(begin + k) % kWord]);
         }
+      }
 #pragma unroll
       for (int j = 0; j < (kStripOutputs - 1) * S + K; ++j) {
         const ChannelWord<T> word = shared_load<ChannelWord<T>>(e, first + (r * p.in_w + j) * kExpandedPitch<T>);
@@ -318,13 +332,12 @@ __device__ inline void depthwise(T* d, float* sums, const T* e, const T* weight,
   activate(sum, activation);
   if constexpr (kSums) {
     const int outputs = block.row + place.row < s.out_height ? s.out_width - block.column - place.column : 0;
+    Floats<kWord> of_strip{};
 #pragma unroll
-    for (int i = 0; i < kWord; ++i) {
-      float of_strip = 0;
+    for (int i = 0; i < kWord; ++i)
 #pragma unroll
-      for (int o = 0; o < kStripOutputs; ++o) of_strip += o < outputs ? sum[o * kWord + i] : 0.0f;
-      shared_store(sums, strip * kChunk<T> + lane * kWord + i, of_strip);
-    }
+      for (int o = 0; o < kStripOutputs; ++o) of_strip.v[i] += o < outputs ? sum[o * kWord + i] : 0.0f;
+    shared_store(sums, strip * kChunk<T> + lane * kWord, of_strip);
   }
 #pragma unroll
   for (int o = 0; o < kStripOutputs; ++o) {
@@ -384,12 +397,13 @@ __device__ inline void write(T* out, const Product& product, int first_row, int 
                              const InvertedResidualArguments<T>& a, const InvertedResidualPlan& p,
                              const BlockPlace& place) {
   const InvertedResidualShape& s = a.shape;
-  const int pitch = p.out_columns + kVec<T>, length = min(p.out_columns, s.out_channels - place.channel);
+  const int pitch = p.out_columns + kOutPadding, length = min(p.out_columns, s.out_channels - place.channel);
   const Pieces pieces(ceil_div(length, kVec<T>));
   const OutputRow<S> output_row{s, p, place, s.out_channels, place.channel};
   const RowPiece<T> at{pitch};
   if (a.residual) {
-    copy_rows(out, a.residual, pieces, kTilePixels, length, a.vectors_k, output_row, at);
+    copy_rows<&InvertedResidualArguments<T>::residual>(out, a, pieces, kTilePixels, 0, length, a.vectors_k, output_row,
+                                                       at);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -408,11 +422,10 @@ __device__ inline void write(T* out, const Product& product, int first_row, int 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int to = (first_row + product.row(i, 2 * half)) * pitch + first_column + product.column(j, 0);
-        float v[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          v[c] = product.sums[i][j][2 * half + c] + bias[c];
-          if (a.residual) v[c] += widen(shared_load<T>(out, to + c));
+        float v[2] = {product.sums[i][j][2 * half] + bias[0], product.sums[i][j][2 * half + 1] + bias[1]};
+        if (a.residual) {
+          const Pair<T> residual = shared_load<Pair<T>>(out, to);
+          v[0] += widen(residual.v[0]), v[1] += widen(residual.v[1]);
         }
         store_pair(out, to, v[0], v[1]);
       }
