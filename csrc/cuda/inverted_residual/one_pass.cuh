@@ -30,6 +30,13 @@ struct ImageRow {
   __device__ int64_t operator()(int pixel) const { return (first + pixel) * channels; }
 };
 
+struct ProjectWeightRow {
+  int first, rows, expanded;
+  __device__ int64_t operator()(int row) const {
+    return first + row < rows ? static_cast<int64_t>(first + row) * expanded : -1;
+  }
+};
+
 // Several chunks of project_weight, one behind the other.
 template <class T>
 struct ChunksPiece {
@@ -78,11 +85,13 @@ __device__ inline void squeeze(unsigned char* shared, const InvertedResidualArgu
   __syncthreads();
   const ImageRow from_row{image * pixels, s.channels};
   const auto copy_chunk_of_x = [&](int first) {  // into e, where there is no expansion
-    copy_rows(e, a.x + first, Pieces(4), pixels, s.channels - first, a.vectors_c, from_row, PaddedPiece<T>{positions});
+    copy_rows<&InvertedResidualArguments<T>::x>(e, a, Pieces(4), pixels, first, s.channels - first, a.vectors_c,
+                                                from_row, PaddedPiece<T>{positions});
   };
   const BlockPlace first_tile = place_of(plan, image, 0, 0);
   if (s.expands)
-    copy_rows(x, a.x, Pieces(2 * p.slabs), pixels, s.channels, a.vectors_c, from_row, SlabPiece<T>{p.x_slab});
+    copy_rows<&InvertedResidualArguments<T>::x>(x, a, Pieces(2 * p.slabs), pixels, 0, s.channels, a.vectors_c, from_row,
+                                                SlabPiece<T>{p.x_slab});
   else
     copy_chunk_of_x(begin);
   copy_weights(shared + p.weights, a, p, first_tile, begin);
@@ -219,9 +228,10 @@ __device__ inline void project(unsigned char* shared, const InvertedResidualArgu
     const BlockPlace place = place_of(plan, image, tile, task / plan.tiles * p.out_columns);
     const auto copy_project_weight = [&](int chunk) {
       const int first = chunk * kChunk<T>;
-      copy_rows(reinterpret_cast<T*>(stage_of(chunk) + plan.weights), a.project_weight, Pieces(4 * kTogether),
-                p.out_columns, min(kTogether * kChunk<T>, s.expanded - first), a.vectors_e,
-                ProjectWeightRow{s.expanded, first, place.channel, s.out_channels}, ChunksPiece<T>{plan.weight_rows});
+      copy_rows<&InvertedResidualArguments<T>::project_weight>(
+          reinterpret_cast<T*>(stage_of(chunk) + plan.weights), a, Pieces(4 * kTogether), p.out_columns, first,
+          min(kTogether * kChunk<T>, s.expanded - first), a.vectors_e,
+          ProjectWeightRow{place.channel, s.out_channels, s.expanded}, ChunksPiece<T>{plan.weight_rows});
       cp_async_commit();
     };
     Vec<T> pieces[kTogether];
