@@ -119,18 +119,21 @@ def product(
     held = a["BLOCK_P"] * a["BLOCK_K"]
     steps = -(-sum_length // a["BLOCK_C"])
     loaded = (a["BLOCK_P"] + a["BLOCK_K"]) * a["BLOCK_C"]
-    rate = rate_of(a)
-    # Without tensor cores an operand comes from shared memory once per four multiply-adds.
-    per_flop = 0.0 if a["TENSOR_CORES"] else 0.75
     multiplied = 2.0 * programs(launch) * held * steps * a["BLOCK_C"]
     return Work(
         bytes=tensor_bytes(a) if moved is None else moved,
         flops=2.0 * rows * sum_length * columns,
-        instructions=programs(launch) * (held * 8 + steps * (loaded + per_step)) + multiplied * per_flop,
+        instructions=programs(launch) * (held * 8 + steps * (loaded + per_step)) + multiplied * per_flop(a),
         multiplied=multiplied,
-        rate=rate,
+        rate=rate_of(a),
         busy=busy(launch),
     )
+
+
+def per_flop(a: dict[str, Any]) -> float:
+    """Instructions of a product beside its FLOPs: none on tensor cores; else each multiply-add is one, and each operand
+    comes from shared memory once per four of them."""
+    return 0.0 if a["TENSOR_CORES"] else 0.75
 
 
 def rate_of(a: dict[str, Any]) -> str:
@@ -168,8 +171,7 @@ def pointwise_weight(launch: Launch) -> Work:
     return Work(
         bytes=tensor_bytes(a),
         flops=2.0 * pixels * grad.shape[1] * x.shape[1],
-        instructions=steps * (a["BLOCK_K"] + a["BLOCK_C"]) * a["BLOCK_P"]
-        + multiplied * (0.0 if a["TENSOR_CORES"] else 0.75),
+        instructions=steps * (a["BLOCK_K"] + a["BLOCK_C"]) * a["BLOCK_P"] + multiplied * per_flop(a),
         multiplied=multiplied,
         rate=rate_of(a),
         busy=busy(launch),
@@ -197,7 +199,7 @@ def separable(launch: Launch) -> Work:
         flops=2.0 * pixels * M * (a["KH"] * a["KW"] + K),
         instructions=steps * a["BLOCK_P"] * a["BLOCK_C"] * number
         + steps * a["BLOCK_K"] * a["BLOCK_C"] / 4
-        + multiplied * (0.0 if a["TENSOR_CORES"] else 0.75),
+        + multiplied * per_flop(a),
         multiplied=multiplied,
         rate=rate_of(a),
         busy=busy(launch),
@@ -248,11 +250,10 @@ def inverted_residual(launch: Launch) -> Work:
 def of_expansion(launch: Launch, flops: float, multiplied: float, instructions: float) -> Work:
     """From what one program does."""
     a, count = launch.arguments, programs(launch)
-    plain = 0.0 if a["TENSOR_CORES"] else 0.75
     return Work(
         bytes=tensor_bytes(a),
         flops=flops,
-        instructions=count * (instructions + multiplied * plain),
+        instructions=count * (instructions + multiplied * per_flop(a)),
         multiplied=count * multiplied,
         rate=rate_of(a),
         busy=busy(launch),

@@ -12,23 +12,25 @@ from typing import Any
 
 import torch
 
-from .costs import Work, activation, converts, tensor_bytes
+from .costs import PROGRAMS, Work, activation, converts, tensor_bytes
 
 MMA = 0.62  # of wgmma's rate: what is published for large products in 16 bits on an H100
 
 
 def product(pixels: int, sum_length: int, columns: int, x: torch.Tensor, moved: float, extra: float = 0) -> Work:
-    """pixels x columns numbers, each a sum of sum_length; blocks of 128 x 64. extra: instructions beside it."""
-    flops = 2.0 * pixels * sum_length * columns
-    padded = 2.0 * -(-pixels // 128) * 128 * sum_length * -(-columns // 64) * 64
-    blocks = -(-pixels // 128) * -(-columns // 64)
+    """pixels x columns numbers, each a sum of sum_length, by csrc/cuda/pointwise_conv2d.cuh's choice of tiles. extra:
+    instructions beside it."""
+    sizes = [(64, 32)] if columns <= 32 else [(128, 128), (128, 64), (64, 64)]
+    tiles = [(-(-pixels // rows) * -(-columns // wide), rows * wide) for rows, wide in sizes]
+    blocks, tile = next((of for of in tiles if of[0] >= 2 * PROGRAMS), tiles[-1])
+    multiplied = 2.0 * blocks * tile * sum_length
     return Work(
         bytes=moved,
-        flops=flops,
-        instructions=extra + pixels * columns * 8 + padded / 2 / 64,
-        multiplied=padded / MMA,
+        flops=2.0 * pixels * sum_length * columns,
+        instructions=extra + pixels * columns * 8 + multiplied / 64,
+        multiplied=multiplied / MMA,
         rate="16 bits" if converts(x) else "TF32",
-        busy=min(1.0, blocks / 132) if blocks < 264 else 1.0,
+        busy=min(1.0, blocks / PROGRAMS),
     )
 
 
@@ -75,8 +77,18 @@ def depthwise(a: dict[str, Any]) -> list[Work]:
     return works
 
 
+def gates(N: int, C: int, R: int, x: torch.Tensor) -> list[Work]:
+    """As csrc/cuda/squeeze_excite/gate.cuh: one launch, a block an image, or two, a block 4 images x 256 channels."""
+    flops = 4.0 * N * R * C
+    if C * R <= 1 << 15 and C + R <= 1 << 13:
+        read = 2.0 * N * R * C * x.element_size()  # from L2, as fast as DRAM at least
+        return [Work(read + 8 * N * C, flops, 2 * flops, busy=min(1.0, N / PROGRAMS))]
+    blocks = -(-N // 4) * -(-C // 256)
+    return [Work(R * C * (x.element_size() + 0.0), flops / 2, flops, busy=min(1.0, blocks / PROGRAMS))] * 2
+
+
 def squeeze_excite(a: dict[str, Any]) -> list[Work]:
-    """Sums, both products, scaling: x twice, residual and y once."""
+    """Sums, gates, scaling: x twice, residual and y once."""
     x, R = a["x"], a["reduce_weight"].shape[0]
     N, C, H, W = x.shape
     image, vectors = N * C * H * W * x.element_size(), N * C * 4
@@ -84,14 +96,63 @@ def squeeze_excite(a: dict[str, Any]) -> list[Work]:
     scaled = N * C * H * W * (8 + activation(a["post_activation"])) / 2
     return [
         Work(image + vectors, 0, N * C * H * W * (1 + converts(x))),
-        Work(2.0 * R * C * x.element_size() + 2 * vectors, 4.0 * N * R * C, 8.0 * N * R * C, busy=min(1.0, N / 132)),
+        *gates(N, C, R, x),
         Work(2 * image + residual + vectors, 0, scaled),
     ]
+
+
+def tile_of(a: dict[str, Any]) -> tuple[int, int, int]:
+    """(tiles of an image, outputs and inputs of one): the shape that expands the fewest pixels."""
+    x, (k, _), (s, _) = a["x"], a["dw_weight"].shape[2:], a["stride"]
+    H, W = -(-x.shape[2] // s), -(-x.shape[3] // s)
+
+    def of(h: int, w: int) -> tuple[int, int, int]:
+        inputs = ((h - 1) * s + k) * ((w - 1) * s + k)
+        return -(-H // h) * -(-W // w), h * w, -(-inputs // 16) * 16
+
+    return min((of(8, 8), of(4, 16), of(16, 4)), key=lambda tile: tile[0] * (tile[1] + tile[2]))
+
+
+def inverted_residual(a: dict[str, Any]) -> list[Work]:
+    """One launch; with squeeze-excite expansion and depthwise, the gates, the projection."""
+    x, project = a["x"], a["project_weight"]
+    (N, C, H, W), size, vector = x.shape, x.element_size(), 4 // x.element_size()
+    (K, E), (k, _), (s, _) = project.shape[:2], a["dw_weight"].shape[2:], a["stride"]
+    tiles, outputs, inputs = tile_of(a)
+    expands, excites = a["expand_weight"] is not None, a["se_reduce_weight"] is not None
+    curve = activation(a["activation"])
+    columns = 8 * (2 if K <= 64 else 4)
+    multiplied = (
+        2.0
+        * N
+        * tiles
+        * E
+        * (inputs * -(-C // 16) * 16 * expands + outputs * -(-K // columns) * columns * (not excites))
+    )
+    row = (3 * s + k) * (1 + 2 * converts(x)) + k * vector + 4 * k * vector  # of the filter, of a strip of 4 outputs
+    strip = 30 + k * row + 4 * (vector * (2 + curve) + 2)
+    instructions = N * tiles * E * (inputs * (3 + curve) * expands + outputs / 4 / vector * strip) + multiplied / 64
+    of_x, pixels = N * C * H * W * size, N * -(-H // s) * -(-W // s)
+    flops = 2.0 * N * H * W * C * E * expands + 2.0 * pixels * E * k * k
+    d, y = pixels * E * size, pixels * K * size * (1 if a["residual"] is None else 2)
+    first = Work(
+        bytes=of_x + (d if excites else y) + tensor_bytes({"w": project, "e": a["expand_weight"]}),
+        flops=flops + 2.0 * pixels * E * K * (not excites),
+        instructions=instructions,
+        multiplied=multiplied / MMA,
+        rate="16 bits" if converts(x) else "TF32",
+        busy=min(1.0, N * max(tiles, 8 if excites else 1) / PROGRAMS),
+    )
+    if not excites:
+        return [first]
+    projection = product(pixels, E, K, x, d + y, 2.0 * pixels * E)
+    return [first, *gates(N, E, a["se_reduce_weight"].shape[0], x), projection]
 
 
 WORKS: dict[str, Callable[[dict[str, Any]], list[Work]]] = {
     "depthwise_conv2d": depthwise,
     "depthwise_conv2d_backward": depthwise,
+    "inverted_residual": inverted_residual,
     "pointwise_conv2d": pointwise,
     "squeeze_excite": squeeze_excite,
 }

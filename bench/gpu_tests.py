@@ -46,18 +46,16 @@ def run_tests(
 
     logs = {file.stem: out / f"{file.stem}.log" for file in sorted(folder.glob("test_*.py"))}
     processes = {stem: start([*pytest, folder / f"{stem}.py"], log) for stem, log in logs.items()}
-    tools = dict.fromkeys(TOOLS, "not run: compute-sanitizer is neither on PATH nor in CUDA_HOME")
-    if sanitizer is not None:
-        # Without PyTorch's cache of memory an access beyond a tensor is one beyond an allocation.
-        sanitized = {
-            tool: start([*sanitize(sanitizer, tool), *pytest, *SANITIZED, folder], out / f"{tool}.log",
-                        PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-            for tool in TOOLS
-        }  # fmt: skip
+    # Without PyTorch's cache of memory an access beyond a tensor is one beyond an allocation.
+    sanitized = {
+        tool: start([*sanitize(sanitizer, tool), *pytest, *SANITIZED, folder], out / f"{tool}.log",
+                    PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        for tool in TOOLS if sanitizer is not None
+    }  # fmt: skip
     ended = {stem: end(process, deadline) is not None for stem, process in processes.items()}
-    if sanitizer is not None:
-        codes = {tool: end(process, deadline) for tool, process in sanitized.items()}
-        tools = {tool: found(code, (out / f"{tool}.log").read_text(errors="replace")) for tool, code in codes.items()}
+    tools = dict.fromkeys(TOOLS, "not run: compute-sanitizer is neither on PATH nor in CUDA_HOME")
+    codes = {tool: end(process, deadline) for tool, process in sanitized.items()}
+    tools |= {tool: found(code, (out / f"{tool}.log").read_text(errors="replace")) for tool, code in codes.items()}
     outcomes = {stem: outcomes_of(log.read_text(errors="replace")) for stem, log in logs.items()}
     return {
         "outcomes": outcomes,
@@ -79,8 +77,9 @@ def end(process: subprocess.Popen, deadline: Deadline) -> int | None:
 
 def find_sanitizer() -> Path | None:
     """compute-sanitizer, which comes with the CUDA toolkit."""
-    folders = [os.environ.get("PATH", ""), *(f"{root}/bin" for root in (os.environ.get("CUDA_HOME"),) if root)]
-    command = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    command = shutil.which("compute-sanitizer")
+    if command is None and (toolkit := os.environ.get("CUDA_HOME")):
+        command = shutil.which("compute-sanitizer", path=f"{toolkit}/bin")
     return Path(command) if command else None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ SANITIZERS = ("address,undefined", "thread")
 # Of kernels that sanitizers watch: compiled quickly, since they are run a little.
 SANITIZED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 LINK_FLAGS = ("-Wl,-z,defs", "-Wl,--as-needed")  # an undefined symbol is found here, not at the first call
+MEMINFO = Path("/proc/meminfo")
 EXTENSION = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -114,15 +116,25 @@ def plan(
 
 
 def jobs(gigabytes_each: float) -> int:
-    """As many as cores and free memory allow; $MAX_JOBS overrides."""
+    """As many as cores and available memory allow; $MAX_JOBS overrides."""
     if os.environ.get("MAX_JOBS"):
         return max(1, int(os.environ["MAX_JOBS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = available_gigabytes()
+    return cores if available is None else max(1, min(cores, int(available / gigabytes_each)))
+
+
+def available_gigabytes() -> float | None:
+    """Memory that compilers could have; None where the system doesn't say.
+
+    Linux counts the files it has cached as used in SC_AVPHYS_PAGES, and in MemAvailable what it would give up of them.
+    """
+    if MEMINFO.exists() and (line := re.search(r"^MemAvailable: *(\d+) kB$", MEMINFO.read_text(), re.M)):
+        return int(line[1]) / 2**20
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     except (ValueError, OSError):
-        return cores
-    return max(1, min(cores, int(free / gigabytes_each)))
+        return None
 
 
 def build_folder() -> Path:

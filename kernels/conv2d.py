@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from .activation import activate, gate
 from .configurations import configuration, launch
-from .launch import cdiv, dense, memory_format, output_size, vector
+from .launch import cdiv, dense, memory_format, output_size, residual_gradient, vector
 from .packing import accumulator
 
 __all__ = ["conv2d", "conv2d_backward"]
@@ -133,5 +133,5 @@ def conv2d_backward(grad, x, weight, bias, residual, stride, padding, dilation, 
     if wanted[2] and bias is not None:
         grads[2] = grad.sum((0, 2, 3), dtype=accumulator(x)).to(bias.dtype)
     if wanted[3] and residual is not None:
-        grads[3] = grad.clone(memory_format=memory_format(dense(residual)[1]))
+        grads[3] = residual_gradient(grad, residual)
     return tuple(grads)

@@ -23,6 +23,8 @@ Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^3
 Registers and shared memory per target: docs/kernels.md.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -32,7 +34,18 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6, activate
 from .channels import channel_sums, few_tiles
 from .configurations import configuration, launch
-from .launch import cdiv, dense, fitting_power, memory_format, output_size, tensor_cores, vector
+from .launch import (
+    cdiv,
+    dense,
+    empty_image,
+    fitting_power,
+    kind_of,
+    mask,
+    memory_format,
+    output_size,
+    residual_gradient,
+    vector,
+)
 from .packing import accumulator, taps_major
 from .pointwise_depthwise import add_rows, input_channels, pointwise_depthwise, recompute_pays, times
 from .products import multiply_add, side
@@ -129,17 +142,17 @@ def inverted_residual_fwd_kernel(
         tl.store(y + (o_y + o * y_h), b_y.to(y.dtype.element_ty), m_y)
 
 
-def forward_blocks(C, K, height, width, kernel, stride, dilation, x, on_tensor_cores):
+def forward_blocks(kind, C, K, height, width, kernel, stride, dilation):
     """Tile of the kernel: 32 columns, of which a thread of 128 holds 32 numbers of y or, of more than 128 channels, 64.
 
     Beside plain multiplications' operands 64 channels at most, and half as many of e, as beside the sums of large
     filters.
     """
-    block_k = side(K, 256 if on_tensor_cores else 64)
+    block_k = side(K, 256 if kind.tensor_cores else 64)
     block_w = fitting_power(width, 8, 32)
     reach = (kernel[0] - 1) * dilation[0]
     large = reach >= 3 * stride[0]
-    most = max(min((256 if large else 128) // block_k, 4), 1) if on_tensor_cores else 2
+    most = max(min((256 if large else 128) // block_k, 4), 1) if kind.tensor_cores else 2
 
     def computed(tile):
         count, block_h = tile
@@ -150,28 +163,29 @@ def forward_blocks(C, K, height, width, kernel, stride, dilation, x, on_tensor_c
     count, block_h = min(((n, rows) for n in counts for rows in range(most, 0, -1)), key=computed)
     return dict(
         STRIPS=count, BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_K=block_k,
-        BLOCK_E=32 if on_tensor_cores and not large else 16,
-        BLOCK_C=input_channels(C, x, on_tensor_cores), num_warps=4, num_stages=1,
+        BLOCK_E=32 if kind.tensor_cores and not large else 16,
+        BLOCK_C=input_channels(kind, C), num_warps=4, num_stages=1,
     )  # fmt: skip
 
 
-def fusion_pays(x, E, kernel, stride, dilation, height, width, activation, K, no_expansion):
+@functools.cache
+def fusion_pays(kind, C, kernel, stride, dilation, height, width, activation, K, no_expansion):
     """Whether one kernel is to be faster than e and d in memory; as pointwise_depthwise.recompute_pays, by the time of
     one number of d."""
-    C = x.shape[1]
-    byte, cached, each = times(x, C, activation)
-    blocks = forward_blocks(C, K, height, width, kernel, stride, dilation, x, tensor_cores(x))
+    size = kind.dtype.itemsize
+    byte, cached, each = times(kind, C, activation)
+    blocks = forward_blocks(kind, C, K, height, width, kernel, stride, dilation)
     strip = blocks["BLOCK_H"]
     computed = kernel[1] * ((strip - 1) * stride[0] + (kernel[0] - 1) * dilation[0] + 1) / strip
     computed *= cdiv(width, blocks["BLOCK_W"]) * blocks["BLOCK_W"] / width * cdiv(K, blocks["BLOCK_K"])
     columns = blocks["STRIPS"] * blocks["BLOCK_W"]
-    pixel = x.element_size() * (1 if no_expansion else C / blocks["BLOCK_E"])
-    weights = x.element_size() * (K + C) / (columns * strip)  # of a number of d
+    pixel = size * (1 if no_expansion else C / blocks["BLOCK_E"])
+    weights = size * (K + C) / (columns * strip)  # of a number of d
     if blocks["BLOCK_C"] < C:
-        weights += computed * x.element_size() * C / columns
-    _, _, projected = times(x, K, 0)
-    alone = 0.0 if no_expansion else stride[0] * stride[1] * max(2 * x.element_size() * byte, each)
-    alone += max(2 * x.element_size() * byte, projected)
+        weights += computed * size * C / columns
+    _, _, projected = times(kind, K, 0)
+    alone = 0.0 if no_expansion else stride[0] * stride[1] * max(2 * size * byte, each)
+    alone += max(2 * size * byte, projected)
     if no_expansion:
         each = 0.0
     return computed * (each + pixel * cached) + weights * cached + projected < alone
@@ -192,13 +206,13 @@ def fused(
         return y
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format(channels_last))
-    on_tensor_cores = tensor_cores(x)
+    kind = kind_of(x)
     window = geometry(kernel, stride, dilation, 1)
     blocks = configuration(
         inverted_residual_fwd_kernel, x,
-        lambda: forward_blocks(C, K, OH, OW, kernel, stride, dilation, x, on_tensor_cores),
+        lambda: forward_blocks(kind, C, K, OH, OW, kernel, stride, dilation),
         C=C, E=E, K=K, height=OH, width=OW, expansion=expand_weight is not None, residual=residual is not None,
-        curved=activation > RELU6.value, channels_last=channels_last, tensor_cores=on_tensor_cores, **window,
+        curved=activation > RELU6.value, channels_last=channels_last, tensor_cores=kind.tensor_cores, **window,
     )  # fmt: skip
 
     def tiles_of(b):
@@ -213,7 +227,7 @@ def fused(
             project_weight.contiguous(), project_bias, residual, y,
             H, W, OH, OW, top, left, kernel[1], C // c, E // e, K // k, rows.stride(0),
             C_VECTOR=c, E_VECTOR=e, K_VECTOR=k,
-            ACTIVATION=activation, CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores,
+            ACTIVATION=activation, CHANNELS_LAST=channels_last, TENSOR_CORES=kind.tensor_cores,
             WHOLE=blocks["BLOCK_C"] >= C, **window,
             vary=("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_K", "BLOCK_E"),  # BLOCK_C: WHOLE says what it may be
         )  # fmt: skip
@@ -226,7 +240,7 @@ def apart(
 ):  # fmt: skip
     """Without squeeze-excite, a kernel a stage."""
     e = expansion(x, expand_weight, expand_bias, activation, x.dtype)
-    d = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
+    d, _ = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
     return pointwise.forward(d, project_weight, project_bias, None, residual, None, (1, 1), 0)
 
 
@@ -237,11 +251,13 @@ def expansion(x, expand_weight, expand_bias, activation, dtype):
     return pointwise.forward(x, expand_weight, expand_bias, None, None, None, (1, 1), activation, dtype)
 
 
-def depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, dtype):
-    """d in memory, of `dtype`."""
+def depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, dtype, sums=0):
+    """(d in memory, of `dtype`; with sums=1 its sums [N, tiles, E], else None)."""
     E, _, *kernel = dw_weight.shape
     rows = taps_major(dw_weight, accumulator(e))
-    return depthwise.forward(e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, dtype)
+    return depthwise.forward_and_sums(
+        e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, sums=sums, dtype=dtype
+    )
 
 
 def gates(d, partial, excite, se_activation, gate_activation):
@@ -269,11 +285,7 @@ def excited(
         )  # fmt: skip
     else:
         e = expansion(x, expand_weight, expand_bias, activation, x.dtype)
-        E, _, *kernel = dw_weight.shape
-        rows = taps_major(dw_weight, accumulator(x))
-        d, partial = depthwise.forward_and_sums(
-            e, rows, dw_bias, None, E, kernel, stride, padding, dilation, 0, activation, sums=1
-        )
+        d, partial = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype, sums=1)
     gate = gates(d, partial, excite, se_activation, gate_activation) if d.numel() else None
     return pointwise.forward(d, project_weight, project_bias, gate, residual, None, (1, 1), 0)
 
@@ -285,14 +297,16 @@ def inverted_residual(
 ):  # fmt: skip
     E, _, *kernel = dw_weight.shape
     height, width, _, _ = output_size(x.shape[2:], kernel, stride, padding, dilation)
-    sizes = (x, E, kernel, stride, dilation, height, width, activation)
+    kind, C = kind_of(x), x.shape[1]
+    sizes = (tuple(kernel), tuple(stride), tuple(dilation), height, width, activation)
     stages = (x, expand_weight, expand_bias, dw_weight, dw_bias)
     project = (project_weight, project_bias, residual)
     if se_reduce_weight is None:
-        way = fused if fusion_pays(*sizes, project_weight.shape[0], expand_weight is None) else apart
+        pays = fusion_pays(kind, C, *sizes, project_weight.shape[0], expand_weight is None)
+        way = fused if pays else apart
         return way(*stages, *project, stride, padding, dilation, activation)
     excite = (se_reduce_weight, se_reduce_bias, se_expand_weight, se_expand_bias)
-    one_pass = expand_weight is not None and recompute_pays(*sizes)
+    one_pass = expand_weight is not None and recompute_pays(kind, C, E, *sizes)
     return excited(
         *stages, excite, *project, stride, padding, dilation, activation, se_activation, gate_activation, one_pass
     )
@@ -317,15 +331,13 @@ def inverted_residual_backward(
         e = expansion(x, expand_weight, expand_bias, activation, accumulator(x))
     gate = None
     if wanted[9] or (excites and below_project):
-        d = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
+        d, _ = depthwise_stage(e, dw_weight, dw_bias, stride, padding, dilation, activation, x.dtype)
         if excites and wanted[9] and d.numel():
             gate = gates(d, None, excite, se_activation, gate_activation)
     elif below_project or wanted[10]:  # of d only the shape and the format matter
-        d = x.new_empty((x.shape[0], E, *grad.shape[2:])).to(memory_format=memory_format(dense(x)[1]))
+        d = empty_image(x, (x.shape[0], E, *grad.shape[2:]))
     if wanted[11]:
-        residual_format = memory_format(dense(residual)[1])
-        grads[11] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
-        grads[11].copy_(grad)
+        grads[11] = residual_gradient(grad, residual)
     if wanted[9] or wanted[10]:
         bias = project_bias if wanted[10] else None
         of = pointwise.weight_gradient(grad, d, project_weight, bias, gate, (1, 1))
@@ -335,9 +347,8 @@ def inverted_residual_backward(
 
     grad, _ = pointwise.input_gradient(grad, d, project_weight, None, (1, 1), True, False)
     if excites:
-        mask = sum(want << i for i, want in enumerate([below_d, *wanted[5:9]]))
         grad, *grads[5:9] = squeeze_excite_backward(
-            grad, d, *excite, None, se_activation, gate_activation, 0, mask
+            grad, d, *excite, None, se_activation, gate_activation, 0, mask(below_d, *wanted[5:9])
         )[:5]  # fmt: skip
     if not below_d:
         return tuple(grads)
@@ -355,8 +366,7 @@ def inverted_residual_backward(
         if expand_weight is None:
             grads[0] = grad
         else:
-            mask = sum(want << i for i, want in enumerate(wanted[:3]))
             grads[:3] = pointwise.pointwise_conv2d_backward(
-                grad, x, expand_weight, expand_bias, None, None, (1, 1), activation, mask
+                grad, x, expand_weight, expand_bias, None, None, (1, 1), activation, mask(*wanted[:3])
             )[:3]
     return tuple(grads)

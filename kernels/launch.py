@@ -1,4 +1,6 @@
-"""What every launcher needs before a kernel runs: dense inputs, the output's size, blocks that fit."""
+"""What launchers share around their kernels: dense inputs, the output's size, blocks that fit, what gradients need."""
+
+from typing import NamedTuple
 
 import torch
 from triton import cdiv, next_power_of_2
@@ -7,16 +9,35 @@ from triton import cdiv, next_power_of_2
 def dense(x, like=None):
     """(x, whether it is channels_last), copied only if it is neither format.
 
-    The rule of PyTorch's convolutions: x that is contiguous both ways counts as NCHW; one that is neither becomes
-    channels_last if its channels lie side by side. `like`: take that tensor's answer instead of x's own.
+    `like`: take that tensor's answer instead of x's own.
     """
-    source = x if like is None else like
-    channels_last = not source.is_contiguous() and source.shape[1] > 1 and source.stride(1) == 1
+    channels_last = is_channels_last(x if like is None else like)
     return x.contiguous(memory_format=memory_format(channels_last)), channels_last
+
+
+def is_channels_last(x):
+    """The rule of PyTorch's convolutions: x that is contiguous both ways counts as NCHW; one that is neither counts as
+    channels_last if its channels lie side by side."""
+    return not x.is_contiguous() and x.shape[1] > 1 and x.stride(1) == 1
 
 
 def memory_format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def empty_image(x, shape):
+    """In x's format and dtype."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(is_channels_last(x)))
+
+
+def mask(*wanted):
+    """The output_mask that asks for those gradients."""
+    return sum(1 << i for i, want in enumerate(wanted) if want)
+
+
+def residual_gradient(grad, residual):
+    """grad as a tensor of its own, in the residual's format and dtype."""
+    return empty_image(residual, residual.shape).copy_(grad)
 
 
 def output_size(size, kernel, stride, padding, dilation):
@@ -57,6 +78,21 @@ def tensor_cores(x):
     else:
         allowed = x.dtype != torch.float64
     return allowed and capability(x.device) >= (8, 0)
+
+
+class Kind(NamedTuple):
+    """Of a tensor, what a choice between kernels or tiles depends on besides sizes: hashable, so that it can be kept.
+
+    All of it may change between two calls: the capability from device to device, tensor_cores by PyTorch's setting.
+    """
+
+    dtype: torch.dtype
+    capability: tuple[int, int]
+    tensor_cores: bool
+
+
+def kind_of(x):
+    return Kind(x.dtype, capability(x.device), tensor_cores(x))
 
 
 def vector(channels, x):

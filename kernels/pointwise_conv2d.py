@@ -29,7 +29,7 @@ from .activation import RELU6, activate, scaled
 from .activation import gate as gradient_through
 from .channels import add_up, load_channels, store_sums
 from .configurations import configuration, launch
-from .launch import cdiv, dense, fitting_power, memory_format, tensor_cores
+from .launch import cdiv, fitting_power, residual_gradient, tensor_cores
 from .packing import accumulator
 from .pointwise_conv2d_weight import weight_gradient
 from .products import SIZES, Geometry, elements, enter, locate, multiply_add, sampled, side, sums_in, times_gate
@@ -289,7 +289,5 @@ def pointwise_conv2d_backward(grad, x, weight, bias, gate, residual, stride, act
         grads[1] = of_weight if wanted[1] else grads[1]
         grads[2] = of_bias if wanted[2] else grads[2]
     if wanted[4]:
-        residual_format = memory_format(dense(residual)[1])
-        grads[4] = torch.empty(residual.shape, dtype=x.dtype, device=x.device, memory_format=residual_format)
-        grads[4].copy_(grad)
+        grads[4] = residual_gradient(grad, residual)
     return tuple(grads)

@@ -22,11 +22,12 @@ Addresses Offsets of an image, row or pixel are int64, so tensors may exceed 2^3
 Registers and shared memory per target: docs/kernels.md.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
-from . import launch as gpu
 from .activation import RELU6, activate, activate_loaded
 from .channels import few_tiles
 from .configurations import configuration, launch
@@ -34,10 +35,10 @@ from .launch import (
     cdiv,
     dense,
     fitting_power,
+    kind_of,
     memory_format,
     next_power_of_2,
     output_size,
-    tensor_cores,
     vector,
 )
 from .packing import accumulator, taps_major
@@ -201,34 +202,34 @@ DEVICES = {
 INSTRUCTIONS = (0, 1, 2, 22, 22, 30, 40)  # of an activation, by its code; exponential and quotient take those of 8 each
 
 
-def times(x, C, activation):
+def times(kind, C, activation):
     """(of a byte of DRAM, of a byte of L1, of one number of e: its product and activation), in 1e-12 s."""
-    present = gpu.capability(x.device)
-    memory, cache, products, instructions = DEVICES[max(known for known in DEVICES if known <= max(present, (7, 5)))]
+    present = max(kind.capability, (7, 5))
+    memory, cache, products, instructions = DEVICES[max(known for known in DEVICES if known <= present)]
     each = (4 + INSTRUCTIONS[activation]) / instructions
-    if tensor_cores(x):
-        each += 2 * C / (products * 2 / x.element_size())
+    if kind.tensor_cores:
+        each += 2 * C / (products * 2 / kind.dtype.itemsize)
     else:
-        each += C / (0.5 * instructions) * (x.element_size() // 8 * 15 + 1)  # a load beside each; float64 at a 16th
+        each += C / (0.5 * instructions) * (kind.dtype.itemsize // 8 * 15 + 1)  # a load beside each; float64 at a 16th
     return 1 / memory, 1 / cache, each
 
 
-def recompute_pays(x, E, kernel, stride, dilation, height, width, activation):
+@functools.cache
+def recompute_pays(kind, C, E, kernel, stride, dilation, height, width, activation):
     """Whether pointwise_depthwise, which computes e several times, is to be faster than e in memory.
 
     By the time of one number of y: in memory e is written and read once, stride^2 numbers of it; else it is computed
     for each filter column, which takes x and the weights from L1 or L2 as often. It depends on an image's shape, dtype
-    and the kind of device, not on the batch.
+    and the kind of device, not on the batch; on the formula's tile, not on one that `cnnfast tune` kept.
     """
-    C = x.shape[1]
-    byte, cached, each = times(x, C, activation)
-    blocks, rows = forward_blocks(C, E, height, width, kernel, stride, dilation, x, tensor_cores(x))
+    byte, cached, each = times(kind, C, activation)
+    blocks, rows = forward_blocks(kind, C, E, height, width, kernel, stride, dilation)
     columns = blocks["STRIPS"] * blocks["BLOCK_W"]
     computed = kernel[1] * (((rows - 1) * stride[0] + (kernel[0] - 1) * dilation[0] + 1) / rows)
     computed *= cdiv(width, blocks["BLOCK_W"]) * blocks["BLOCK_W"] / width
-    operands = x.element_size() * C * (1 / blocks["BLOCK_E"] + (0 if blocks["BLOCK_C"] >= C else 1 / columns))
+    operands = kind.dtype.itemsize * C * (1 / blocks["BLOCK_E"] + (0 if blocks["BLOCK_C"] >= C else 1 / columns))
     e = stride[0] * stride[1]
-    return computed * (each + operands * cached) < e * max(2 * x.element_size() * byte, each)
+    return computed * (each + operands * cached) < e * max(2 * kind.dtype.itemsize * byte, each)
 
 
 def strips(height, width, kernel, stride, dilation, most):
@@ -250,22 +251,24 @@ def strips(height, width, kernel, stride, dilation, most):
     return dict(STRIPS=count, BLOCK_W=block_w), rows(count)
 
 
-def input_channels(C, x, on_tensor_cores):
+def input_channels(kind, C):
     """BLOCK_C: all of them up to 128, else a block that divides them well; few where operands are held in registers."""
-    if not on_tensor_cores:
+    if not kind.tensor_cores:
         return 16
-    most = 256 // x.element_size()
+    most = 256 // kind.dtype.itemsize
     return max(next_power_of_2(C), 16) if most >= C else fitting_power(C, 32, most // 2)
 
 
-def forward_blocks(C, K, height, width, kernel, stride, dilation, x, on_tensor_cores):
+@functools.cache
+def forward_blocks(kind, C, K, height, width, kernel, stride, dilation):
     """(tile of the kernel, rows of a strip): of each sum a thread holds at most 8 numbers, 16 of a small filter's."""
-    small = (kernel[0] - 1) * dilation[0] // stride[0] < 3 and x.dtype != torch.float64
+    double = kind.dtype == torch.float64
+    small = (kernel[0] - 1) * dilation[0] // stride[0] < 3 and not double
     tile, rows = strips(height, width, kernel, stride, dilation, most=64 if small else 32)
-    block_e = side(K, 64 if on_tensor_cores and small else 16 if x.dtype == torch.float64 else 32)
-    block_c = input_channels(C, x, on_tensor_cores)
-    numbers = tile["STRIPS"] * tile["BLOCK_W"] * block_e * (2 if x.dtype == torch.float64 else 1)
-    stages = 3 if on_tensor_cores and block_c < C else 2
+    block_e = side(K, 64 if kind.tensor_cores and small else 16 if double else 32)
+    block_c = input_channels(kind, C)
+    numbers = tile["STRIPS"] * tile["BLOCK_W"] * block_e * (2 if double else 1)
+    stages = 3 if kind.tensor_cores and block_c < C else 2
     return dict(**tile, BLOCK_E=block_e, BLOCK_C=block_c, num_warps=min(numbers // 256, 8), num_stages=stages), rows
 
 
@@ -285,14 +288,14 @@ def pointwise_depthwise(
     K, _, *kernel = dw_weight.shape
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
     y = torch.empty((N, K, OH, OW), dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
-    on_tensor_cores = tensor_cores(x)
-    default, strip = forward_blocks(C, K, OH, OW, kernel, stride, dilation, x, on_tensor_cores)
+    kind = kind_of(x)
+    default, strip = forward_blocks(kind, C, K, OH, OW, tuple(kernel), tuple(stride), tuple(dilation))
     window = geometry(kernel, stride, dilation, K // pw_weight.shape[0])
     blocks = configuration(
         pointwise_depthwise_fwd_kernel, x, lambda: default,
         C=C, K=K, height=OH, width=OW, residual=residual is not None, squeeze=squeeze,
         curved=max(mid_activation, activation) > RELU6.value,
-        channels_last=channels_last, tensor_cores=on_tensor_cores, **window,
+        channels_last=channels_last, tensor_cores=kind.tensor_cores, **window,
     )  # fmt: skip
 
     def tiles_of(b):
@@ -312,7 +315,7 @@ def pointwise_depthwise(
             x, pw_weight.contiguous(), pw_bias, rows, dw_bias, residual, y, partial,
             H, W, OH, OW, top, left, kernel[1], strip, C // c, K // k, rows.stride(0), C_VECTOR=c, K_VECTOR=k,
             PRE_ACTIVATION=pre_activation, MID_ACTIVATION=mid_activation, ACTIVATION=activation,
-            CHANNELS_LAST=channels_last, TENSOR_CORES=on_tensor_cores, WHOLE=blocks["BLOCK_C"] >= C, **window,
+            CHANNELS_LAST=channels_last, TENSOR_CORES=kind.tensor_cores, WHOLE=blocks["BLOCK_C"] >= C, **window,
             vary=("BLOCK_E",) if squeeze else ("STRIPS", "BLOCK_W", "BLOCK_E"),  # BLOCK_C: WHOLE says what it may be
         )  # fmt: skip
     return y, partial if partial is None else few_tiles(partial)

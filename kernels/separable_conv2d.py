@@ -31,7 +31,20 @@ from .activation import RELU6, activate
 from .configurations import configuration, launch
 from .conv2d import finish
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward, windows
-from .launch import cdiv, dense, fitting_power, memory_format, next_power_of_2, output_size, tensor_cores, vector
+from .launch import (
+    cdiv,
+    dense,
+    empty_image,
+    fitting_power,
+    is_channels_last,
+    mask,
+    memory_format,
+    next_power_of_2,
+    output_size,
+    residual_gradient,
+    tensor_cores,
+    vector,
+)
 from .packing import accumulator, taps_major
 from .pointwise_conv2d import pointwise_conv2d, pointwise_conv2d_backward
 from .pointwise_depthwise import pointwise_depthwise
@@ -140,7 +153,7 @@ def depthwise_pointwise(
     M, _, *kernel = dw_weight.shape
     K = pw_weight.shape[0]
     OH, OW, top, left = output_size((H, W), kernel, stride, padding, dilation)
-    y = empty_like_x(x, (N, K, OH, OW))
+    y = empty_image(x, (N, K, OH, OW))
     if y.numel() == 0:
         return y
     if residual is not None:
@@ -211,7 +224,7 @@ def depthwise_pointwise_backward(
     if activation != 0 or second[0]:
         t = depthwise_conv2d(x, dw_weight, dw_bias, stride, padding, dilation, pre_activation, mid_activation)
     else:  # only its shape counts
-        t = empty_like_x(x, (x.shape[0], dw_weight.shape[0], *grad.shape[2:]))
+        t = empty_image(x, (x.shape[0], dw_weight.shape[0], *grad.shape[2:]))
     grad_t, grad_pw_weight, grad_pw_bias, _, grad_residual = pointwise_conv2d_backward(
         grad, t, pw_weight, pw_bias, None, residual, (1, 1), activation, mask(any(first), *second, False, wanted[5])
     )
@@ -236,11 +249,11 @@ def pointwise_depthwise_backward(
     if t_counts:
         t = pointwise_conv2d(z, pw_weight, pw_bias, None, None, (1, 1), mid_activation)
     else:  # only its shape counts
-        t = empty_like_x(x, (x.shape[0], pw_weight.shape[0], *x.shape[2:]))
+        t = empty_image(x, (x.shape[0], pw_weight.shape[0], *x.shape[2:]))
     if residual is not None and activation != 0:
         grad = before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation)
         activation = 0
-    grad_residual = empty_like_x(residual, residual.shape).copy_(grad) if wanted[5] else None
+    grad_residual = residual_gradient(grad, residual) if wanted[5] else None
     grad_t, grad_dw_weight, grad_dw_bias = depthwise_conv2d_backward(
         grad, t, dw_weight, dw_bias, stride, padding, dilation, 0, activation, mask(any(first), *second)
     )
@@ -256,7 +269,7 @@ def pointwise_depthwise_backward(
 def before_activation(grad, t, dw_weight, dw_bias, residual, stride, padding, dilation, activation):
     """grad * activation'(depthwise(t) + residual), where neither the sum nor its first part is rounded."""
     v = depthwise_conv2d(t.to(accumulator(t)), dw_weight, dw_bias, stride, padding, dilation, 0, 0)
-    channels_last = dense(v)[1]
+    channels_last = is_channels_last(v)
     finish(v, None, residual, grad.contiguous(memory_format=memory_format(channels_last)), activation, channels_last)
     return v.to(grad.dtype) if activation <= RELU6.value else v  # what a clamp lets through is grad's
 
@@ -269,11 +282,3 @@ def activated(x, activation, grad=None):
     y = x.clone(memory_format=memory_format(channels_last))
     finish(y, None, None, grad, activation, channels_last)
     return y
-
-
-def empty_like_x(x, shape):
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(dense(x)[1]))
-
-
-def mask(*wanted):
-    return sum(1 << i for i, want in enumerate(wanted) if want)

@@ -25,7 +25,7 @@ from .activation import RELU6, activate
 from .activation import gate as gradient_through
 from .channels import channel_sums, image_blocks, locate_image
 from .configurations import configuration, launch
-from .launch import cdiv, dense, memory_format, next_power_of_2, vector
+from .launch import cdiv, dense, is_channels_last, memory_format, next_power_of_2, residual_gradient, vector
 from .packing import accumulator
 
 __all__ = ["squeeze_excite", "squeeze_excite_backward"]
@@ -248,10 +248,9 @@ def squeeze_excite_backward(
             of_layer = layer_gradient(*layer)
             grads[i : i + 2] = [of_layer[j] if wanted[i + j] else grads[i + j] for j in (0, 1)]
     if wanted[5]:
-        _, residual_last = dense(tensors[5])
-        if N > 0 and post_activation != 0 and grad.dtype == x.dtype and residual_last == channels_last:
+        own = N > 0 and post_activation != 0  # else grad is the caller's
+        if own and grad.dtype == x.dtype and is_channels_last(tensors[5]) == channels_last:
             grads[5] = grad
-        else:  # never the caller's own grad
-            residual_format = memory_format(residual_last)
-            grads[5] = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=residual_format).copy_(grad)
+        else:
+            grads[5] = residual_gradient(grad, tensors[5])
     return tuple(grads)

@@ -24,7 +24,7 @@ from . import pointwise_conv2d as pointwise
 from .activation import RELU6
 from .channels import add_up, channel_sums
 from .conv2d import conv2d, conv2d_backward
-from .launch import dense, memory_format
+from .launch import dense, empty_image, is_channels_last
 from .packing import accumulator, taps_major, unpack_depthwise
 from .squeeze_excite import like
 from .squeeze_excite import scale as scale_channels
@@ -69,6 +69,11 @@ def chosen(output_mask, tensors, gradients):
         gradient if tensor is not None and output_mask >> i & 1 else (x if tensor is None else tensor).new_empty(0)
         for i, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True))
     )
+
+
+def scale_wanted(scale, output_mask):
+    """Whether a gradient of scale or shift is, by the mask of (x, weight, bias, scale, shift)."""
+    return scale is not None and output_mask & 0b11000 != 0
 
 
 def depthwise_conv2d_squeeze(x, weight, bias, stride, padding, dilation, pre_activation, activation):
@@ -134,7 +139,7 @@ def depthwise_gradients(grad, x, weight, bias, scale, shift, geometry, output_ma
     K, _, *kernel = weight.shape
     scale, shift = contiguous(scale, shift)
     grads = [None] * 5
-    of_scale = scale is not None and output_mask & 0b11000
+    of_scale = scale_wanted(scale, output_mask)
     if output_mask & 0b00001 or of_scale:
         rows = taps_major(weight, accumulator(x))
         grads[0], partial = depthwise.input_gradient_and_sums(
@@ -162,7 +167,7 @@ def pointwise_conv2d_stats_backward(
     scale, shift = contiguous(scale, shift)
     grad = gradient_of_y(grad, grad_sum, grad_squares, y)
     grads = [None] * 5
-    of_scale = scale is not None and output_mask & 0b11000
+    of_scale = scale_wanted(scale, output_mask)
     if output_mask & 0b00001 or of_scale:
         grads[0], partial = pointwise.input_gradient_and_sums(
             grad, x, weight, None, stride, output_mask & 0b00001, of_scale, scale, shift, pre_activation
@@ -183,16 +188,26 @@ def entered(x, scale, shift, grad, pre_activation, dtype):
     return scale_channels(x, factor, shift, None, grad, 0, pre_activation, channels_last, dtype)
 
 
+def prologue(x, scale, shift, pre_activation):
+    """What the product is of, in x's dtype: x itself where nothing comes before it."""
+    if scale is None and pre_activation == 0:
+        return x
+    return entered(x, scale, shift, None, pre_activation, x.dtype)
+
+
 def sums(x, other):
     """Of x and of x * other by channel; other in x's format."""
     N, C = x.shape[:2]
-    partial = channel_sums(x, other, dense(x)[1], both=True) if N else x.new_empty((0, 2 * C), dtype=accumulator(x))
+    if N > 0:
+        partial = channel_sums(x, other, is_channels_last(x), both=True)
+    else:
+        partial = x.new_empty((0, 2 * C), dtype=accumulator(x))
     return totals(partial, x, C)
 
 
 def conv2d_stats(x, weight, bias, scale, shift, stride, padding, dilation, pre_activation):
     scale, shift = contiguous(scale, shift)
-    z = x if scale is None and pre_activation == 0 else entered(x, scale, shift, None, pre_activation, x.dtype)
+    z = prologue(x, scale, shift, pre_activation)
     y = conv2d(z, weight, bias, None, stride, padding, dilation, 0)
     return y, *sums(y, y)
 
@@ -204,8 +219,8 @@ def conv2d_stats_backward(
     """Gradients of (x, weight, bias, scale, shift): 0 elements for one that output_mask leaves out or that is None."""
     scale, shift = contiguous(scale, shift)
     grad = gradient_of_y(grad, grad_sum, grad_squares, y)
-    z = x if scale is None and pre_activation == 0 else entered(x, scale, shift, None, pre_activation, x.dtype)
-    of_scale = scale is not None and output_mask & 0b11000
+    z = prologue(x, scale, shift, pre_activation)
+    of_scale = scale_wanted(scale, output_mask)
     of_z = output_mask & 0b00001 or of_scale
     mask = output_mask & 0b00110 | bool(of_z)
     grads = [*conv2d_backward(grad, z, weight, bias, None, stride, padding, dilation, 0, mask)[:3], None, None]
@@ -214,7 +229,7 @@ def conv2d_stats_backward(
         dtype = x.dtype if scale is None or pre_activation <= RELU6.value else accumulator(x)
         grads[0] = entered(x, scale, shift, grads[0], pre_activation, dtype)
     if of_scale:
-        grads[4], grads[3] = sums(grads[0], like(x, grads[0], dense(grads[0])[1]))
+        grads[4], grads[3] = sums(grads[0], like(x, grads[0], is_channels_last(grads[0])))
     if output_mask & 0b00001 and scale is not None:
         grads[0] = entered(grads[0], scale, None, None, 0, x.dtype)
     return chosen(output_mask, (x, weight, bias, scale, shift), grads)
@@ -227,7 +242,7 @@ def separable_conv2d_stats(
     t = separable_intermediate(x, dw_weight, dw_bias, scale, shift, geometry, mid_activation)
     y, *of_y = pointwise_conv2d_stats(t, pw_weight, pw_bias, None, None, (1, 1), 0)
     if t.shape[2] * t.shape[3] == 1:  # t is both formats, y of x's
-        y = y.as_strided(y.shape, torch.empty_like(y, memory_format=memory_format(dense(x)[1])).stride())
+        y = y.as_strided(y.shape, empty_image(x, y.shape).stride())
     return y, *of_y
 
 

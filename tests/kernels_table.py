@@ -9,18 +9,24 @@ Registers may differ between versions of Triton: with another one than the file'
 import argparse
 import functools
 import hashlib
+import inspect
 import multiprocessing
 import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import ahead_of_time
+import torch
 import triton
+import triton.language as tl
 from ahead_of_time import SHARED_LIMIT, TARGETS, Compiled, compile_for
 from kernel_cases import CASES, NARROW, PRODUCTS, WITH_TAPS
+from triton.runtime.jit import JITCallable
 
-from cnnfast.bench.launches import Launch, recording
+from cnnfast.bench.launches import Launch, modules, recording
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs/kernels.md"
@@ -80,11 +86,38 @@ def objections(case: str, kernel: str, target: str, result: Compiled) -> list[st
     return [f"{kernel}, {case}, {target}: {text}" for text in wrong]
 
 
+@functools.cache
 def digest() -> str:
-    """Of what the figures depend on: the kernels' sources and the cases."""
-    tests = [Path(__file__).with_name(f"{name}.py") for name in ("kernels_table", "kernel_cases", "ahead_of_time")]
-    sources = [*sorted((ROOT / "kernels").glob("*.py")), *tests]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    """Of what the figures depend on: the kernels' code, what their launchers pass in each case, how code is judged.
+
+    Not of the launchers' own code, nor of where in a file a kernel stands.
+    """
+    code = {
+        f"{module.__name__}.{name}": code_of(value) if isinstance(value, JITCallable) else repr(value)
+        for module in modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (JITCallable, tl.constexpr))
+    }
+    passed = [
+        (case, target, name, launch.grid, [*map(described, launch.args)], [*map(described, launch.kwargs.items())])
+        for case in CASES
+        for target in TARGETS
+        for name, launch in launches(case, target).items()
+    ]
+    judges = [inspect.getsource(judge) for judge in (ahead_of_time, row, objections, wanted_load, elements_of_a_load)]
+    return hashlib.sha256(repr((sorted(code.items()), passed, judges)).encode()).hexdigest()[:16]
+
+
+def code_of(function: JITCallable) -> str:
+    """With what its decorator says of the arguments."""
+    unspecialized = (getattr(function, f"do_not_specialize{what}", None) for what in ("", "_on_alignment"))
+    return f"{function.src} {[*unspecialized]}"
+
+
+def described(argument: Any) -> str:
+    if isinstance(argument, torch.Tensor):
+        return f"{argument.dtype} {tuple(argument.shape)} {argument.stride()}"
+    return repr(argument)
 
 
 def row(case: str, kernel: str) -> tuple[str, list[str]]:

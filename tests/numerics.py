@@ -169,6 +169,17 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def float32_by(precision: str) -> Iterator[None]:
+    """torch's setting for convolutions meanwhile: "ieee" or "tf32"."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, precision
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
 @pytest.fixture
 def nan_outputs() -> Iterator[None]:
     with nan_filled():

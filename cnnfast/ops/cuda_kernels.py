@@ -18,6 +18,7 @@ from cnnfast.ops import activations
 TAKES_TF32 = ("pointwise_conv2d", "inverted_residual")  # whose schemas end in `bool tf32`
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLOPS_PER_BYTE = 99  # of mma.sync on an H100: what multiplies more for each byte is left to Triton's wgmma
+OUTPUTS_OF_A_BLOCK = 64  # of inverted_residual
 
 
 class Kernels(NamedTuple):
@@ -89,12 +90,27 @@ def _pointwise_preferred(a: dict[str, Any]) -> bool:
     return not wgmma or out_channels * channels <= FLOPS_PER_BYTE * (out_channels + channels)
 
 
+def _inverted_residual_preferred(a: dict[str, Any]) -> bool:
+    """Without squeeze-excite where an image is more than one block's; with it where nothing is computed twice, or bytes
+    weigh more than that: halos are expanded and activated by each block that reaches them, in Triton's stages once."""
+    x, dw_weight, project = a["x"], a["dw_weight"], a["project_weight"]
+    (kh, kw), (sh, sw) = dw_weight.shape[2:], a["stride"]
+    if kh != kw or kh not in (3, 5) or sh != sw or sh not in (1, 2) or max(a["dilation"]) > 1:
+        return False
+    if not _vectors(x, x.shape[1], dw_weight.shape[0], project.shape[0]):
+        return False
+    if a["se_reduce_weight"] is None:
+        return -(-x.shape[2] // sh) * -(-x.shape[3] // sw) > OUTPUTS_OF_A_BLOCK
+    return x.dtype is torch.float32 or a["expand_weight"] is None
+
+
 def _squeeze_excite_preferred(a: dict[str, Any]) -> bool:
     return _vectors(a["x"], a["x"].shape[1])
 
 
 KERNELS = {
     "depthwise_conv2d": Kernels(_only_relu, _depthwise_preferred),
+    "inverted_residual": Kernels(_not_float64, _inverted_residual_preferred),
     "pointwise_conv2d": Kernels(_not_float64, _pointwise_preferred),
     "squeeze_excite": Kernels(_not_float64, _squeeze_excite_preferred),
 }

@@ -145,25 +145,28 @@ struct WarpProduct {
   }
 
   // Elements of k at once: as many as leave registers for the sums.
-  static constexpr int kAtOnce = kMTiles == 1 ? 4 : 2;
+  __device__ static constexpr int at_once(bool gated) { return kMTiles == 1 ? 4 : kMTiles < 4 || !gated ? 2 : 1; }
+  template <int n>
   struct Group {
-    T v[kAtOnce];
+    T v[n];
   };
 
   template <bool gated>
   __device__ void by_fma(const T* a, int first_row, const T* b, int first_column, const T* gate, int n_tiles) {
+    constexpr int kAtOnce = at_once(gated);
+    using Loaded = Group<kAtOnce>;
 #pragma unroll 1
     for (int k = 0; k < Tile::kDepth; k += kAtOnce) {
       const int piece = k / kVec<T>, inside = k % kVec<T>;
       float gates[kAtOnce];
-      if constexpr (gated) widen_group(gates, shared_load<Group>(gate, k));
+      if constexpr (gated) widen_group(gates, shared_load<Loaded>(gate, k));
       float from_a[kMTiles][2][kAtOnce];
 #pragma unroll
       for (int i = 0; i < kMTiles; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int at = Tile::at(first_row + row(0, 0), piece) + (16 * i + 8 * half) * Tile::kDepth + inside;
-          widen_group(from_a[i][half], shared_load<Group>(a, at));
+          widen_group(from_a[i][half], shared_load<Loaded>(a, at));
           if constexpr (gated) {
 #pragma unroll
             for (int n = 0; n < kAtOnce; ++n) from_a[i][half][n] = widen(narrow<T>(from_a[i][half][n] * gates[n]));
@@ -176,7 +179,7 @@ struct WarpProduct {
         for (int e = 0; e < 2; ++e) {
           const int at = Tile::at(first_column + column(0, e), piece) + 8 * j * Tile::kDepth + inside;
           float from_b[kAtOnce];
-          widen_group(from_b, shared_load<Group>(b, at));
+          widen_group(from_b, shared_load<Loaded>(b, at));
 #pragma unroll
           for (int n = 0; n < kAtOnce; ++n)
 #pragma unroll
@@ -188,9 +191,10 @@ struct WarpProduct {
     }
   }
 
-  __device__ static void widen_group(float (&to)[kAtOnce], const Group& from) {
+  template <int n>
+  __device__ static void widen_group(float (&to)[n], const Group<n>& from) {
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) to[n] = widen(from.v[n]);
+    for (int i = 0; i < n; ++i) to[i] = widen(from.v[i]);
   }
 };
 

@@ -4,6 +4,7 @@ Fails if a tile, the model or the file was changed without the others, a kernel 
 all there; figures that were measured are left alone.
 """
 
+import math
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,18 @@ def test_a_launch_takes_no_less_than_its_floor():
     ((work,),) = [row for (call, _), row in calls.rows.items() if call == "pointwise_conv2d 320-1280 @7"]
     assert work.bytes == 2 * (32 * 49 * (320 + 1280) + 320 * 1280)
     assert work.flops == 2 * 32 * 49 * 320 * 1280 <= work.multiplied
+
+
+@pytest.mark.parametrize("what", ["inference", "a training step"])
+@pytest.mark.parametrize("network", predictions.NETWORKS)
+def test_the_choice_follows_the_predictions(network, what):
+    """No call loses more than 10 %, over the batches, by going to the backend that it goes to."""
+    made = predictions.sections()[f"{network} at {predictions.NETWORKS[network]}, {what}"]()
+    for call in dict.fromkeys(call for calls in made.values() for call in calls.cuda):
+        if "@1" in call.split():  # microseconds, launches above all; NCHW, too, and so Triton's
+            continue
+        for dtype in predictions.DTYPES:
+            of_dtype = [made[dtype, batch] for batch in predictions.BATCHES]
+            ratio = math.prod(calls.cuda_seconds(call) / calls.triton_seconds(call) for calls in of_dtype)
+            taken = ratio if of_dtype[0].preferred[call] else 1 / ratio
+            assert taken <= 1.1**2, (call, dtype, ratio)

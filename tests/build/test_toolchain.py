@@ -161,3 +161,31 @@ def test_jobs_follow_memory_and_max_jobs(monkeypatch):
     assert command.jobs(1e-6) == len(os.sched_getaffinity(0))
     monkeypatch.setenv("MAX_JOBS", "7")
     assert command.jobs(1e6) == 7
+
+
+PAGES = {"SC_AVPHYS_PAGES": 5 * 2**20, "SC_PAGE_SIZE": 1024}  # 5 GiB
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "pages", "jobs"),
+    [
+        ("MemTotal: 24117248 kB\nMemFree:   5242880 kB\nMemAvailable:   13631488 kB\nCached: 8388608 kB\n", PAGES, 6),
+        ("MemTotal: 24117248 kB\nMemFree:   5242880 kB\n", PAGES, 2),  # Linux before 3.14
+        (None, PAGES, 2),
+        (None, {}, 8),
+    ],
+    ids=("Linux", "old Linux", "no meminfo", "neither"),
+)
+def test_jobs_take_memory_that_caches_would_give_up(meminfo, pages, jobs, monkeypatch, tmp_path):
+    def sysconf(name):
+        if name in pages:
+            return pages[name]
+        raise ValueError("unrecognized configuration name")
+
+    if meminfo is not None:
+        (tmp_path / "meminfo").write_text(meminfo)
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(command, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert command.jobs(2) == jobs

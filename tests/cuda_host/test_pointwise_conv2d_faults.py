@@ -28,7 +28,7 @@ WRONG = {
     ),
     "no end of x's rows": (FORWARD, "inside && x_at[i] >= 0", "x_at[i] >= 0"),
     "no end of the weight's rows": (FORWARD, "inside && i < rows_of_weight", "i < rows_of_weight"),
-    "another image's gate": (FORWARD, "gate_at = image * a.shape.channels + c", "gate_at = c"),
+    "another image's gate": (FORWARD, "gate_at = static_cast<int64_t>(image) * a.shape.channels + c", "gate_at = c"),
     "no bias": (FORWARD, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
     "no residual": (FORWARD, "a.residual && valid(begin, pass)", "false"),
     "another half of k": (TILE, "piece + matrix % 2)", "piece + 1 - matrix % 2)"),
@@ -36,9 +36,9 @@ WRONG = {
     "no stride": ("pointwise_conv2d/common.cuh", "column * stride_w", "column"),
 }
 OUT_OF_BOUNDS = {
-    "no end of x": (FORWARD, "pixel < end_pixel ? a.shape", "true ? a.shape"),
+    "no end of x": (FORWARD, "row < rows ? a.shape", "true ? a.shape"),
     "no end of the weight": (FORWARD, "inside && i < rows_of_weight", "inside"),
-    "no end of y": (FORWARD, "return inside && pixel(begin, pass) < end_pixel", "return inside"),
+    "no end of y": (FORWARD, "return inside && row(begin, pass) < rows", "return inside"),
     "no end of y's channels": (FORWARD, "inside = column < a.shape.out_channels", "inside = true"),
 }
 CONFLICTING = {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from numerics import assert_gradients_by_policy, draw, nan_filled
+from numerics import assert_gradients_by_policy, draw, float32_by, nan_filled
 from op_cases import Case, drawn_away_from_kinks, make, with_exact_gate
 
 import cnnfast
@@ -69,6 +69,17 @@ def assert_equal(ours, expected):
 
 def tensors_of(result):
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def check_tf32_where_allowed(case, backend):
+    """Nearer to the reference than TF32's 2^-11 and farther than float32's 2^-24, and only with PyTorch's leave."""
+    exact = run(case, backend).double()
+    with float32_by("tf32"):
+        allowed = run(case, backend).double()
+    error = ((allowed - exact).norm() / exact.norm()).item()
+    assert error < 2.0**-10
+    if backend == "triton" and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0):
+        assert error > 2.0**-16, "TF32 is allowed, and not taken"
 
 
 def check_side_stream(case, backend):

@@ -10,8 +10,7 @@ import pytest
 import torch
 from gpu import calls
 from gpu.calls import require, run
-from kernel_cases import float32_by
-from numerics import fresh_generator
+from numerics import float32_by, fresh_generator
 from op_cases import DTYPES, all_pairs, identifier, moved_from_last_kinks
 
 import cnnfast

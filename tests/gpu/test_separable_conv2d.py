@@ -11,8 +11,7 @@ import pytest
 import torch
 from gpu import calls
 from gpu.calls import DEVICE, require, run
-from kernel_cases import float32_by
-from numerics import fresh_generator
+from numerics import float32_by, fresh_generator
 from op_cases import DTYPES, all_pairs, identifier, moved_from_last_kinks
 
 import cnnfast
@@ -114,15 +113,8 @@ def test_small_shapes(row, layout, pointwise_first, backend):
 
 
 def test_tf32_where_allowed(backend):
-    """Nearer to the reference than TF32's 2^-11 and farther than float32's 2^-24, and only with PyTorch's leave."""
     case = on_gpu(fresh_generator(), n=2, c=728, out=728, size=(19, 19), activation=None, residual=False)
-    exact = run(case, backend).double()
-    with float32_by("tf32"):
-        allowed = run(case, backend).double()
-    error = ((allowed - exact).norm() / exact.norm()).item()
-    assert error < 2.0**-10
-    if backend == "triton" and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0):
-        assert error > 2.0**-16, "TF32 is allowed, and not taken"
+    calls.check_tf32_where_allowed(case, backend)
 
 
 @pytest.mark.parametrize("pointwise_first", ORDERS)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from gpu import calls
 from gpu.calls import DEVICE, require
-from kernel_cases import float32_by
-from numerics import LAYOUTS, draw, fresh_generator, nan_filled
+from numerics import LAYOUTS, draw, float32_by, fresh_generator, nan_filled
 from op_cases import DTYPES, Case, all_pairs, arguments_of, identifier
 from stats_cases import OPS, PROLOGUES, STATS, check_gradients, check_outputs, make
 

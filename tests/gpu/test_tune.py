@@ -10,8 +10,7 @@ import pytest
 import torch
 from gpu import calls
 from gpu.calls import require, run
-from kernel_cases import float32_by
-from numerics import draw, fresh_generator
+from numerics import draw, float32_by, fresh_generator
 
 from cnnfast import info
 from cnnfast.cli.main import main

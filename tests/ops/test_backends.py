@@ -124,6 +124,13 @@ PREFERRED = {
         dict(c=24, out=40),
         [dict(c=24, out=40, layout=NCHW), dict(c=25), dict(c=512, out=512, dtype=torch.bfloat16)],
     ),
+    "inverted_residual": (
+        dict(c=24, out=40, expand=False),
+        [
+            dict(c=24, out=40, expand=False, **change)
+            for change in (dict(layout=NCHW), dict(size=(7, 7)), dict(k=(7, 7)))
+        ],
+    ),
     "squeeze_excite": (dict(c=24), [dict(c=24, layout=NCHW), dict(c=25)]),
 }
 

@@ -9,6 +9,7 @@ import triton
 from ahead_of_time import TARGETS
 
 from cnnfast.bench.launches import is_kernel, modules
+from cnnfast.kernels import depthwise_conv2d, products
 
 DEFAULT = "sm_90"  # for the default run
 
@@ -50,6 +51,21 @@ def test_every_kernel_is_compiled():
 
 def test_table_is_of_these_sources():
     assert kernels_table.made_with()[1] == kernels_table.digest(), "run python tests/kernels_table.py"
+
+
+def test_digest_is_of_code_and_launches(monkeypatch):
+    before = kernels_table.digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(products.sampled, "_src", products.sampled.src.replace("o_p // OW", "o_p // W"))
+        assert kernels_table.digest.__wrapped__() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(depthwise_conv2d.depthwise_conv2d_fwd_kernel, "do_not_specialize", ["W"])
+        assert kernels_table.digest.__wrapped__() != before
+    launch = kernels_table.launches("depthwise 3x3, bf16", DEFAULT)["depthwise_conv2d_fwd_kernel"]
+    with monkeypatch.context() as patch:
+        patch.setitem(launch.kwargs, "num_warps", 2 * launch.kwargs["num_warps"])
+        assert kernels_table.digest.__wrapped__() != before
+    assert kernels_table.digest.__wrapped__() == before
 
 
 @pytest.mark.slow

@@ -16,13 +16,14 @@ from unittest import mock
 import pytest
 import torch
 from ahead_of_time import TARGETS
-from kernel_cases import CASES, NCHW, NHWC, depthwise_conv2d, local_response_norm, pointwise_conv2d
-from kernel_cases import squeeze_excite as excite
+from kernel_cases import CASES
+from kernel_launches import NCHW, NHWC, depthwise_conv2d, local_response_norm, pointwise_conv2d
+from kernel_launches import squeeze_excite as excite
 from launchers import survivors
 from numerics import fresh_generator
 
 from cnnfast.bench.launches import recording
-from cnnfast.kernels import configurations, tuned
+from cnnfast.kernels import configurations, stats, tuned
 from cnnfast.kernels.depthwise_conv2d import depthwise_conv2d_fwd_kernel
 
 GPU = {
@@ -90,6 +91,16 @@ def with_batch(case, images):
 @pytest.mark.parametrize("name", CASES)
 def test_the_batch_plays_no_part(name):
     assert chosen(with_batch(CASES[name], 1)) == chosen(with_batch(CASES[name], 37)) != []
+
+
+def test_which_of_scale_and_shift_has_a_gradient_plays_no_part():
+    x, weight, scale = (torch.empty(shape, device="meta") for shape in ((2, 24, 9, 9), (24, 1, 3, 3), (24,)))
+    geometry = ((1, 1), (), (1, 1), 1)
+    first, *others = (
+        chosen(functools.partial(stats.depthwise_gradients, x, x, weight, None, scale, scale, geometry, mask))
+        for mask in (0b01000, 0b10000, 0b11000)
+    )
+    assert all(other == first != [] for other in others)
 
 
 def drawn_launch(generator):
@@ -276,6 +287,17 @@ def test_a_tuned_configuration_is_taken():
         key = look(C=24, stride=(1, 1)).key
         tuned.keep(META, {key: {"BLOCK_P": 16}})
         assert look(C=24, stride=(1, 1)) == {"BLOCK_P": 16} and look(C=23, stride=(1, 1)) == {"BLOCK_P": 64}
+
+
+def test_a_launcher_takes_what_was_tuned_since_its_last_call():
+    """One that keeps its formula's answers."""
+    launch = CASES["pointwise, depthwise 3x3, 24 -> 144, bf16"].launch
+    with fresh_process(tuned):
+        ((key, blocks),) = chosen(launch)
+        other = blocks | {"num_warps": 2 * blocks["num_warps"]}
+        tuned.keep(META, {key: other})
+        assert chosen(launch) == [(key, other)]
+    assert chosen(launch) == [(key, blocks)]
 
 
 def test_a_shape_costs_the_formula_once(monkeypatch):

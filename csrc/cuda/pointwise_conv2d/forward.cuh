@@ -14,7 +14,7 @@
 //            K * sizeof(T) % 32 == 0
 // output     32 rows of a warp's sums at a time through shared memory, so that residual and y move 16 bytes a thread
 // shared     kSharedBytes, 24,832 to 49,408 B; no bank conflicts: matrix.cuh, and at_sum below
-// registers  at most kMaxRegisters
+// registers  at most kMaxRegisters (sm_75: kMaxRegisters75)
 // order      of each element's sum: channels ascending (on tensor cores 16, or 8, at once), whatever the tile. So the
 //            tile may depend on the batch, and results don't
 // can't      anything else: generic.cuh
@@ -34,7 +34,13 @@ struct PointwiseTraits {
   static constexpr int kStages = kRows + kColumns > 192 ? 3 : 4;
   static constexpr int kSharedBytes = kStages * (kRows + kColumns + gated) * kRowBytes;
   static constexpr int kMaxRegisters = kThreads == 256 ? 128 : 96;
+  static constexpr int kMaxRegisters75 =
+      kMTiles == 4 ? 160 : kMaxRegisters;  // shared memory holds one such block there
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static constexpr int kMinBlocks = 65536 / kMaxRegisters75 / kThreads;
+#else
   static constexpr int kMinBlocks = 65536 / kMaxRegisters / kThreads;
+#endif
   static constexpr int kSectorsPerRequest = 16;
 
   using Tile = MatrixTile<T, kRowBytes>;
@@ -65,19 +71,19 @@ struct PointwiseLoader {
   int rows_of_weight;  // of this thread's
   int64_t gate_at;
 
-  __device__ PointwiseLoader(const PointwiseArguments<T>& arguments, T* shared, int64_t first_pixel, int64_t end_pixel,
-                             int first_column, int64_t image)
+  __device__ PointwiseLoader(const PointwiseArguments<T>& arguments, T* shared, int64_t first_pixel, int rows,
+                             int first_column, int image)
       : a(arguments), stages(shared) {
     const int c = piece * kVec<T>;
 #pragma unroll
     for (int i = 0; i < kRowsOfX; ++i) {
-      const int64_t pixel = first_pixel + first_row + i * kRowsAtOnce;
-      x_at[i] = pixel < end_pixel ? a.shape.sampled(pixel) * a.shape.channels + c : -1;
+      const int row = first_row + i * kRowsAtOnce;
+      x_at[i] = row < rows ? a.shape.sampled(first_pixel + row) * a.shape.channels + c : -1;
     }
     const int column = first_column + first_row;
     weight_at = static_cast<int64_t>(column) * a.shape.channels + c;
     rows_of_weight = ceil_div(a.shape.out_channels - column, kRowsAtOnce);
-    gate_at = image * a.shape.channels + c;
+    gate_at = static_cast<int64_t>(image) * a.shape.channels + c;
   }
 
   __device__ static T* stage_of(T* shared, int slice) { return shared + slice % Traits::kStages * kStage; }
@@ -111,7 +117,8 @@ struct PointwiseOutput {
 
   const PointwiseArguments<T>& a;
   float* const sums;
-  const int64_t first_pixel, end_pixel;
+  const int64_t first_pixel;
+  const int rows;
   const int lane = threadIdx.x % 32;
   // Lanes on two rows (16-bit types) are neighbours where the rows are 4 apart: at_sum.
   const int first_row = kLanes == 4 ? lane / 8 + lane / 4 % 2 * 4 : lane / kLanes;
@@ -121,8 +128,12 @@ struct PointwiseOutput {
   float bias[kVec<T>];
 
   __device__ PointwiseOutput(const PointwiseArguments<T>& arguments, float* shared, int64_t first_pixel_of_warp,
-                             int64_t end, int first_column)
-      : a(arguments), sums(shared), first_pixel(first_pixel_of_warp), end_pixel(end), column(first_column + in_row) {
+                             int rows_of_warp, int first_column)
+      : a(arguments),
+        sums(shared),
+        first_pixel(first_pixel_of_warp),
+        rows(rows_of_warp),
+        column(first_column + in_row) {
 #pragma unroll
     for (int i = 0; i < kVec<T>; ++i) bias[i] = 0;
     if (!a.bias) return;
@@ -186,11 +197,11 @@ struct PointwiseOutput {
     float v[2];
   };
 
-  __device__ int64_t pixel(int begin, int pass) const {
-    return first_pixel + begin * 16 + pass * kRowsAtOnce + first_row;
+  __device__ int row(int begin, int pass) const { return begin * 16 + pass * kRowsAtOnce + first_row; }
+  __device__ bool valid(int begin, int pass) const { return inside && row(begin, pass) < rows; }
+  __device__ int64_t at(int begin, int pass) const {
+    return (first_pixel + row(begin, pass)) * a.shape.out_channels + column;
   }
-  __device__ bool valid(int begin, int pass) const { return inside && pixel(begin, pass) < end_pixel; }
-  __device__ int64_t at(int begin, int pass) const { return pixel(begin, pass) * a.shape.out_channels + column; }
 
   __device__ Vec<T> load_residual(int begin, int pass) const {
     return global_load<Vec<T>>(a.residual, at(begin, pass), a.residual && valid(begin, pass));
@@ -215,8 +226,9 @@ struct PointwiseOutput {
 
 // Pixels that tiles are cut from: all images' together, or each image's.
 struct PointwiseTiles {
-  int64_t images, pixels, a_image;  // tiles of an image
-  int columns;                      // blocks of output channels
+  int64_t images, pixels;
+  int64_t an_image;  // tiles of an image
+  int columns;       // blocks of output channels
 
   template <class Traits>
   static PointwiseTiles of(const PointwiseShape& s) {
@@ -224,11 +236,11 @@ struct PointwiseTiles {
     PointwiseTiles t{};
     t.images = gated ? s.batch : 1;
     t.pixels = gated ? s.image() : s.batch * s.image();
-    t.a_image = ceil_div<int64_t>(t.pixels, Traits::kRows);
+    t.an_image = ceil_div<int64_t>(t.pixels, Traits::kRows);
     t.columns = ceil_div(s.out_channels, Traits::kColumns);
     return t;
   }
-  int64_t blocks() const { return images * a_image * columns; }
+  int64_t blocks() const { return images * an_image * columns; }
 };
 
 template <class T, bool tf32, bool gated, int kMWarps, int kNWarps, int kMTiles>
@@ -241,9 +253,12 @@ __global__ void __launch_bounds__((PointwiseTraits<T, tf32, gated, kMWarps, kNWa
   constexpr int kStages = Traits::kStages;
   CNNFAST_SHARED(T, shared);
 
-  const int64_t tile = blockIdx.x / tiles.columns, image = tile / tiles.a_image;
-  const int64_t first_pixel = image * tiles.pixels + (tile - image * tiles.a_image) * Traits::kRows;
-  const int64_t end_pixel = (image + 1) * tiles.pixels;
+  // Fewer blocks than 2^31: so many tiles, too.
+  const int tile = blockIdx.x / tiles.columns, an_image = static_cast<int>(tiles.an_image);
+  const int image = tile / an_image, of_image = tile % an_image;
+  const int64_t first_pixel = image * tiles.pixels + static_cast<int64_t>(of_image) * Traits::kRows;
+  const int rows = static_cast<int>(
+      min(tiles.pixels - static_cast<int64_t>(of_image) * Traits::kRows, static_cast<int64_t>(Traits::kRows)));
   const int first_column = static_cast<int>(blockIdx.x % tiles.columns) * Traits::kColumns;
   const int slices = ceil_div(a.shape.channels, Traits::Tile::kDepth);
   const int warp = threadIdx.x / 32, row_of_warp = warp % kMWarps * Product::kRows,
@@ -252,7 +267,7 @@ __global__ void __launch_bounds__((PointwiseTraits<T, tf32, gated, kMWarps, kNWa
   Product product;
   product.clear();
   {
-    Loader loader(a, shared, first_pixel, end_pixel, first_column, image);
+    Loader loader(a, shared, first_pixel, rows, first_column, image);
 #pragma unroll
     for (int slice = 0; slice < kStages - 1; ++slice) {
       if (slice < slices) loader.load(slice);
@@ -272,7 +287,7 @@ __global__ void __launch_bounds__((PointwiseTraits<T, tf32, gated, kMWarps, kNWa
   __syncthreads();  // the sums go where the slices were
 
   float* const sums = reinterpret_cast<float*>(shared) + warp * Traits::kTogether * 16 * 32;
-  PointwiseOutput<T, Traits, Product> output(a, sums, first_pixel + row_of_warp, end_pixel,
+  PointwiseOutput<T, Traits, Product> output(a, sums, first_pixel + row_of_warp, rows - row_of_warp,
                                              first_column + column_of_warp);
   output.write(product);
 }

@@ -230,10 +230,8 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
            [&](int row, int, float z) { shared_store(hidden, staged_at(expand.n, hidden_pitch, row), z); });
   });
   __syncthreads();
-  for (int r = threadIdx.x; r < a.squeezed; r += blockDim.x) {
-    const int at = staged_at(expand.n, hidden_pitch, r);
+  for (int at = threadIdx.x; at < hidden_pitch; at += blockDim.x)  // in memory's order, with what is only padding
     shared_store(hidden, at, activated(shared_load<float>(hidden, at), a.activation));
-  }
   __syncthreads();
   for_rows(0, a.channels, expand.lanes, [&](const Rows& rows) {
     float sum[GateTraits::kRows][1];
@@ -242,8 +240,7 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     finish(sum, rows, expand.lanes, [&](int row, int, float z) { shared_store(values, row, z); });
   });
   __syncthreads();
-  for (int c = threadIdx.x; c < a.channels; c += blockDim.x)
-    store_gate(a, image, c, shared_load<float>(values, c));
+  for (int c = threadIdx.x; c < a.channels; c += blockDim.x) store_gate(a, image, c, shared_load<float>(values, c));
 }
 
 // hidden[image][slice][R] = the slice's part of reduce_weight mean.

@@ -22,7 +22,7 @@ CASES = [
     case((2, 64, 7, 7), 4, post="relu", residual=True),
     case((1, 24, 20, 13), 6, act="silu"),
     case((3, 264, 5, 6), 16, act="gelu", gate="tanh", residual=True),
-    case((2, 8, 33, 32), 8, act="tanh", gate="silu", post="relu6", residual=True),  # several chunks
+    case((2, 64, 16, 18), 8, act="tanh", gate="silu", post="relu6", residual=True),  # several chunks
     case((2, 40, 1, 1), 10, gate="gelu", residual=True),
     case((1, 16, 9, 1), 3, act="relu6", gate="relu6", biases=False, post="silu"),
     case((2, 1, 6, 5), 1, act=None, gate=None, post="gelu"),
@@ -32,8 +32,9 @@ CASES = [
     case((2, 24, 8, 10), 6, post="relu", residual=True, layout="nchw"),
     case((1, 12, 50, 50), 3, act="silu", layout="nchw"),  # several chunks
     case((2, 9, 7, 7), 4, gate="tanh", post="relu6", residual=True, layout="nchw"),
-    case((1, 2, 131, 101), 2, residual=True, layout="nchw"),
+    case((1, 2, 131, 131), 2, residual=True, layout="nchw"),  # chunks that end within a round
     case((3, 16, 6, 1), 4, biases=False, layout="nchw"),
+    case((1, 31, 80, 55), 4, residual=True),  # chunks that end within a round of loads
 ]
 TWO_LAUNCHES = [
     case((2, 2048, 3, 3), 128, post="relu", residual=True),  # SE-ResNet-50's last block

@@ -19,7 +19,8 @@ std::string promise() {
   return line + " rows=" + std::to_string(P::kRows) + " columns=" + std::to_string(P::kColumns) +
          " shared=" + std::to_string(P::kSharedBytes) + " row_bytes=" + std::to_string(P::kRowBytes) +
          " sectors_per_request=" + std::to_string(P::kSectorsPerRequest) +
-         " registers=" + std::to_string(P::kMaxRegisters) + "\n";
+         " registers=" + std::to_string(P::kMaxRegisters) + " registers_75=" + std::to_string(P::kMaxRegisters75) +
+         "\n";
 }
 template <bool tf32, bool gated>
 std::string promises() {

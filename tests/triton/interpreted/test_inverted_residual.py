@@ -13,12 +13,12 @@ from unittest import mock
 import launchers
 import pytest
 import torch
-from kernel_cases import float32_by
 from launchers import gradients, padded_by_nan, run, survivors
-from numerics import LAYOUTS, draw, fresh_generator
+from numerics import LAYOUTS, draw, float32_by, fresh_generator
 from op_cases import ROUNDED, all_pairs, identifier, make
 
 import cnnfast.kernels.inverted_residual as kernels
+from cnnfast.kernels.launch import Kind
 
 FORWARD = pytest.mark.proof("interpreted", kernel="inverted_residual_fwd_kernel")
 WAYS = ("fused", "apart")
@@ -203,11 +203,11 @@ def test_output_mask(excite):
 def test_rule():
     """Few input channels and a cheap activation: fused; many, or a filter of many columns: e in memory."""
 
-    def pays(C, E, K, size, k, stride, activation, dtype=torch.bfloat16, batch=1):
-        x = torch.empty(batch, C, 1, 1, dtype=dtype, device="meta")
-        sizes = (x, E, (k, k), (stride, stride), (1, 1), size, size, activation)
-        assert kernels.recompute_pays(*sizes) in (True, False)
-        return kernels.fusion_pays(*sizes, K, C == E)
+    def pays(C, E, K, size, k, stride, activation):
+        kind = Kind(torch.bfloat16, (9, 0), tensor_cores=True)
+        sizes = ((k, k), (stride, stride), (1, 1), size, size, activation)
+        assert kernels.recompute_pays(kind, C, E, *sizes) in (True, False)
+        return kernels.fusion_pays(kind, C, *sizes, K, C == E)
 
     assert pays(16, 96, 24, 56, 3, 2, 2) and pays(24, 144, 24, 56, 3, 1, 2)
     assert not pays(160, 960, 320, 7, 3, 1, 2) and not pays(112, 672, 112, 14, 5, 1, 4)
@@ -216,6 +216,27 @@ def test_rule():
         with forced(way), mock.patch.object(kernels, way, side_effect=getattr(kernels, way)) as taken:
             run(case)
         assert taken.called, way
+
+
+def test_rule_follows_the_setting_and_the_device(monkeypatch):
+    """An answer that is kept doesn't outlive what it was for."""
+    x, weight, dw_weight, project_weight = (
+        torch.empty(shape, device="meta")
+        for shape in ((1, 24, 56, 56), (144, 24, 1, 1), (144, 1, 3, 3), (24, 144, 1, 1))
+    )
+    tensors = (x, weight, None, dw_weight, *(None,) * 5, project_weight, None, None)
+
+    def taken(precision):
+        with (
+            float32_by(precision),
+            mock.patch.multiple(kernels, fused=lambda *_: "fused", apart=lambda *_: "apart"),
+        ):
+            return kernels.inverted_residual(*tensors, [1, 1], [1, 1, 1, 1], [1, 1], 2, 0, 0)
+
+    assert [taken(precision) for precision in ("ieee", "tf32", "ieee")] == ["apart", "fused", "apart"]
+    assert taken("tf32") == "fused"
+    monkeypatch.setattr("cnnfast.kernels.launch.capability", lambda device: (7, 5))
+    assert taken("tf32") == "apart"
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -10,9 +10,8 @@ import functools
 import launchers
 import pytest
 import torch
-from kernel_cases import float32_by
 from launchers import check, gradients, padded_by_nan, run, survivors
-from numerics import channels_last, draw, fresh_generator
+from numerics import channels_last, draw, float32_by, fresh_generator
 from op_cases import all_pairs, identifier, make
 
 import cnnfast.kernels.pointwise_conv2d as kernels
@@ -245,8 +244,8 @@ FAULTS = {
     ),
     "bias's gradient of a chunk left out": ("sum_g += tl.sum", "sum_g = tl.sum"),
     "the residual's gradient that of the result": (
-        "grads[4].copy_(grad)",
-        "grads[4].fill_(1)",
+        "residual_gradient(grad, residual)",
+        "residual_gradient(torch.ones_like(grad), residual)",
     ),
 }
 

@@ -7,9 +7,8 @@ the kernel, a line at a time, and wants the same checks to fail.
 
 import pytest
 import torch
-from kernel_cases import float32_by
 from launchers import arguments, kernels_of, padded_by_nan, survivors
-from numerics import assert_close_by_policy, fresh_generator, nan_filled
+from numerics import assert_close_by_policy, float32_by, fresh_generator, nan_filled
 from op_cases import all_pairs, identifier, make
 
 pytestmark = pytest.mark.proof("interpreted", kernel="pointwise_depthwise_fwd_kernel")

@@ -10,9 +10,8 @@ import functools
 import launchers
 import pytest
 import torch
-from kernel_cases import float32_by
 from launchers import check, gradients, padded_by_nan, run, survivors
-from numerics import channels_last, draw, fresh_generator
+from numerics import channels_last, draw, float32_by, fresh_generator
 from op_cases import all_pairs, identifier, make, moved_from_last_kinks
 
 import cnnfast.kernels.separable_conv2d as kernels
