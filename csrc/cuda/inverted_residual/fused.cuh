@@ -20,7 +20,8 @@
 // shared     positions, x, e, d, biases, weights (plan.cuh): 30,912 B (24, 144, 24 at stride 1, 16 bits) to 101,376 B.
 //            Free of bank conflicts: all of expand, depthwise (8x8 and 4x16) and project in 16 bits; in float32 e is stored
 //            in two passes instead of one. A request in two of the copies of x and of y's way through shared memory has one
-// registers  at most 128, so two blocks a multiprocessor where shared memory lets them
+// registers  at most 128, so two blocks a multiprocessor where shared memory lets them; as TF32 for more than 64 output
+//            channels at most 224, one block
 // can't      float64; shapes of which not even 4 outputs fit shared memory (inverted_residual_reason): above some 850 input
 //            channels (16 bits; float32 430), fewer for large kernels and dilations
 #pragma once
@@ -29,7 +30,7 @@
 namespace cnnfast::cuda {
 
 template <class T, bool tf32, int K, int S, int kMostColumns>
-__global__ void __launch_bounds__(kBlockThreads, 2)
+__global__ void __launch_bounds__(kBlockThreads, blocks_at_once(tf32, kMostColumns))
     inverted_residual_kernel(const InvertedResidualArguments<T> a, const InvertedResidualPlan p) {
   using Share = Columns<kMostColumns>;
   constexpr Multiply kMultiply = multiply_by<T, tf32>();

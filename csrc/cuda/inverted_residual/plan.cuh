@@ -56,6 +56,10 @@ struct Columns {
   static constexpr int kNTiles = kMost / (8 * kWarpsN);
 };
 
+// Registers of a thread, at most: two blocks a multiprocessor, or the one whose sums and TF32 operands need more.
+constexpr int kMaxRegisters = 128, kMaxRegistersOfOne = 224;
+constexpr int blocks_at_once(bool tf32, int columns) { return tf32 && columns == kManyColumns ? 1 : 2; }
+
 struct InvertedResidualPlan {
   int tile_h, tile_w;  // outputs of a block, tile_w whole strips
   int in_h, in_w;      // inputs that they reach
