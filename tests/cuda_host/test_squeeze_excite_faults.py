@@ -45,14 +45,19 @@ FAULTS = {
         "tanhf(0.7978845608f * (x + 0.044715f * x * x * x))",
     ),
 }
+RUNS = [  # float32's bound shows what is wrong with a mean, bfloat16 has vectors of two halves
+    (harness.FORWARD, torch.float32),
+    (harness.FORWARD, torch.bfloat16),
+    (harness.REVERSE, torch.float32),
+]
 
 
 def check_all(host):
     """Bounds of the reference in every order of threads; NaN and infinity; numbers of every size."""
     generator = fresh_generator()
     for case in (*(CASES[i] for i in (0, 3, 8, 10, 11, 13, 15)), *TWO_LAUNCHES[1:]):
-        tensors = tensors_of(case, torch.bfloat16, generator)
-        for order in (harness.FORWARD, harness.REVERSE):
+        for order, dtype in RUNS:
+            tensors = tensors_of(case, dtype, generator)
             host.order(order)
             check(case, run(host, case, tensors), tensors)
     for case in (CASES[0], CASES[8], CASES[10], TWO_LAUNCHES[1]):
