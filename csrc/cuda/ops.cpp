@@ -12,14 +12,11 @@ STABLE_TORCH_LIBRARY(cnnfast_cuda, m) {
   m.def(
       "depthwise_conv2d_packed(Tensor x, Tensor packed, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int pre_activation, int activation) -> Tensor");
-<<<<<<< HEAD
-=======
   m.def(
       "inverted_residual(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
       " Tensor? se_reduce_weight, Tensor? se_reduce_bias, Tensor? se_expand_weight, Tensor? se_expand_bias,"
       " Tensor project_weight, Tensor? project_bias, Tensor? residual, int[] stride, int[] padding, int[] dilation,"
       " int activation, int se_activation, int gate_activation, bool tf32) -> Tensor");
->>>>>>> main
   // tf32: whether float32 may be multiplied by TF32; Python knows PyTorch's setting
   m.def(
       "pointwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, int[] stride,"
