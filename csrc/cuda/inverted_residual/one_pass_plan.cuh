@@ -27,7 +27,7 @@ struct OnePassPlan {
   int positions;             // where x's pixels go in image.e; over these and the rest of `image` lie ...
   int values, all_hidden;    // ... all means, all hidden values; and then ...
   int stages, stage_bytes;   // ... two stages of the projection
-  int weights, weight_rows;  // from a stage, whose d is at 0; rows with those that fill up a pair of tiles
+  int weights, weight_rows;  // from a stage, whose d is at 0; rows from a chunk to the next
   int bytes;
 
   // A multiprocessor's. While all clusters run at once, they take the time of one image, and one pass is predicted to win;
@@ -110,7 +110,8 @@ OnePassPlan make_one_pass_plan(const InvertedResidualShape& s, const GateArgumen
   p.bytes = kept;
   p.stages = p.bytes;
   p.weights = kTogether * kTilePixels * kChunkBytes;
-  p.weight_rows = p.project.out_columns + p.project.n_tiles % 2 * 8;  // a warp loads pairs of tiles
+  // A warp loads pairs of tiles; and neighbouring chunks of a row begin in different banks.
+  p.weight_rows = p.project.out_columns + p.project.n_tiles % 2 * 8 + 1;
   p.stage_bytes = p.weights + kTogether * p.weight_rows * kChunkBytes;
   place(2 * p.stage_bytes);  // the outputs go over these and are smaller
 
