@@ -17,9 +17,9 @@
 //            multiplied (two stages, where they fit). Neither e nor d is in memory
 // sectors    16 of 32 bytes for a warp's request of 512 where channels are whole sectors; element by element where C, E or
 //            K is no multiple of a 16-byte vector
-// shared     positions, x, e, d, biases, weights (plan.cuh): 30,912 B (24, 144, 24 at stride 1, 16 bits) to 101,376 B.
-//            Free of bank conflicts: all of expand, depthwise (8x8 and 4x16) and project in 16 bits; in float32 e is stored
-//            in two passes instead of one. A request in two of the copies of x and of y's way through shared memory has one
+// shared     positions, x, e, d, biases, weights (plan.cuh): 30,784 B (24, 144, 24 at stride 1, 16 bits) to 101,376 B.
+//            In 16 bits free of bank conflicts where tiles are 8x8 or 4x16 and C and K whole lines of 128 bytes (with fewer
+//            channels some of the copies of x, and y on its way, take two passes); in float32 e's stores take two
 // registers  at most 128, so two blocks a multiprocessor where shared memory lets them; as TF32 for more than 64 output
 //            channels at most 224, one block
 // can't      float64; shapes of which not even 4 outputs fit shared memory (inverted_residual_reason): above some 850 input

@@ -13,4 +13,21 @@ HOST_LIBRARY(CNNFAST_HOST, m) {
 
 HOST_LIBRARY_IMPL(CNNFAST_HOST, m) { m.impl("inverted_residual", TORCH_BOX(&cnnfast::cuda::inverted_residual_op)); }
 
-const char* host_promises() { return ""; }
+std::string promise(const std::string& kernel, bool tf32, int k, int s, const std::string& columns, int registers) {
+  return kernel + " " + std::to_string(tf32) + " " + std::to_string(k) + " " + std::to_string(s) + columns +
+         " registers=" + std::to_string(registers) + "\n";
+}
+
+const char* host_promises() {
+  using namespace cnnfast::cuda;
+  static std::string text;
+  text.clear();
+  for (const bool tf32 : {false, true})
+    for (const auto& [k, s] : {std::pair(3, 1), {3, 2}, {5, 1}, {5, 2}, {0, 0}}) {
+      for (const int columns : {kFewColumns, kManyColumns})
+        text += promise("inverted_residual_kernel", tf32, k, s, " " + std::to_string(columns),
+                        blocks_at_once(tf32, columns) == 2 ? kMaxRegisters : kMaxRegistersOfOne);
+      text += promise("inverted_residual_squeeze_kernel", tf32, k, s, "", kMaxRegisters);
+    }
+  return text.c_str();
+}

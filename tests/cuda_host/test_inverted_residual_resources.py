@@ -1,0 +1,41 @@
+"""What nvcc makes of inverted_residual's kernels: registers, spills, local memory, tensor cores, widths of accesses.
+
+Fails when a kernel spills, keeps an array in local memory, takes more registers than its header promises, doesn't
+multiply on tensor cores where it should, no longer moves 16 bytes at once, or has an atomic.
+"""
+
+import re
+
+import pytest
+from cuda_host import compiled, harness
+
+from build_backend.cuda import ARCHES
+
+pytestmark = harness.needs_toolkit
+OP = "inverted_residual"
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@pytest.mark.parametrize(("dtype", "arch"), harness.NVCC_QUICK)
+def test_registers_and_spills(dtype, arch, record_proof):
+    found = compiled.check_resources(OP, harness.built(OP, f"{dtype} sm_{arch}"), arch, record_proof, unpromised=0)
+    wanted = {key for key in harness.library(OP).promises() if dtype == "float32" or key[1] == 0}
+    assert set(found) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_registers_and_spills_of_all_types(dtype, arch, record_proof):
+    compiled.check_resources(OP, harness.nvcc(OP, arch, dtype)(), arch, record_proof, unpromised=0)
+
+
+@pytest.mark.parametrize(("dtype", "arch"), harness.NVCC_QUICK)
+def test_instructions(dtype, arch):
+    for (kernel, tf32, *_), code in compiled.instructions(harness.built(OP, f"{dtype} sm_{arch}")).items():
+        on_tensor_cores = dtype != "float32" or tf32
+        assert bool(re.search(r"\bHMMA\b", code)) == on_tensor_cores, kernel
+        assert bool(re.search(r"\bLDSM\.16\.M88\.4\b", code)) == on_tensor_cores, kernel
+        assert "LDGSTS.E" in code and re.search(r"LDGSTS\S*\.128", code), kernel
+        assert "STG.E.128" in code and "LDS.128" in code, kernel
+        assert not re.search(r"\b(LDL|STL|ATOM|ATOMG|RED)\b", code), kernel
