@@ -75,7 +75,8 @@ def digest() -> str:
     ]
     code = [(file.relative_to(ROOT).as_posix(), code_of(file.read_text(encoding="utf-8"))) for file in sorted(sources)]
     readers = [
-        inspect.getsource(reader) for reader in (compiled.short_name, compiled.resources, code_of, row, objections)
+        inspect.getsource(reader)
+        for reader in (compiled.short_name, compiled.resources, code_of, cell, row, objections)
     ]
     return hashlib.sha256(repr((code, harness.NVCC, builds(), SEEN, readers)).encode()).hexdigest()[:16]
 
@@ -86,10 +87,15 @@ def objections(op: str, dtype: str, arch: str, kernel: tuple, used: dict[str, in
     return [f"{where}: {used[what]} bytes of {what}" for what in ("stack", "spills") if used[what]]
 
 
+def cell(used: dict[str, int]) -> str:
+    """Registers, and in brackets the bytes of local memory (arrays and spills) where there are any."""
+    return str(used["registers"]) + (f" ({used['stack']})" if used["stack"] else "")
+
+
 def row(dtype: str, kernel: tuple, by_arch: dict[str, dict[str, int]], code: str) -> str:
     """by_arch: registers and so on of each architecture; code: SASS of the one shown."""
     name, *constants = kernel
-    registers = " | ".join(str(by_arch[arch]["registers"]) if arch in by_arch else "" for arch in ARCHES)
+    registers = " | ".join(cell(by_arch[arch]) if arch in by_arch else "" for arch in ARCHES)
     counts = {mnemonic: len(re.findall(pattern, code)) for mnemonic, pattern in SEEN.items()}
     seen = ", ".join(f"{count} {mnemonic}" for mnemonic, count in counts.items() if count)
     return f"| {name} | {', '.join(map(str, constants))} | {ABBREVIATIONS[dtype]} | {registers} | {seen} |"
@@ -113,10 +119,10 @@ def table() -> tuple[str, list[str]]:
         f"""{TITLE}
 
 Made by `python tests/cuda_table.py` with nvcc {nvcc_version()} (sources {digest()}); nothing here needed a GPU.
-Registers are a thread's, by architecture; nothing spills, and no array is in local memory. Constants are the ints of
-the kernel's template, in the order of its source. Shared memory is asked for at the launch: each kernel's header states
-how much. Instructions are those seen in sm_{SHOWN}'s code, how often they stand there: 16-byte accesses, asynchronous
-copies to shared memory (LDGSTS), loads of matrices from there (LDSM), products on the tensor cores (HMMA).
+Registers are a thread's, by architecture; in brackets the bytes of local memory, where a kernel has any. Constants are
+the ints of the kernel's template, in the order of its source. Shared memory is asked for at the launch: each kernel's
+header states how much. Instructions are those seen in sm_{SHOWN}'s code, how often they stand there: 16-byte accesses,
+asynchronous copies to shared memory (LDGSTS), loads of matrices from there (LDSM), products on the tensor cores (HMMA).
 
 | kernel | constants | dtype | {targets} | instructions |
 |---|---|---|{"---|" * len(ARCHES)}---|

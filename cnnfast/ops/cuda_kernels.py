@@ -7,6 +7,7 @@ image's result does not depend on its neighbours.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ TAKES_TF32 = ("pointwise_conv2d", "inverted_residual")  # whose schemas end in `
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLOPS_PER_BYTE = 99  # of mma.sync on an H100: what multiplies more for each byte is left to Triton's wgmma
 OUTPUTS_OF_A_BLOCK = 64  # of inverted_residual
+SHARED_MEMORY = 99 * 1024  # bytes, of its blocks at most
 
 
 class Kernels(NamedTuple):
@@ -90,6 +92,38 @@ def _pointwise_preferred(a: dict[str, Any]) -> bool:
     return not wgmma or out_channels * channels <= FLOPS_PER_BYTE * (out_channels + channels)
 
 
+def _smallest_block(a: dict[str, Any]) -> int:
+    """Bytes of shared memory of csrc/cuda/inverted_residual's smallest block: 4 outputs, one stage of weights."""
+    x, kernel, outs = a["x"], a["dw_weight"].shape[2:], a["project_weight"].shape[0]
+    size, excites = x.element_size(), a["se_reduce_weight"] is not None
+    inputs = math.prod(
+        (outputs - 1) * stride + (k - 1) * dilation + 1
+        for outputs, k, stride, dilation in zip((1, 4), kernel, a["stride"], a["dilation"], strict=True)
+    )
+    rows = -(-inputs // 16) * 16
+    slabs = 0 if a["expand_weight"] is None else -(-x.shape[1] * size // 32)
+    warps, most = (2, 64) if outs <= 64 else (4, 192)
+    tiles = 0 if excites else -(-outs // -(-outs // most) // (8 * warps))
+    columns = 8 * warps * tiles
+    of_x = slabs * (rows * 32 + (64 if slabs == 2 else 32))
+    weights = 64 * kernel.numel() + slabs * (64 // size + 1) * 32 + (columns + tiles % 2 * 8) * 64
+    sums = 4096 // size if excites else 0
+    return max(rows * (4 + 80) + of_x + 4096 + 1024 // size + sums + weights, 64 * (columns + 8) * size)
+
+
+def _inverted_residual_refuses(a: dict[str, Any]) -> str | None:
+    x = a["x"]
+    if x.is_cuda and _capability(x.device) < (8, 0):
+        return "x must be on a device of compute capability 8.0 or more with backend 'cuda'"
+    reason = _not_float64(a)
+    if reason is None and (needed := _smallest_block(a)) > SHARED_MEMORY:
+        reason = (
+            f"x's channels, kernel, stride and dilation must fit {SHARED_MEMORY} bytes of shared memory with backend"
+            f" 'cuda', got {x.shape[1]} channels and a kernel, stride and dilation that need {needed}"
+        )
+    return reason
+
+
 def _inverted_residual_preferred(a: dict[str, Any]) -> bool:
     """Without squeeze-excite where an image is more than one block's; with it where nothing is computed twice, or bytes
     weigh more than that: halos are expanded and activated by each block that reaches them, in Triton's stages once."""
@@ -110,7 +144,7 @@ def _squeeze_excite_preferred(a: dict[str, Any]) -> bool:
 
 KERNELS = {
     "depthwise_conv2d": Kernels(_only_relu, _depthwise_preferred),
-    "inverted_residual": Kernels(_not_float64, _inverted_residual_preferred),
+    "inverted_residual": Kernels(_inverted_residual_refuses, _inverted_residual_preferred),
     "pointwise_conv2d": Kernels(_not_float64, _pointwise_preferred),
     "squeeze_excite": Kernels(_not_float64, _squeeze_excite_preferred),
 }

@@ -13,7 +13,7 @@
 
 namespace cnnfast::cuda {
 
-// Why the kernels can't take this problem; empty: they can.
+// Why the kernels can't take this problem; empty: they can. cnnfast/ops/cuda_kernels.py says the same before the call.
 template <class T>
 std::string inverted_residual_reason(const InvertedResidualShape& s) {
   if (make_plan<T>(s).bytes <= kSharedBytes) return {};

@@ -4,12 +4,27 @@ Fails when a kernel's arithmetic, indexing, halos, tails or layouts are wrong, a
 NaN), or the order of a block's threads or an image's neighbours show in the result.
 """
 
+import contextlib
+
 import numerics
 import pytest
 import torch
 from cuda_host import harness
-from cuda_host.cases.inverted_residual import DTYPES, EMPTY, EXCITED, NETWORKS, ODD, TIGHT, case, draw_case, run
+from cuda_host.cases.inverted_residual import (
+    DTYPES,
+    EMPTY,
+    EXCITED,
+    NETWORKS,
+    ODD,
+    TIGHT,
+    case,
+    draw_case,
+    positional,
+    run,
+)
 from numerics import channels_last
+
+from cnnfast.ops import cuda_kernels
 
 pytestmark = [harness.needs_toolkit, pytest.mark.usefixtures("nan_outputs", "forward_order")]
 ORDERS = (harness.FORWARD, harness.REVERSE, harness.WARPS)
@@ -132,11 +147,52 @@ def test_misaligned_and_noncontiguous_inputs(host, row):
         assert run(host, drawn, **{name: spread}).equal(wanted), name
 
 
+@pytest.mark.parametrize("excite", [False, True])
+@dtypes
+def test_python_refuses_what_the_plan_cannot_place(host, excite, dtype):
+    """On both sides of the limit, for every stage that takes shared memory."""
+    for row in (
+        case(8, 40, 16, (5, 5), excite=excite),
+        case(8, 40, 300, (5, 5), k=5, excite=excite),
+        case(8, None, 65, (9, 9), k=(2, 7), dilation=3, excite=excite),
+        case(8, None, 16, (70, 70), k=(1, 3), s=(3, 50), excite=excite),
+    ):
+        drawn = draw_case(row, torch.float32, n=0).to(lambda t: t.to(dtype))
+        names = [argument.name for argument in host.ops.inverted_residual.default._schema.arguments]
+
+        def fits(change, drawn=drawn, names=names):
+            tensors = {name: torch.empty(change(name, list(t.shape)), dtype=dtype) for name, t in drawn.tensors.items()}
+            arguments = dict(zip(names, positional(host, drawn, **tensors), strict=True))
+            refusal = cuda_kernels.refusal("inverted_residual", arguments)
+            with contextlib.nullcontext() if refusal is None else pytest.raises(RuntimeError, match="don't fit"):
+                host.ops.inverted_residual(*arguments.values())
+            return refusal is None
+
+        def channels(count):
+            def change(name, shape):
+                if name in ("x", "expand_weight"):
+                    shape[1] = count
+                return shape
+
+            return change
+
+        def taps(count):
+            return lambda name, shape: [*shape[:2], shape[2], count] if name == "dw_weight" else shape
+
+        grows = channels if row["e"] else taps
+        few, many = 1, 4000
+        assert fits(grows(few)) and not fits(grows(many))
+        while many - few > 1:  # where it changes, both have to change
+            middle = (few + many) // 2
+            few, many = (middle, many) if fits(grows(middle)) else (few, middle)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(dtype=torch.float64), "x's dtype has to be float32, bfloat16 or float16"),
         (dict(c=4096), "don't fit the 101376 bytes of shared memory"),
+        (dict(size=(3, 1), stride=(1, 2**28)), "don't fit the 101376 bytes of shared memory"),
     ],
 )
 def test_what_it_can_not_take(host, change, message):

@@ -50,6 +50,7 @@ CASES = [
     case(16, 72, 72, (17, 13), s=2, activation="relu6"),
     case(16, 40, 24, (9, 9), k=5, excite=True, activation="silu"),
     case(5, None, 13, (9, 7), activation="relu"),
+    case(8, None, 160, (6, 6), n=1),  # y on its way where d and weights were
     case(400, 72, 160, (6, 6), n=1),  # weights of one stage
 ]
 

@@ -1,4 +1,5 @@
-"""inverted_residual on a GPU against the reference on the same GPU in float64, float32 by IEEE multiplications.
+"""inverted_residual on a GPU, by both backends, against the reference on the same GPU in float64, float32 by IEEE
+multiplications.
 
 Fails if an element is wrong or unwritten, by one kernel or by a kernel a stage, a kernel runs on another stream or
 device than PyTorch's current one, can't be captured, compiled or exported, addresses beyond 2^31 elements wrongly, or
@@ -14,9 +15,10 @@ import torch
 from gpu import calls
 from gpu.calls import DEVICE, require, run
 from numerics import float32_by, fresh_generator
-from op_cases import DTYPES, all_pairs, identifier
+from op_cases import DTYPES, all_pairs, arguments_of, identifier
 
 import cnnfast
+from cnnfast.ops import cuda_kernels
 
 pytestmark = pytest.mark.gpu
 WAYS = ("fused", "apart")
@@ -66,16 +68,19 @@ def away_from_kinks(generator, **row):
     return calls.away_from_kinks("inverted_residual", generator, **row)
 
 
-@pytest.fixture
-def backend():
-    require("inverted_residual", "triton")
+@pytest.fixture(params=("triton", "cuda"))
+def backend(request):
+    """Gradients are Triton's in both cases."""
+    require("inverted_residual", request.param)
     with float32_by("ieee"):
-        yield "triton"
+        yield request.param
 
 
 @pytest.fixture(params=WAYS)
-def way(request):
-    """One kernel (with squeeze-excite two passes), or a kernel a stage, whatever the rule says."""
+def way(request, backend):
+    """One kernel (with squeeze-excite two passes), or a kernel a stage, whatever Triton's rule says."""
+    if backend == "cuda" and request.param == "apart":
+        pytest.skip("the C++ kernels have one way")
     with forced(request.param):
         yield request.param
 
@@ -86,12 +91,33 @@ def forced(way):
     return mock.patch.multiple(kernels, fusion_pays=answer, recompute_pays=answer)
 
 
+def refused(case, backend):
+    """float64 and what doesn't fit shared memory by the C++ kernels, in one sentence."""
+    if backend != "cuda":
+        return False
+    schema = torch.ops.cnnfast.inverted_residual.default
+    names = [argument.name for argument in schema._schema.arguments]
+    refusal = cuda_kernels.refusal(
+        "inverted_residual", dict(zip(names, arguments_of(schema, case.tensors, case.options), strict=False))
+    )
+    if refusal is not None:
+        with pytest.raises(ValueError, match="with backend 'cuda'"):
+            run(case, backend)
+    return refusal is not None
+
+
 def check(case, backend):
-    """Rounded are e, d and, where there is squeeze-excite, d times its gates."""
-    case.check(run(case, backend), rounded=2 + ("se_reduce_weight" in case.tensors))
+    """Rounded are e, d and, where there is squeeze-excite, d times its gates; by C++ the gates, too."""
+    if refused(case, backend):
+        return
+    excites = "se_reduce_weight" in case.tensors
+    case.check(run(case, backend), rounded=2 + excites * (2 if backend == "cuda" else 1))
 
 
 def check_gradients(case, generator, backend):
+    if refused(case, backend):
+        return
+
     def terms(case, shape):
         images, pixels = max(shape[0], 1), max(shape[2] * shape[3], case.x.shape[2] * case.x.shape[3])
         return dict.fromkeys(case.tensors, images * pixels + case.terms + shape[1])

@@ -21,12 +21,13 @@ struct InvertedResidualShape {
   __host__ __device__ bool projects() const { return out_channels > 0; }
 
   __host__ __device__ int taps() const { return kernel_h * kernel_w; }
-  // Inputs that so many neighbouring outputs reach.
-  __host__ __device__ int in_rows(int rows) const { return (rows - 1) * stride_h + (kernel_h - 1) * dilation_h + 1; }
-  __host__ __device__ int in_columns(int columns) const {
-    return (columns - 1) * stride_w + (kernel_w - 1) * dilation_w + 1;
-  }
 };
+
+// Inputs of an axis that so many neighbouring outputs reach; more than fit any shared memory are as good as 2^15.
+inline int inputs_reached(int outputs, int stride, int kernel, int dilation) {
+  const int64_t count = static_cast<int64_t>(outputs - 1) * stride + static_cast<int64_t>(kernel - 1) * dilation + 1;
+  return static_cast<int>(count < 1 << 15 ? count : 1 << 15);
+}
 
 constexpr int kBlockThreads = 256;
 constexpr int kBlockWarps = 8;
@@ -91,8 +92,8 @@ InvertedResidualPlan lay_out(const InvertedResidualShape& s, int tile_h, int til
   InvertedResidualPlan p{};
   p.tile_h = tile_h;
   p.tile_w = tile_w;
-  p.in_h = s.in_rows(tile_h);
-  p.in_w = s.in_columns(tile_w);
+  p.in_h = inputs_reached(tile_h, s.stride_h, s.kernel_h, s.dilation_h);
+  p.in_w = inputs_reached(tile_w, s.stride_w, s.kernel_w, s.dilation_w);
   p.tiles_h = ceil_div(s.out_height, tile_h);
   p.tiles_w = ceil_div(s.out_width, tile_w);
   const bool few = s.out_channels <= kFewColumns;

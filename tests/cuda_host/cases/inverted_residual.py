@@ -31,13 +31,18 @@ def draw_case(row, dtype, **more):
     return drawn
 
 
-def run(host, drawn: Case, tf32=False, **changes):
+def positional(host, drawn: Case, tf32=False, **changes):
+    """The op's arguments, of which a case has all but tf32."""
     schema = host.ops.inverted_residual.default
     arguments = list(arguments_of(schema, drawn.tensors | changes | {"tf32": tf32}, drawn.options))
     if drawn.options["padding"] != "same":
         names = [argument.name for argument in schema._schema.arguments]
         arguments[names.index("padding")] = list(edges(drawn.options["padding"]))
-    return host.ops.inverted_residual(*arguments)
+    return arguments
+
+
+def run(host, drawn: Case, tf32=False, **changes):
+    return host.ops.inverted_residual(*positional(host, drawn, tf32, **changes))
 
 
 # Blocks of MobileNetV2 and EfficientNet, smaller: several tiles, chunks and ends of both.
