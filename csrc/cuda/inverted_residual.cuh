@@ -156,8 +156,9 @@ bool takes_one_pass(const InvertedResidualArguments<T>& a, const ExciteArguments
   if (!has_clusters() || empty(a.shape) || !vectorized(projection<T, tf32>(a, excite))) return false;
   bool known_window = false;
   with_window(a.shape, [&]<int K, int S>() { known_window = K > 0; });
+  if (!known_window) return false;
   const OnePassPlan p = make_one_pass_plan(a.shape, excite);
-  return known_window && p.bytes <= kClusterSharedBytes && a.shape.batch * p.ranks <= p.blocks() * multiprocessors();
+  return p.bytes <= kClusterSharedBytes && a.shape.batch * p.ranks <= p.blocks() * multiprocessors();
 }
 
 // With squeeze-excite in one launch, where it fits: a.d, the gates and the workspace aren't needed.

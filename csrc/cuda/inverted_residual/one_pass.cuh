@@ -151,7 +151,7 @@ __device__ inline void excite(unsigned char* shared, const GateArguments<T>& g, 
   const int first_row = min(rank * p.hidden_rows, g.squeezed), end_row = min(first_row + p.hidden_rows, g.squeezed);
   for (int begin = 0; begin < g.channels; begin += p.slice)
     for_rows(first_row, end_row, p.reduce.lanes, [&](const Rows& rows) {
-      float sum[GateTraits::kRows][1] = {};
+      float sum[kProductRows][1] = {};
       if (!p.sliced) begin_with<T>(sum, g.reduce_bias, rows, p.reduce.lanes);
       multiply(sum, g.reduce_weight, g.channels, rows, begin, min(p.slice, g.channels - begin), p.reduce,
                values + begin / p.slice * pitch, pitch);
@@ -173,7 +173,7 @@ __device__ inline void excite(unsigned char* shared, const GateArguments<T>& g, 
 
   const int first = min(rank * rank_channels, g.channels), end = min(first + rank_channels, g.channels);
   for_rows(first, end, p.expand.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][1];
+    float sum[kProductRows][1];
     begin_with<T>(sum, g.expand_bias, rows, p.expand.lanes);
     multiply(sum, g.expand_weight, g.squeezed, rows, 0, g.squeezed, p.expand, all_hidden, hidden_pitch);
     finish(sum, rows, p.expand.lanes, [&](int row, int, float z) { shared_store(gates, row - first, z); });

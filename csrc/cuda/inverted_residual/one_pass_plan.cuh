@@ -68,11 +68,15 @@ OnePassPlan make_one_pass_plan(const InvertedResidualShape& s, const GateArgumen
 
   InvertedResidualPlan& i = p.image;
   i = tile;
-  i.in_h = max(s.in_rows(tile.tiles_h * tile.tile_h), s.pad_top + s.height);
-  i.in_w = max(s.in_columns(ceil_div(s.out_width, kStripOutputs) * kStripOutputs), s.pad_left + s.width);
+  const auto rows_reached = [&](int rows) { return inputs_reached(rows, s.stride_h, s.kernel_h, s.dilation_h); };
+  const auto columns_reached = [&](int columns) {
+    return inputs_reached(columns, s.stride_w, s.kernel_w, s.dilation_w);
+  };
+  i.in_h = max(rows_reached(tile.tiles_h * tile.tile_h), s.pad_top + s.height);
+  i.in_w = max(columns_reached(ceil_div(s.out_width, kStripOutputs) * kStripOutputs), s.pad_left + s.width);
   if (s.stride_w == 2) i.in_w |= 1;  // so that StripPlace's neighbours lie in different banks
   // Strips beyond the last column read on, from the next row on, for outputs that there aren't.
-  const int beyond = max(s.in_columns(tile.tiles_w * tile.tile_w) - i.in_w, 0);
+  const int beyond = max(columns_reached(tile.tiles_w * tile.tile_w) - i.in_w, 0);
   i.out_columns = 0;
   const int rows = static_cast<int>(ceil_div<int64_t>(pixels, 16)) * 16;  // whole fragments
   i.x_slab = rows * kSlab<T> + (i.slabs == 2 ? 2 * kSlab<T> : kSlab<T>);
