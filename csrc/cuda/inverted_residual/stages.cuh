@@ -221,11 +221,12 @@ struct ToTile {
 template <class T, Multiply kMultiply, class To>
 __device__ inline void expand(T* e, const T* x, const T* weight, const float* bias, int inputs,
                               const InvertedResidualPlan& p, int activation, To to) {
+  constexpr int kUnrolled = kMultiply == Multiply::fma ? 1 : 2;  // FMA takes more registers
   const int warp = threadIdx.x / 32;
   for (int first = warp * 16; first < inputs; first += kBlockWarps * 16) {
     WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
     product.clear();
-#pragma unroll 2
+#pragma unroll kUnrolled
     for (int slab = 0; slab < p.slabs; ++slab)
       product.multiply_add(x + slab * p.x_slab, first, weight + slab * p.weight_slab, 0);
     float shift[kChunk<T> / 4];
