@@ -1,4 +1,4 @@
-"""docs/kernels.md: what every Triton kernel takes on every target, compiled ahead of time (no GPU needed).
+"""docs/kernels.md's first half: what every Triton kernel takes on every target, compiled ahead of time (no GPU).
 
     python tests/kernels_table.py            writes it
     python tests/kernels_table.py --check    compares; exit code 1 if the file is out of date
@@ -15,10 +15,10 @@ import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ahead_of_time
+import kernels_file
 import torch
 import triton
 import triton.language as tl
@@ -28,8 +28,7 @@ from triton.runtime.jit import JITCallable
 
 from cnnfast.bench.launches import Launch, modules, recording
 
-ROOT = Path(__file__).parents[1]
-FILE = ROOT / "docs/kernels.md"
+TITLE = kernels_file.TITLES[0]
 TILE = ("STRIPS", "BLOCK_H", "BLOCK_W", "BLOCK_S", "BLOCK_P", "BLOCK_K", "BLOCK_E", "BLOCK_C")
 
 
@@ -147,7 +146,7 @@ def table() -> tuple[str, list[str]]:
             print(line, *objected, sep="\n", file=sys.stderr)
     targets = " | ".join(TARGETS)
     return (
-        f"""# Triton kernels, compiled ahead of time
+        f"""{TITLE}
 
 Made by `python tests/kernels_table.py` with Triton {triton.__version__} (sources {digest()}); nothing here needed a
 GPU. Registers are a thread's (gfx942: vector registers a lane), on every target; shared memory is the most of any
@@ -166,7 +165,7 @@ shape. Cases are op, filter / stride and dtype, channels_last unless they say NC
 
 def made_with() -> tuple[str, str]:
     """(version of Triton, digest of the sources) that the file states."""
-    return re.search(r"with Triton (\S+) \(sources (\w+)\)", FILE.read_text(encoding="utf-8")).groups()
+    return re.search(r"with Triton (\S+) \(sources (\w+)\)", kernels_file.halves()[TITLE]).groups()
 
 
 def main() -> int:
@@ -175,9 +174,8 @@ def main() -> int:
     check = parser.parse_args().check
     text, wrong = table()
     if not check:
-        FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(text, encoding="utf-8")
-    elif made_with()[0] == triton.__version__ and text != FILE.read_text(encoding="utf-8"):
+        kernels_file.write(text)
+    elif made_with()[0] == triton.__version__ and text != kernels_file.halves()[TITLE]:
         wrong.append("docs/kernels.md is out of date: run python tests/kernels_table.py")
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0

@@ -154,6 +154,8 @@ Tensor inverted_residual_op(const Tensor& x_any, const Maybe& expand_weight, con
     excite.expand_bias = excitation->bias_parameter();
     excite.activation = static_cast<int>(se_activation);
     excite.gate_activation = static_cast<int>(gate_activation);
+    if (takes_one_pass<T, by_tf32>(a, excite))
+      return inverted_residual_one_pass<T, by_tf32>(a, excite, current_stream(x));
     const Tensor d = empty_like(x, {s.batch, expanded, s.out_height, s.out_width}, MemoryFormat::ChannelsLast);
     const Tensor gates = empty_1d(x, s.batch * expanded, x.scalar_type());
     const Tensor workspace = empty_1d(x, inverted_residual_workspace(s, excite), ScalarType::Float);

@@ -3,9 +3,10 @@
 //
 // Without squeeze-excite one launch (inverted_residual/fused.cuh). With it three, four where E R > 32,768: d and its sums
 // (inverted_residual/squeeze.cuh), the gates (squeeze_excite/gate.cuh), the projection (pointwise_conv2d/forward.cuh), which
-// multiplies d by them. Rounded to x's dtype are e and d, with squeeze-excite the gates and d times these, too.
+// multiplies d by them; or, with the same bits, one (inverted_residual/one_pass.cuh). Rounded to x's dtype are e and d, with squeeze-excite the gates and d times these, too.
 #pragma once
 #include "inverted_residual/fused.cuh"
+#include "inverted_residual/one_pass.cuh"
 #include "inverted_residual/squeeze.cuh"
 #include "pointwise_conv2d.cuh"
 #include "squeeze_excite/gate.cuh"
@@ -114,28 +115,62 @@ void inverted_residual_squeeze(InvertedResidualArguments<T> a, cudaStream_t stre
   with_window(a.shape, [&]<int K, int S>() { launch_inverted_residual_squeeze<T, tf32, K, S>(a, p, stream); });
 }
 
-// With squeeze-excite: a.d is needed, too.
+template <class T, bool tf32>
+PointwiseArguments<T> projection(const InvertedResidualArguments<T>& a, const ExciteArguments<T>& excite) {
+  const InvertedResidualShape& s = a.shape;
+  PointwiseArguments<T> p;
+  p.x = a.d;
+  p.weight = a.project_weight;
+  p.bias = a.project_bias.data;
+  p.bias_float32 = a.project_bias.float32;
+  p.gate = excite.gates;
+  p.residual = a.residual;
+  p.y = a.y;
+  p.shape = {s.batch, s.expanded, s.out_channels, s.out_height, s.out_width, s.out_height, s.out_width, 1, 1};
+  p.tf32 = tf32;
+  return p;
+}
+
+// With squeeze-excite in several launches: a.d is needed, too.
 template <class T, bool tf32>
 void inverted_residual_excited(InvertedResidualArguments<T> a, const ExciteArguments<T>& excite, cudaStream_t stream) {
-  const InvertedResidualShape s = a.shape;
-  if (empty(s)) return;
-  GateArguments<T> gate = gate_arguments(s, excite);
+  if (empty(a.shape)) return;
+  GateArguments<T> gate = gate_arguments(a.shape, excite);
   gate.partial = a.partial = excite.workspace;
   gate.hidden = excite.workspace + gate.batch * gate.chunks * gate.channels;
   inverted_residual_squeeze<T, tf32>(a, stream);
   launch_gates(gate, stream);
-
-  PointwiseArguments<T> project;
-  project.x = a.d;
-  project.weight = a.project_weight;
-  project.bias = a.project_bias.data;
-  project.bias_float32 = a.project_bias.float32;
-  project.gate = excite.gates;
-  project.residual = a.residual;
-  project.y = a.y;
-  project.shape = {s.batch, s.expanded, s.out_channels, s.out_height, s.out_width, s.out_height, s.out_width, 1, 1};
-  project.tf32 = tf32;
+  const PointwiseArguments<T> project = projection<T, tf32>(a, excite);
   vectorized(project) ? launch_forward<T, tf32, true>(project, stream) : launch_forward_generic(project, stream);
+}
+
+template <class T>
+OnePassPlan make_one_pass_plan(const InvertedResidualShape& s, const ExciteArguments<T>& excite) {
+  return make_one_pass_plan(s, gate_arguments(s, excite), make_plan<T>(squeeze_shape(s)));
+}
+
+// Whether one launch takes this problem, and gives the bits that several give: if they project on tensor cores, too. With
+// these bits, the batch may decide which it is.
+template <class T, bool tf32>
+bool takes_one_pass(const InvertedResidualArguments<T>& a, const ExciteArguments<T>& excite) {
+  if (!has_clusters() || empty(a.shape) || !vectorized(projection<T, tf32>(a, excite))) return false;
+  bool known_window = false;
+  with_window(a.shape, [&]<int K, int S>() { known_window = K > 0; });
+  if (!known_window) return false;
+  const OnePassPlan p = make_one_pass_plan(a.shape, excite);
+  return p.bytes <= kClusterSharedBytes && a.shape.batch * p.ranks <= p.blocks() * multiprocessors();
+}
+
+// With squeeze-excite in one launch, where it fits: a.d, the gates and the workspace aren't needed.
+template <class T, bool tf32>
+void inverted_residual_one_pass(InvertedResidualArguments<T> a, const ExciteArguments<T>& excite, cudaStream_t stream) {
+  const InvertedResidualShape s = a.shape;
+  prepare(a, squeeze_shape(s));
+  a.shape = s;
+  const OnePassPlan p = make_one_pass_plan(s, excite);
+  with_window(s, [&]<int K, int S>() {
+    if constexpr (K > 0) launch_inverted_residual_one_pass<T, tf32, K, S>(a, gate_arguments(s, excite), p, stream);
+  });
 }
 
 }  // namespace cnnfast::cuda

@@ -18,7 +18,7 @@
 
 namespace host {
 
-enum class Space : uint8_t { global, shared };
+enum class Space : uint8_t { global, shared, cluster };  // cluster: another block's shared memory
 enum class Access : uint8_t { load, store };
 
 using Site = std::source_location;  // of the wrapper's call
@@ -43,7 +43,7 @@ struct AccessLog {
   }
 };
 
-// Requests of one kind: to one buffer of global memory, or to shared memory.
+// Requests of one kind: to one buffer of global memory, to shared memory, or to that of the cluster's blocks.
 struct Counts {
   int64_t requests = 0;        // of warps, with at least one active lane
   int64_t bytes = 0;           // asked for by all lanes
@@ -86,7 +86,7 @@ struct KernelCounters {
 
   // Takes the logs of a block's threads, which it empties.
   template <class Threads>
-  void add_block(Threads& threads, const void* shared) {
+  void add_block(Threads threads, const void* shared) {
     std::map<std::string, std::set<uintptr_t>> in_block;
     for (size_t first = 0; first < threads.size(); first += 32) {
       std::map<std::pair<std::pair<const char*, uint64_t>, uint32_t>, std::vector<std::pair<int, Record>>> requests;
@@ -109,6 +109,7 @@ struct KernelCounters {
   static std::string kind(const Record& record) {
     const std::string access = record.access == Access::load ? "load " : "store ";
     if (record.space == Space::shared) return access + "shared";
+    if (record.space == Space::cluster) return access + "cluster";
     for (const Buffer& b : buffers)
       if (record.address >= b.begin && record.address < b.end) return access + b.name;
     return access + "unnamed";
@@ -121,7 +122,7 @@ struct KernelCounters {
     Counts& c = counts[name];
     c.requests += 1;
     c.bytes += static_cast<int64_t>(lanes.size()) * one.size;
-    if (one.space == Space::global) {
+    if (one.space != Space::shared) {
       std::set<uintptr_t> sectors;
       for (const auto& [lane, r] : lanes)
         for (uintptr_t s = r.address / 32; s <= (r.address + r.size - 1) / 32; ++s) sectors.insert(s);

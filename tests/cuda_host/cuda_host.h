@@ -6,8 +6,9 @@
 //   forward   one CUDA thread at a time up to its next barrier, in order of threadIdx: repeatable, and fast
 //   reverse   the same from the last to the first: what differs from forward is a race
 //   warps     each warp as far as it gets before the next one moves
-// Blocks run one after another (so a kernel must not wait for another block). Shared memory is NaN-filled for each block
-// and exactly as large as the launch asked for. Accesses through device.cuh's wrappers are counted (counters.h).
+// Blocks run one after another (so a kernel must not wait for another block), but those of a cluster together. Shared
+// memory is exactly as large as the launch asked for, and NaN-filled before a block begins and once it has ended: others of
+// its cluster must not read it then. Accesses through device.cuh's wrappers are counted (counters.h).
 #pragma once
 #define CNNFAST_CUDA_HOST 1
 
@@ -43,10 +44,10 @@
 #define __host__
 #define __launch_bounds__(...)
 #define threadIdx (::host::thread().index)
-#define blockIdx (::host::block.index)
-#define blockDim (::host::block.dim)
-#define gridDim (::host::block.grid)
-#define CNNFAST_SHARED(type, name) type* const name = reinterpret_cast<type*>(::host::block.shared.get())
+#define blockIdx (::host::block().index)
+#define blockDim (::host::block_dim)
+#define gridDim (::host::grid_dim)
+#define CNNFAST_SHARED(type, name) type* const name = reinterpret_cast<type*>(::host::block().shared.get())
 
 using std::max;
 using std::min;
@@ -128,12 +129,33 @@ inline int multiprocessors() { return host::settings.multiprocessors; }
 
 inline void fail() { host::trapped = true; }
 
+inline bool has_clusters() { return host::settings.clusters; }
+constexpr bool targets_clusters() { return true; }
+inline int cluster_rank() { return host::thread().rank; }
+inline void cluster_barrier() { host::cluster_barrier(); }
+
+template <class V, class T>
+V cluster_load(const T* p, int offset, int rank, host::Site site = host::Site::current()) {
+  const char* const here = host::block().shared.get();
+  const char* const there = host::cluster->blocks[rank]->shared.get();
+  const char* const from = there + (reinterpret_cast<const char*>(p + offset) - here);
+  host::count_access(host::Space::cluster, host::Access::load, from, sizeof(V), site);
+  return *reinterpret_cast<const V*>(from);
+}
+
 // As device.cuh's launch, with the limits of the hardware; the kernel runs at once.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t,
             const std::type_identity_t<Parameters>&... arguments) {
   host::check_launch(name, grid, block, shared_bytes);
   host::run(name, grid, block, shared_bytes, [&] { kernel(arguments...); });
+}
+
+template <class... Parameters>
+void launch_clusters(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int cluster_size,
+                     int shared_bytes, cudaStream_t, const std::type_identity_t<Parameters>&... arguments) {
+  host::check_launch(name, grid, block, shared_bytes, cluster_size);
+  host::run(name, grid, block, shared_bytes, [&] { kernel(arguments...); }, cluster_size);
 }
 
 }  // namespace cnnfast::cuda

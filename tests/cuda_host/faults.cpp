@@ -7,7 +7,7 @@
 #include <map>
 #include <string_view>
 
-#include "cuda/device.cuh"
+#include "cuda/cluster.cuh"
 
 using namespace cnnfast::cuda;
 
@@ -60,6 +60,18 @@ __global__ void sum(const float* x, float* y) {
   if (threadIdx.x % 32 == 0) atomicAdd(y, value);
 }
 
+// y[i] = x[end - i]: each block of a cluster of two has half of x, and reads the other's.
+template <bool with_barrier>
+__global__ void reverse_in_cluster(const float* x, float* y) {
+  CNNFAST_SHARED(float, tile);
+  const int half = kThreads / 2, i = threadIdx.x % half, rank = cluster_rank();
+  if (static_cast<int>(threadIdx.x) < half) shared_store(tile, i, global_load<float>(x, rank * half + i));
+  if (with_barrier) cluster_barrier();
+  if (static_cast<int>(threadIdx.x) < half)
+    global_store(y, rank * half + i, cluster_load<float>(tile, half - 1 - i, 1 - rank));
+  cluster_barrier();  // a block's shared memory is there until both have read
+}
+
 // Half of the threads leave before a barrier that the others wait at.
 __global__ void deadlock(const float* x, float* y) {
   if (threadIdx.x < 32) return;
@@ -81,6 +93,8 @@ int main(int argc, char** argv) {
       {"no_bank_conflict", columns<33>},
       {"sum", sum},
       {"deadlock", deadlock},
+      {"reverse_in_cluster", reverse_in_cluster<true>},
+      {"missing_cluster_barrier", reverse_in_cluster<false>},
   };
   host::settings.order = static_cast<host::Order>(std::atoi(argv[2]));
   const std::string_view name = argv[1];
@@ -91,7 +105,10 @@ int main(int argc, char** argv) {
   host::name_buffer("x", x, kThreads * 4);
   host::name_buffer("y", y, kThreads * 4);
   host::counting = host::settings.order != host::Order::threads;
-  launch(argv[1], kernels.at(name), dim3(1), dim3(kThreads), shared_bytes, nullptr, x, y);
+  if (name.find("cluster") != name.npos)
+    launch_clusters(argv[1], kernels.at(name), dim3(2), dim3(kThreads), 2, shared_bytes, nullptr, x, y);
+  else
+    launch(argv[1], kernels.at(name), dim3(1), dim3(kThreads), shared_bytes, nullptr, x, y);
   for (int i = 0; i < kThreads; ++i) std::printf("%g ", y[i]);
   std::printf("\n%s\n", host::counters_json().c_str());
   std::free(x);

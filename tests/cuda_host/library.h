@@ -27,6 +27,7 @@ extern "C" {
 const char* host_promises();
 
 void host_set_order(int order) { host::settings.order = static_cast<host::Order>(order); }
+void host_set_clusters(bool there) { host::settings.clusters = there; }
 void host_set_multiprocessors(int count) { host::settings.multiprocessors = count; }
 void host_only_block_from_end(int64_t block) { host::settings.only_block_from_end = block; }
 void host_start_counting() {

@@ -32,6 +32,7 @@ def fault(name, order):
         ("asan", "write_past_output", "heap-buffer-overflow"),
         ("asan", "misaligned", "misaligned address"),
         ("tsan", "missing_barrier", "data race"),
+        ("tsan", "missing_cluster_barrier", "data race"),
     ],
 )
 def test_planted_fault_is_found(sanitizer, name, found):
@@ -40,15 +41,18 @@ def test_planted_fault_is_found(sanitizer, name, found):
 
 
 @pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
-@pytest.mark.parametrize("name", ["reverse", "coalesced", "sum"])
+@pytest.mark.parametrize("name", ["reverse", "reverse_in_cluster", "coalesced", "sum"])
 def test_sound_kernel_passes(sanitizer, name):
     done = execute(sanitizer, name, harness.THREADS)
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def test_missing_barrier_shows_in_the_order_of_threads():
-    assert fault("reverse", harness.FORWARD)[0] == fault("reverse", harness.REVERSE)[0]
-    assert fault("missing_barrier", harness.FORWARD)[0] != fault("missing_barrier", harness.REVERSE)[0]
+@pytest.mark.parametrize(
+    "sound, faulty", [("reverse", "missing_barrier"), ("reverse_in_cluster", "missing_cluster_barrier")]
+)
+def test_missing_barrier_shows_in_the_order_of_threads(sound, faulty):
+    assert fault(sound, harness.FORWARD)[0] == fault(sound, harness.REVERSE)[0] == [str(63 - i) for i in range(64)]
+    assert fault(faulty, harness.FORWARD)[0] != fault(faulty, harness.REVERSE)[0]
 
 
 @pytest.mark.parametrize("order", [harness.THREADS, harness.FORWARD, harness.REVERSE])
@@ -64,6 +68,11 @@ def test_deadlock_is_an_error():
 def test_strided_access_costs_sectors():
     assert fault("coalesced", harness.FORWARD)[1]["load x"]["sectors"] == 8  # 256 bytes
     assert fault("strided", harness.FORWARD)[1]["load x"]["sectors"] == 16  # the same 8, twice in each of two warps
+
+
+def test_reads_of_other_blocks_are_counted():
+    counts = fault("reverse_in_cluster", harness.FORWARD)[1]["load cluster"]
+    assert (counts["requests"], counts["bytes"], counts["sectors"]) == (2, 256, 8)
 
 
 def test_bank_conflicts_are_counted():

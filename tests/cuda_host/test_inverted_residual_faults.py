@@ -26,7 +26,7 @@ WRONG = {
     "biases of the first chunk": (CHUNKS, "next_bias = load_bias(a, next)", "next_bias = load_bias(a, 0)"),
     "halo off by a row": (STAGES, "top = place.row * s.stride_h - s.pad_top", "top = place.row * s.stride_h"),
     "halo off by a column": (STAGES, "left + column < s.width", "left + column <= s.width"),
-    "padding is activation(bias)": (STAGES, "inside ? v[2 * j] : 0.0f", "v[2 * j]"),
+    "padding is activation(bias)": (STAGES, "place.inside ? v[2 * j] : 0.0f", "v[2 * j]"),
     "another chunk's rows": (STAGES, "static_cast<int64_t>(first + row) * s.channels", "int64_t{row} * s.channels"),
     "another chunk's columns": (STAGES, "* s.expanded + first + piece * kVec<T>", "* s.expanded + piece * kVec<T>"),
     "no end of the chunk": (STAGES, "row < channels ? count - piece * kVec<T> : 0", "row < channels ? kVec<T> : 0"),
@@ -37,7 +37,7 @@ WRONG = {
     "no bias": (STAGES, "[2 * half] + bias[0]", "[2 * half]"),
     "another image": (STAGES, "(place.image * s.height +", "("),
     "sums of outputs beyond the image": (STAGES, "o < outputs ? sum", "o <= outputs ? sum"),
-    "half of the strips' sums": (SQUEEZE, "strip < kStrips; ++strip", "strip < kStrips / 2; ++strip"),
+    "half of the strips' sums": (STAGES, "strip < kStrips; ++strip", "strip < kStrips / 2; ++strip"),
     "another tile's sums": (SQUEEZE, "static_cast<int64_t>(blockIdx.x) * a", "static_cast<int64_t>(0) * a"),
 }
 OUT_OF_BOUNDS = {

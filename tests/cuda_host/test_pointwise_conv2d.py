@@ -101,6 +101,7 @@ def test_nan_and_inf(host, c, activation, dtype):
     tensors = tensors_of(case_, dtype, fresh_generator())
     for value, at in ((torch.nan, (0, 0, 2, 3)), (torch.inf, (0, 1, 3, 3)), (-torch.inf, (1, 0, 1, 1))):
         tensors["x"][at] = value
+    tensors["weight"][1, 0] = torch.nan
     y = run(host, case_, **tensors)
     wanted = reference.pointwise_conv2d(**tensors, **options_of(case_))
     assert y.isnan().any() and y.isnan().equal(wanted.isnan())

@@ -15,11 +15,12 @@ from numerics import fresh_generator
 pytestmark = [harness.needs_toolkit, pytest.mark.slow, pytest.mark.usefixtures("nan_outputs")]
 OP = "pointwise_conv2d"
 FORWARD = "pointwise_conv2d/forward.cuh"
+OUTPUT = "pointwise_conv2d/output.cuh"
 TILE = "matrix.cuh"
 WRONG = {
     "no barrier before a slice": (FORWARD, "__syncthreads();               // everyone's", "//"),
     "no barrier before the output": (FORWARD, "__syncthreads();  // the sums go", "//"),
-    "no warp barrier in the output": (FORWARD, "      __syncwarp();\n      // The curves", "      // The curves"),
+    "no warp barrier in the output": (OUTPUT, "      __syncwarp();\n      // The curves", "      // The curves"),
     "one slice too few waited for": (FORWARD, "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>"),
     "one slice too many under way": (
         FORWARD,
@@ -29,8 +30,9 @@ WRONG = {
     "no end of x's rows": (FORWARD, "inside && x_at[i] >= 0", "x_at[i] >= 0"),
     "no end of the weight's rows": (FORWARD, "inside && i < rows_of_weight", "i < rows_of_weight"),
     "another image's gate": (FORWARD, "gate_at = static_cast<int64_t>(image) * a.shape.channels + c", "gate_at = c"),
-    "no bias": (FORWARD, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
-    "no residual": (FORWARD, "a.residual && valid(begin, pass)", "false"),
+    "no bias": (OUTPUT, "four.v[k] + bias[i + k] + widen", "four.v[k] + widen"),
+    "no residual": (OUTPUT, "a.residual && valid(begin, pass)", "false"),
+    "slices from the second on": (FORWARD, "c = slice * Tile::kDepth;", "c = (slice + 1) * Tile::kDepth;"),
     "another half of k": (TILE, "piece + matrix % 2)", "piece + 1 - matrix % 2)"),
     "sums of another row": (TILE, "e / 2 * 8;", "(1 - e / 2) * 8;"),
     "no stride": ("pointwise_conv2d/common.cuh", "column * stride_w", "column"),
@@ -38,12 +40,12 @@ WRONG = {
 OUT_OF_BOUNDS = {
     "no end of x": (FORWARD, "row < rows ? a.shape", "true ? a.shape"),
     "no end of the weight": (FORWARD, "inside && i < rows_of_weight", "inside"),
-    "no end of y": (FORWARD, "return inside && row(begin, pass) < rows", "return inside"),
-    "no end of y's channels": (FORWARD, "inside = column < a.shape.out_channels", "inside = true"),
+    "no end of y": (OUTPUT, "return inside && row(begin, pass) < rows", "return inside"),
+    "no end of y's channels": (OUTPUT, "inside = column < a.shape.out_channels", "inside = true"),
 }
 CONFLICTING = {
-    "rows of sums that share banks": (FORWARD, "lane / 8 + lane / 4 % 2 * 4", "lane / 4"),
-    "sums in plain order": (FORWARD, "(row % 4 * 2 + row / 4 % 2)", "0"),
+    "rows of sums that share banks": (OUTPUT, "lane / 8 + lane / 4 % 2 * 4", "lane / 4"),
+    "sums in plain order": (OUTPUT, "(row % 4 * 2 + row / 4 % 2)", "0"),
     "operands in plain order": (TILE, "(piece ^ row / (8 / kSwapped) % kSwapped)", "piece"),
 }
 CASES = [
@@ -54,12 +56,16 @@ CASES = [
 
 
 def check_all(host):
-    """Bounds of the reference, pixels of NaN and infinity among the others, the order of threads."""
+    """Bounds of the reference, NaN and infinity among the other pixels and weights, the order of threads."""
     generator = fresh_generator()
     for dtype in (torch.bfloat16, torch.float32):
         for case_ in CASES:
             tensors = tensors_of(case_, dtype, generator)
-            tensors["x"][0, 1, 2, 4], tensors["x"][1, 3, 4, 2] = torch.nan, torch.inf
+            tensors["x"][0, 1, 2, 4], tensors["x"][1, 3, 4, 2], tensors["weight"][1, 0] = (
+                torch.nan,
+                torch.inf,
+                torch.nan,
+            )
             results = []
             for order in (harness.FORWARD, harness.REVERSE, harness.WARPS):
                 host.order(order)

@@ -56,8 +56,8 @@ __device__ inline void for_each_chunk(const BlockMemory<T>& m, const InvertedRes
       cp_async_commit();
     }
     if (s.expands) {
-      expand<T, kMultiply>(m.e, m.x, reinterpret_cast<const T*>(weights + p.expand), bias, m.positions, p,
-                           a.activation);
+      expand<T, kMultiply>(m.e, m.x, reinterpret_cast<const T*>(weights + p.expand), bias, p.in_pixels(), p,
+                           a.activation, ToTile{m.positions});
       __syncthreads();  // e is there
     }
     depthwise<T, K, S, kSums>(m.d, m.sums, m.e, reinterpret_cast<const T*>(weights), bias + kChunk<T>, s, p, place,

@@ -26,10 +26,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
                OutputRow<S>{a.shape, p, place, a.shape.expanded, first}, ChunkPiece<T>{});
     const int channel = threadIdx.x;
     if (channel >= length) return;
-    float sum = 0;
-#pragma unroll
-    for (int strip = 0; strip < kStrips; ++strip) sum += shared_load<float>(memory.sums, strip * kChunk<T> + channel);
-    global_store(a.partial, partial_row + first + channel, sum);
+    global_store(a.partial, partial_row + first + channel, sum_of_strips<T>(memory.sums));
   });
 }
 

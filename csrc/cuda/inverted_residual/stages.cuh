@@ -30,6 +30,7 @@ struct BlockPlace {
   int64_t image;
   int row, column, channel, expanded;
 
+  BlockPlace() = default;
   __device__ BlockPlace(const InvertedResidualPlan& p, int chunk) {
     const unsigned tile = blockIdx.x / p.tiles_w;
     column = static_cast<int>(blockIdx.x % p.tiles_w) * p.tile_w;
@@ -206,12 +207,22 @@ __device__ inline void store_pair(T* to, int at, float first, float second) {
   shared_store(to, at, Pair<T>{narrow<T>(first), narrow<T>(second)});
 }
 
+// Where an input goes in e (negative: nowhere), and whether it is in the image: otherwise zeros go there.
+struct ExpandedPlace {
+  int row;
+  bool inside;
+};
+struct ToTile {
+  const int* positions;
+  __device__ ExpandedPlace operator()(int input) const { return {input, shared_load<int>(positions, input) >= 0}; }
+};
+
 // e = activation(x expand_weight + bias), zeros outside of the image: a warp takes 16 inputs x the chunk at a time.
-template <class T, Multiply kMultiply>
-__device__ inline void expand(T* e, const T* x, const T* weight, const float* bias, const int* positions,
-                              const InvertedResidualPlan& p, int activation) {
+template <class T, Multiply kMultiply, class To>
+__device__ inline void expand(T* e, const T* x, const T* weight, const float* bias, int inputs,
+                              const InvertedResidualPlan& p, int activation, To to) {
   const int warp = threadIdx.x / 32;
-  for (int first = warp * 16; first < p.in_pixels(); first += kBlockWarps * 16) {
+  for (int first = warp * 16; first < inputs; first += kBlockWarps * 16) {
     WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
     product.clear();
     const auto add = [&](int slab) {
@@ -232,16 +243,16 @@ __device__ inline void expand(T* e, const T* x, const T* weight, const float* bi
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = first + product.row(0, 2 * half);
-      const bool inside = shared_load<int>(positions, row) >= 0;
+      const ExpandedPlace place = to(first + product.row(0, 2 * half));
+      if (place.row < 0) continue;
       float v[kChunk<T> / 4];
 #pragma unroll
       for (int i = 0; i < kChunk<T> / 4; ++i) v[i] = product.sums[0][i / 2][2 * half + i % 2] + shift[i];
       activate(v, activation);
 #pragma unroll
       for (int j = 0; j < kChunk<T> / 8; ++j)
-        store_pair(e, row * kExpandedPitch<T> + product.column(j, 0), inside ? v[2 * j] : 0.0f,
-                   inside ? v[2 * j + 1] : 0.0f);
+        store_pair(e, place.row * kExpandedPitch<T> + product.column(j, 0), place.inside ? v[2 * j] : 0.0f,
+                   place.inside ? v[2 * j + 1] : 0.0f);
     }
   }
 }
@@ -343,6 +354,15 @@ __device__ inline void depthwise(T* d, float* sums, const T* e, const T* weight,
     const int piece = lane * kWord / kVec<T>;
     shared_store(d, MatrixTile<T, kChunkBytes>::at(o * kStrips + strip, piece) + lane * kWord % kVec<T>, word);
   }
+}
+
+// Of the channel that is this thread's, the strips' sums.
+template <class T>
+__device__ inline float sum_of_strips(const float* sums) {
+  float sum = 0;
+#pragma unroll
+  for (int strip = 0; strip < kStrips; ++strip) sum += shared_load<float>(sums, strip * kChunk<T> + threadIdx.x);
+  return sum;
 }
 
 // Where row i of d belongs in an image of so many channels, from `channel` on; or -1.

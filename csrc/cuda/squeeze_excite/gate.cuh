@@ -8,19 +8,18 @@
 //            256 channels of 4 images: more multiprocessors read the weights, and fewer times. Which depends on C and R
 //            alone, and so does the order of every sum
 // layout     vectors float32; weights float32, float16 or bfloat16, rows contiguous; biases of that type or float32
-// tile       a group of 1 to 32 lanes, as many as a row has 16-byte vectors, takes 4 rows at once: 4 loads in flight,
-//            each used for 4 images (or one); then the lanes are summed by shuffles. Rows that aren't whole aligned vectors
-//            are read element by element
+// tile       product.cuh's: 4 rows of a weight at once, times vectors in shared memory
 // grid       one launch: x: image. Two: x: 4 images, y: 256 channels
 // bytes      weights once an image or 4 images, from L2; partial once; between the two launches C / 256 * R * 4 bytes an
 //            image, written once, read C / 256 times
 // sectors    a warp's request of weights is contiguous: 16 of 32 bytes where groups have no idle lane
 // shared     one launch: 4 (C + R) bytes, 32 KB at most. Two: 4 KB; 4 KB + 16 min(R, 1024) bytes.
-//            Loads are free of bank conflicts: values lie [half of a vector][vector][4]
+//            Loads are free of bank conflicts
 // registers  at most 128: two blocks of 256 a multiprocessor, or the one of 512
 // can't      C above 16 million: the grid
 #pragma once
 #include "common.cuh"
+#include "product.cuh"
 
 namespace cnnfast::cuda {
 
@@ -31,12 +30,6 @@ struct GateTraits {
   static constexpr int kImages = 4;                                    // of a block where there are two
   static constexpr int kSlice = 256;                                   // channels, likewise
   static constexpr int kTile = 1024;                                   // of hidden in shared memory, likewise
-  static constexpr int kRows = 4;                                      // at once
-};
-
-struct GateBias {
-  const void* data = nullptr;  // none: zeros
-  bool float32 = false;        // otherwise of the weights' type
 };
 
 template <class T>
@@ -66,30 +59,6 @@ int64_t gate_workspace(const GateArguments<T>& a) {
   return a.one_launch() ? 0 : a.batch * a.slices() * a.squeezed;
 }
 
-// `inputs` values of a row, in vectors of n.
-struct RowTiling {
-  int n, lanes;
-};
-
-template <class T>
-RowTiling row_tiling(const T* weight, int row, int inputs) {
-  const int n = row % kVec<T> == 0 && aligned<kVec<T>>(weight) ? kVec<T> : 1;
-  int lanes = 1;
-  while (lanes < 32 && lanes * n < inputs) lanes *= 2;
-  return {n, lanes};
-}
-
-// Where value i of `pitch` (a multiple of 8) lies in shared memory: a vector of 8 in two halves, far apart.
-__device__ inline int staged_at(int n, int pitch, int i) {
-  return n == 8 ? i % 8 / 4 * (pitch / 2) + i / 8 * 4 + i % 4 : i;
-}
-
-template <class T>
-__device__ inline float load_bias(const GateBias& bias, int i, bool valid) {
-  if (bias.float32) return global_load<float>(static_cast<const float*>(bias.data), i, valid && bias.data);
-  return widen(global_load<T>(static_cast<const T*>(bias.data), i, valid && bias.data));
-}
-
 template <class T>
 __device__ inline float channel_mean(const GateArguments<T>& a, int64_t image, int channel, bool valid) {
   float sum = 0;
@@ -97,106 +66,6 @@ __device__ inline float channel_mean(const GateArguments<T>& a, int64_t image, i
   for (int chunk = 0; chunk < a.chunks; ++chunk)
     sum += global_load<float>(a.partial, (image * a.chunks + chunk) * a.channels + channel, valid);
   return sum / static_cast<float>(a.pixels);
-}
-
-// The rows of a weight that a thread's group works on at once: first, first + step, ..., below end.
-struct Rows {
-  int first, step, end;
-};
-
-// sum[j][image] = the bias of row j on the first lane of the group, 0 on the others.
-template <class T, int images>
-__device__ inline void begin_with(float (&sum)[GateTraits::kRows][images], const GateBias& bias, const Rows& rows,
-                                  int lanes) {
-#pragma unroll
-  for (int j = 0; j < GateTraits::kRows; ++j) {
-    const int row = rows.first + j * rows.step;
-    const float value = load_bias<T>(bias, row, threadIdx.x % lanes == 0 && row < rows.end);
-#pragma unroll
-    for (int image = 0; image < images; ++image) sum[j][image] = value;
-  }
-}
-
-// sum[j][image] += this lane's part of row j times the values of an image: `inputs` of them from weight's column `begin`.
-template <class T, int n, int images>
-__device__ inline void multiply(float (&sum)[GateTraits::kRows][images], const T* weight, int64_t pitch_of_weight,
-                                const Rows& rows, int begin, int inputs, int lanes, const float* values, int pitch) {
-  constexpr int kPart = kFloats<n>;
-  for (int first = 0; first < inputs; first += lanes * n) {
-    const int i = first + static_cast<int>(threadIdx.x) % lanes * n;
-    Values<T, n> w[GateTraits::kRows];
-#pragma unroll
-    for (int j = 0; j < GateTraits::kRows; ++j) {
-      const int row = rows.first + j * rows.step;
-      w[j] = global_load<Values<T, n>>(weight, row * pitch_of_weight + begin + i, i < inputs && row < rows.end);
-    }
-    if (i >= inputs) continue;  // beyond lie no values, and 0 times what is there could be NaN
-#pragma unroll
-    for (int image = 0; image < images; ++image)
-#pragma unroll
-      for (int part = 0; part < n; part += kPart) {
-        const auto v = shared_load<Values<float, kPart>>(values, image * pitch + staged_at(n, pitch, i + part));
-#pragma unroll
-        for (int j = 0; j < GateTraits::kRows; ++j)
-#pragma unroll
-          for (int k = 0; k < kPart; ++k) sum[j][image] += widen(w[j].v[part + k]) * v.v[k];
-      }
-  }
-}
-
-template <class T, int images>
-__device__ inline void multiply(float (&sum)[GateTraits::kRows][images], const T* weight, int64_t pitch_of_weight,
-                                const Rows& rows, int begin, int inputs, const RowTiling& t, const float* values,
-                                int pitch) {
-  if (t.n > 1)
-    multiply<T, kVec<T>>(sum, weight, pitch_of_weight, rows, begin, inputs, t.lanes, values, pitch);
-  else
-    multiply<T, 1>(sum, weight, pitch_of_weight, rows, begin, inputs, t.lanes, values, pitch);
-}
-
-// Lanes `delta` apart add up what they have: the one keeps the first half of the values, the other the second; and so on
-// with half the values and half the distance. By recursion, not a loop: a loop's v would lie in local memory.
-template <int half, int n>
-__device__ inline void exchange(float (&v)[n], int& first, int& count, int& delta) {
-  if (delta == 0) return;
-  const bool upper = threadIdx.x & delta;
-#pragma unroll
-  for (int i = 0; i < half; ++i) {
-    const float low = v[i], high = v[i + half];
-    v[i] = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, delta);
-  }
-  if (upper) first += half;
-  count = half;
-  delta /= 2;
-  if constexpr (half > 1) exchange<half / 2>(v, first, count, delta);
-}
-
-// Adds up the lanes of a group, and calls store(row, image, sum) once for each row and image. Lanes that meet keep half of
-// the values each while there are several: 16 values of 32 lanes take 16 shuffles, and the stores are spread over the
-// lanes. A sum's order is that of the lanes' distances, from far to near, whichever value it is.
-template <int images, class F>
-__device__ inline void finish(const float (&sum)[GateTraits::kRows][images], const Rows& rows, int lanes, F store) {
-  constexpr int kValues = GateTraits::kRows * images;
-  float v[kValues];
-#pragma unroll
-  for (int i = 0; i < kValues; ++i) v[i] = sum[i / images][i % images];
-  int first = 0, count = kValues, delta = lanes / 2;  // this lane's values
-  exchange<kValues / 2>(v, first, count, delta);
-  const unsigned equal_lanes = delta == 0 ? 0 : 2 * delta - 1;
-  for (; delta > 0; delta /= 2) v[0] += __shfl_xor_sync(~0u, v[0], delta);
-  if (threadIdx.x & equal_lanes) return;
-#pragma unroll
-  for (int i = 0; i < kValues; ++i) {
-    const int row = rows.first + (first + i) / images * rows.step;
-    if (i < count && row < rows.end) store(row, (first + i) % images, v[i]);
-  }
-}
-
-// The rows begin to end in rounds: each group's of a round, the same number of rounds for every thread.
-template <class F>
-__device__ inline void for_rows(int begin, int end, int lanes, F round) {
-  const int groups = static_cast<int>(blockDim.x) / lanes, group = static_cast<int>(threadIdx.x) / lanes;
-  for (int first = begin; first < end; first += groups * GateTraits::kRows) round(Rows{first + group, groups, end});
 }
 
 __device__ inline float activated(float v, int activation) {
@@ -223,7 +92,7 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     shared_store(values, staged_at(reduce.n, pitch, c), channel_mean(a, image, c, true));
   __syncthreads();
   for_rows(0, a.squeezed, reduce.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][1];
+    float sum[kProductRows][1];
     begin_with<T>(sum, a.reduce_bias, rows, reduce.lanes);
     multiply(sum, a.reduce_weight, a.channels, rows, 0, a.channels, reduce, values, pitch);
     finish(sum, rows, reduce.lanes,
@@ -234,7 +103,7 @@ __global__ void __launch_bounds__(GateTraits::kThreads, 1)
     shared_store(hidden, at, activated(shared_load<float>(hidden, at), a.activation));
   __syncthreads();
   for_rows(0, a.channels, expand.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][1];
+    float sum[kProductRows][1];
     begin_with<T>(sum, a.expand_bias, rows, expand.lanes);
     multiply(sum, a.expand_weight, a.squeezed, rows, 0, a.squeezed, expand, hidden, hidden_pitch);
     finish(sum, rows, expand.lanes, [&](int row, int, float z) { shared_store(values, row, z); });
@@ -258,7 +127,7 @@ __global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
                    channel_mean(a, first_image + image, begin + threadIdx.x, first_image + image < a.batch));
   __syncthreads();
   for_rows(0, a.squeezed, t.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][kImages] = {};
+    float sum[kProductRows][kImages] = {};
     multiply(sum, a.reduce_weight, a.channels, rows, begin, inputs, t, values, kSlice);
     finish(sum, rows, t.lanes, [&](int row, int image, float part) {
       if (first_image + image < a.batch)
@@ -291,7 +160,7 @@ __global__ void __launch_bounds__(GateTraits::kSliceThreads, 2)
   };
   if (a.squeezed <= kTile) stage(0);
   for_rows(begin, end, t.lanes, [&](const Rows& rows) {
-    float sum[GateTraits::kRows][kImages];
+    float sum[kProductRows][kImages];
     begin_with<T>(sum, a.expand_bias, rows, t.lanes);
     for (int tile = 0; tile < a.squeezed; tile += kTile) {
       if (a.squeezed > kTile) stage(tile);

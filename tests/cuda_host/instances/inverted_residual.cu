@@ -7,6 +7,7 @@ template <bool tf32>
 void instantiate(const InvertedResidualArguments<TYPE>& a) {
   inverted_residual_forward<TYPE, tf32>(a, nullptr);
   inverted_residual_squeeze<TYPE, tf32>(a, nullptr);
+  inverted_residual_one_pass<TYPE, tf32>(a, {}, nullptr);
 }
 
 void instantiate_all(const InvertedResidualArguments<TYPE>& a) {

@@ -28,6 +28,7 @@ const char* host_promises() {
         text += promise("inverted_residual_kernel", tf32, k, s, " " + std::to_string(columns),
                         blocks_at_once(tf32, columns) == 2 ? kMaxRegisters : kMaxRegistersOfOne);
       text += promise("inverted_residual_squeeze_kernel", tf32, k, s, "", kMaxRegisters);
+      if (k > 0) text += promise("inverted_residual_one_pass_kernel", tf32, k, s, "", kMaxRegisters);
     }
   return text.c_str();
 }
