@@ -221,7 +221,7 @@ struct ToTile {
 template <class T, Multiply kMultiply, class To>
 __device__ inline void expand(T* e, const T* x, const T* weight, const float* bias, int inputs,
                               const InvertedResidualPlan& p, int activation, To to) {
-  constexpr int kUnrolled = kMultiply == Multiply::fma ? 1 : 2;  // FMA takes more registers
+  [[maybe_unused]] constexpr int kUnrolled = kMultiply == Multiply::fma ? 1 : 2;  // FMA takes more registers
   const int warp = threadIdx.x / 32;
   for (int first = warp * 16; first < inputs; first += kBlockWarps * 16) {
     WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
