@@ -15,7 +15,7 @@ import torch
 from gpu import calls
 from gpu.calls import DEVICE, require, run
 from numerics import float32_by, fresh_generator
-from op_cases import DTYPES, all_pairs, arguments_of, identifier
+from op_cases import DTYPES, Case, all_pairs, arguments_of, identifier
 
 import cnnfast
 from cnnfast.ops import cuda_kernels
@@ -53,6 +53,7 @@ NETWORKS = [  # (channels, out, size, k, stride, multiplier, excite): MobileNetV
     (40, 40, 28, 5, 1, 6, True),
     (112, 192, 14, 5, 2, 6, True),
 ]
+ONE_PASS = [(80, 112, 14, 5, 1), (80, 80, 14, 3, 2), (96, 40, 7, 5, 1)]  # (channels, out, size, k, stride)
 SMALL = {
     "1x1 image": dict(size=(1, 1), padding=1),
     "W=1": dict(size=(5, 1), padding=1),
@@ -175,6 +176,34 @@ def test_repeatable_and_independent_of_the_batch(excite, backend, way):
     calls.check_repeatable_and_independent_of_the_batch(
         on_gpu(fresh_generator(), **row), backend, per_image=("x", "residual")
     )
+
+
+def kernels_run(case):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        y = run(case, "cuda")
+        torch.cuda.synchronize()
+    return y, {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(
+    ("c", "out", "size", "k", "stride"), [(80, 112, 14, 5, 1), (80, 80, 14, 3, 2), (96, 40, 7, 5, 1)]
+)
+def test_bits_of_one_pass_and_of_several_launches(c, out, size, k, stride, dtype):
+    """Few images take one launch on clusters, many several: images of the one in the other."""
+    require("inverted_residual", "cuda")
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("no thread-block clusters")
+    many = 2 * torch.cuda.get_device_properties(DEVICE).multi_processor_count
+    row = dict(n=many, c=c, out=out, size=(size, size), k=(k, k), stride=stride, multiplier=6, excite=True, dtype=dtype)
+    case = on_gpu(fresh_generator(), activation="silu", residual=False, **row)
+    few = Case(case.op, case.tensors | {"x": case.x[5:7]}, case.options)
+    with float32_by("ieee"):
+        together, several = kernels_run(case)
+        ours, one = kernels_run(few)
+        assert any("one_pass" in name for name in one) and not any("one_pass" in name for name in several)
+        assert torch.equal(ours, together[5:7])
+        few.check(ours, rounded=4)
 
 
 @pytest.mark.parametrize("excite", EXCITE)

@@ -1,9 +1,32 @@
-// inverted_residual with squeeze-excite in one launch, for targets that have thread-block clusters: the same bits as
-// squeeze.cuh, gate.cuh and pointwise_conv2d one after the other, d never in memory.
+// inverted_residual with squeeze-excite in one launch, for targets that have thread-block clusters (compute capability 9.0
+// and 10.x; on others a trap). A cluster makes an image: d is only in its blocks' shared memory, which they read of each
+// other (distributed shared memory). The bits are those of squeeze.cuh, gate.cuh and pointwise_conv2d one after the other,
+// so that the batch may decide which it is.
+//
+// cluster    8 blocks of 256 threads, 4 or 2 where E has fewer chunks (64 bytes of expanded channels), each an equal share of
+//            the chunks: x as a whole -> a chunk's e, of the whole image with its padding -> its d, tile by tile of 64
+//            outputs, sums of the tiles -> means (cluster barrier) -> hidden values of squeeze-excite, a share of them a
+//            block (cluster barrier) -> gates of the block's channels, and d times these in place (cluster barrier) -> y:
+//            tiles x blocks of 16 to 64 output channels shared out, whose d comes from all blocks, 4 chunks at a time with
+//            the weights' (two stages: the next are on their way) (cluster barrier: a block stays while others read)
+// order      as the three launches': input channels, taps, a strip's outputs, strips, tiles, lanes of a weight's row,
+//            expanded channels; e, d, gates and d times gates rounded to x's dtype
+// grid       x: image, block of its cluster
+// bytes      x once a block from L2, once an image from memory; y and residual once; expand_weight, dw_weight and
+//            squeeze-excite's weights once an image, project_weight once a tile, from L2. Through the cluster
+//            tiles * 64 * E * sizeof(T) for each block of output channels, and 4 (E + R) a block
+// sectors    16 of 32 bytes for a warp's request of 512 where channels are whole sectors; d's pieces lie side by side in
+//            lines of 128 bytes. x element by element where C is no multiple of a 16-byte vector
+// shared     one_pass_plan.cuh: d of a block, and over each other x with e, the means, two stages. EfficientNet-B0's in
+//            bfloat16: 151,744 B (14x14, 112 -> 672 -> 112, 5x5), 90,992 B (7x7, 192 -> 1152 -> 192, 5x5), 232,368 B
+//            (28x28, 40 -> 240 -> 40, 5x5); at most 232,448 B. In 16 bits free of bank conflicts where C and K are
+//            whole lines of 128 bytes and rows of x multiples of 8 pixels; in float32 e's stores take two passes
+// registers  at most 128: two blocks a multiprocessor where shared memory lets them
+// can't      kernels but 3x3 and 5x5, strides but 1 and 2, dilation; E or K that is no multiple of a 16-byte vector
+//            (the projection by pointwise_conv2d isn't on tensor cores then); images whose share doesn't fit
 #pragma once
-#include "../cluster.cuh"
 #include "chunks.cuh"
-#include "one_pass_plan.cuh"
+#include "one_pass_excite.cuh"
 
 namespace cnnfast::cuda {
 
@@ -45,12 +68,6 @@ struct ChunksPiece {
     return piece / 4 * rows * kChunk<T> + MatrixTile<T, kChunkBytes>::at(row, piece % 4);
   }
 };
-
-// Where a tile of a block's chunk begins in d.
-template <class T>
-__device__ inline int tile_at(const OnePassPlan& p, int chunk, int tile) {
-  return (chunk * p.tiles + tile) * kTilePixels * kChunk<T>;
-}
 
 __device__ inline BlockPlace place_of(const OnePassPlan& p, int64_t image, int tile, int channel) {
   BlockPlace place;
@@ -133,77 +150,6 @@ __device__ inline void squeeze(unsigned char* shared, const InvertedResidualArgu
     if (more && has_bias) shared_store(biases, (stage ^ 1) * 2 * kChunk<T> + threadIdx.x, next_bias);
     if (more && !s.expands) copy_chunk_of_x(next);
     cp_async_commit();
-  }
-}
-
-// The gates of this block's expanded channels: each block makes some of the hidden values, from all blocks' means.
-template <class T>
-__device__ inline void excite(unsigned char* shared, const GateArguments<T>& g, const OnePassPlan& p, int rank) {
-  const auto floats = [&](int at) { return reinterpret_cast<float*>(shared + at); };
-  float *const values = floats(p.values), *const hidden = floats(p.hidden), *const all_hidden = floats(p.all_hidden);
-  float *const means = floats(p.means), *const gates = means;
-  const int rank_channels = p.rank_chunks * kChunk<T>, pitch = p.value_pitch();
-  for (int c = threadIdx.x; c < g.channels; c += kBlockThreads)
-    shared_store(values, c / p.slice * pitch + staged_at(p.reduce.n, pitch, c % p.slice),
-                 cluster_load<float>(means, c % rank_channels, c / rank_channels));
-  __syncthreads();
-
-  const int first_row = min(rank * p.hidden_rows, g.squeezed), end_row = min(first_row + p.hidden_rows, g.squeezed);
-  for (int begin = 0; begin < g.channels; begin += p.slice)
-    for_rows(first_row, end_row, p.reduce.lanes, [&](const Rows& rows) {
-      float sum[kProductRows][1] = {};
-      if (!p.sliced) begin_with<T>(sum, g.reduce_bias, rows, p.reduce.lanes);
-      multiply(sum, g.reduce_weight, g.channels, rows, begin, min(p.slice, g.channels - begin), p.reduce,
-               values + begin / p.slice * pitch, pitch);
-      finish(sum, rows, p.reduce.lanes, [&](int row, int, float z) {
-        const int at = row - first_row;  // the same thread's for each slice
-        if (begin > 0)
-          z += shared_load<float>(hidden, at);
-        else if (p.sliced)
-          z += load_bias<T>(g.reduce_bias, row, true);
-        shared_store(hidden, at, z);
-      });
-    });
-  cluster_barrier();  // all hidden values are there
-  const int hidden_pitch = ceil_div(g.squeezed, 8) * 8;
-  for (int row = threadIdx.x; row < g.squeezed; row += kBlockThreads)
-    shared_store(all_hidden, staged_at(p.expand.n, hidden_pitch, row),
-                 activated(cluster_load<float>(hidden, row % p.hidden_rows, row / p.hidden_rows), g.activation));
-  __syncthreads();
-
-  const int first = min(rank * rank_channels, g.channels), end = min(first + rank_channels, g.channels);
-  for_rows(first, end, p.expand.lanes, [&](const Rows& rows) {
-    float sum[kProductRows][1];
-    begin_with<T>(sum, g.expand_bias, rows, p.expand.lanes);
-    multiply(sum, g.expand_weight, g.squeezed, rows, 0, g.squeezed, p.expand, all_hidden, hidden_pitch);
-    finish(sum, rows, p.expand.lanes, [&](int row, int, float z) { shared_store(gates, row - first, z); });
-  });
-  __syncthreads();
-  for (int c = threadIdx.x; c < rank_channels; c += kBlockThreads)  // 0 beyond the last channel
-    shared_store(gates, c, first + c < end ? activated(shared_load<float>(gates, c), g.gate_activation) : 0.0f);
-  __syncthreads();
-}
-
-// d times the gates, both rounded, as the projection's kernel of three launches does.
-template <class T>
-__device__ inline void scale(T* d, const float* gates, const OnePassPlan& p, int rank) {
-  const int row = threadIdx.x / 4, piece = threadIdx.x % 4;
-  const int chunks = min(p.rank_chunks, p.chunks - rank * p.rank_chunks);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    float gate[kVec<T>];
-#pragma unroll
-    for (int i = 0; i < kVec<T>; i += 4) {
-      const auto four = shared_load<Vec<float>>(gates, chunk * kChunk<T> + piece * kVec<T> + i);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) gate[i + k] = widen(narrow<T>(four.v[k]));
-    }
-    for (int tile = 0; tile < p.tiles; ++tile) {
-      const int at = tile_at<T>(p, chunk, tile) + MatrixTile<T, kChunkBytes>::at(row, piece);
-      auto v = shared_load<Vec<T>>(d, at);
-#pragma unroll
-      for (int i = 0; i < kVec<T>; ++i) v.v[i] = narrow<T>(widen(v.v[i]) * gate[i]);
-      shared_store(d, at, v);
-    }
   }
 }
 

@@ -124,12 +124,43 @@ bool check(int channels, int expanded, int out_channels, int height, int width, 
          equal("sums of d", squeezed.second, sums);
 }
 
+// With squeeze-excite: y of several launches, and of one on clusters of 2 blocks, which have 2 chunks and 1.
+template <class T>
+bool check_one_pass(int channels, int out_channels, int height, int width, int k, int stride) {
+  constexpr int kExpanded = 2 * kChunk<T> + kVec<T>, kSqueezed = 3;
+  const Axis vertical = output_axis(height, k, stride, 1, nullptr);
+  const Axis horizontal = output_axis(width, k, stride, 1, nullptr);
+  const Problem<T> problem(InvertedResidualShape{1, channels ? channels : kExpanded, kExpanded, out_channels, height,
+                                                 width, vertical.out, horizontal.out, k, k, stride, stride,
+                                                 vertical.before, horizontal.before, 1, 1, channels > 0});
+  const InvertedResidualShape& s = problem.s;
+  const Buffer<T> reduce = integers<T>(kSqueezed * kExpanded), expand = integers<T>(kExpanded * kSqueezed);
+  const Buffer<T> d(s.batch * s.out_height * s.out_width * kExpanded), gates(s.batch * kExpanded);
+  const Buffer<T> several(problem.outputs()), one(problem.outputs());
+  InvertedResidualArguments<T> a = problem.arguments();
+  ExciteArguments<T> excite;
+  excite.squeezed = kSqueezed;
+  excite.reduce_weight = reduce.get();
+  excite.expand_weight = expand.get();
+  excite.gate_activation = kSigmoid;
+  a.y = one.get();
+  inverted_residual_one_pass<T, false>(a, excite, nullptr);
+  const Buffer<float> workspace(inverted_residual_workspace(s, excite));
+  excite.workspace = workspace.get();
+  excite.gates = gates.get();
+  a.d = d.get();
+  a.y = several.get();
+  inverted_residual_excited<T, false>(a, excite, nullptr);
+  return equal("y", one, several);
+}
+
 // Two chunks of expanded channels each: what is copied ahead for the second, and what the second overwrites.
 template <class T>
 bool check_all() {
   constexpr int two = 2 * kChunk<T>;
   return check<T>(8, two, 16, 5, 9, 3, 1) && check<T>(2 * kChunk<T>, 0, 68, 4, 4, 5, 2) &&
-         check<T>(3, two - 5, 5, 3, 4, 2, 1, 2);
+         check<T>(3, two - 5, 5, 3, 4, 2, 1, 2) && check_one_pass<T>(8, 40, 5, 9, 3, 1) &&
+         check_one_pass<T>(0, 16, 6, 5, 5, 2);
 }
 
 SANITIZED_MAIN(check_all)
