@@ -14,6 +14,7 @@ import torch
 
 from .costs import PROGRAMS, Work, activation, converts, tensor_bytes
 
+CLUSTER = 8  # blocks that make an image together
 MMA = 0.62  # of wgmma's rate: what is published for large products in 16 bits on an H100
 
 
@@ -114,36 +115,40 @@ def tile_of(a: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def inverted_residual(a: dict[str, Any]) -> list[Work]:
-    """One launch; with squeeze-excite expansion and depthwise, the gates, the projection."""
+    """One launch; with squeeze-excite expansion and depthwise, the gates, the projection, or all in one, with the same
+    bits and no halos, where an image is one tile and all clusters run at once, in 16 bits two blocks a multiprocessor."""
     x, project = a["x"], a["project_weight"]
     (N, C, H, W), size, vector = x.shape, x.element_size(), 4 // x.element_size()
     (K, E), (k, _), (s, _) = project.shape[:2], a["dw_weight"].shape[2:], a["stride"]
     tiles, outputs, inputs = tile_of(a)
     expands, excites = a["expand_weight"] is not None, a["se_reduce_weight"] is not None
+    together = 2 if converts(x) else 1
+    in_one = excites and tiles == 1 and together * PROGRAMS >= N * CLUSTER
+    if in_one:
+        inputs = -(-H * W // 16) * 16
     curve = activation(a["activation"])
     columns = 8 * (2 if K <= 64 else 4)
-    multiplied = (
-        2.0
-        * N
-        * tiles
-        * E
-        * (inputs * -(-C // 16) * 16 * expands + outputs * -(-K // columns) * columns * (not excites))
-    )
+    projected = outputs * -(-K // columns) * columns * (in_one or not excites)
+    multiplied = 2.0 * N * tiles * E * (inputs * -(-C // 16) * 16 * expands + projected)
     row = (3 * s + k) * (1 + 2 * converts(x)) + k * vector + 4 * k * vector  # of the filter, of a strip of 4 outputs
     strip = 30 + k * row + 4 * (vector * (2 + curve) + 2)
     instructions = N * tiles * E * (inputs * (3 + curve) * expands + outputs / 4 / vector * strip) + multiplied / 64
     of_x, pixels = N * C * H * W * size, N * -(-H // s) * -(-W // s)
     flops = 2.0 * N * H * W * C * E * expands + 2.0 * pixels * E * k * k
     d, y = pixels * E * size, pixels * K * size * (1 if a["residual"] is None else 2)
+    blocks = N * max(tiles, 8 if excites else 1)
+    if in_one:  # each block loads all of d from the others, and a share of squeeze-excite's weights
+        instructions += N * E * (CLUSTER * outputs * size / 2 + 8 * a["se_reduce_weight"].shape[0])
+        blocks = N * CLUSTER / together
     first = Work(
-        bytes=of_x + (d if excites else y) + tensor_bytes({"w": project, "e": a["expand_weight"]}),
-        flops=flops + 2.0 * pixels * E * K * (not excites),
+        bytes=of_x + (d if excites and not in_one else y) + tensor_bytes({"w": project, "e": a["expand_weight"]}),
+        flops=flops + 2.0 * pixels * E * K * (in_one or not excites),
         instructions=instructions,
         multiplied=multiplied / MMA,
         rate="16 bits" if converts(x) else "TF32",
-        busy=min(1.0, N * max(tiles, 8 if excites else 1) / PROGRAMS),
+        busy=min(1.0, blocks / PROGRAMS),
     )
-    if not excites:
+    if in_one or not excites:
         return [first]
     projection = product(pixels, E, K, x, d + y, 2.0 * pixels * E)
     return [first, *gates(N, E, a["se_reduce_weight"].shape[0], x), projection]

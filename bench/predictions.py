@@ -212,6 +212,8 @@ that an image's result doesn't depend on its neighbours). The model of theirs is
 decide, both are as fast, and C++ is taken: its launch costs the processor less. depthwise_conv2d: C++, whose threads
 load and widen each column once for all outputs that it reaches. pointwise_conv2d: Triton where products decide, since
 wgmma multiplies faster than mma.sync ({cuda_costs.MMA:.0%} of it counted on). squeeze_excite: C++, a launch less.
+inverted_residual: C++ where an image is cut into many blocks, whose halos cost less than a kernel a stage; with
+squeeze-excite in 16 bits Triton, which activates nothing twice, but for 7 x 7, which clusters make in one pass.
 
 'Measured' becomes date, commit, device, time and error, and is stale once the kernel has changed.
 """

@@ -17,9 +17,9 @@ from torch import Tensor
 from cnnfast.ops import activations
 
 TAKES_TF32 = ("pointwise_conv2d", "inverted_residual")  # whose schemas end in `bool tf32`
-LOW_PRECISION = (torch.float16, torch.bfloat16)
 FLOPS_PER_BYTE = 99  # of mma.sync on an H100: what multiplies more for each byte is left to Triton's wgmma
 OUTPUTS_OF_A_BLOCK = 64  # of inverted_residual
+WITH_CLUSTERS = (9, 10)  # major compute capabilities that make its images with squeeze-excite in one pass
 SHARED_MEMORY = 99 * 1024  # bytes, of its blocks at most
 
 
@@ -125,17 +125,20 @@ def _inverted_residual_refuses(a: dict[str, Any]) -> str | None:
 
 
 def _inverted_residual_preferred(a: dict[str, Any]) -> bool:
-    """Without squeeze-excite where an image is more than one block's; with it where nothing is computed twice, or bytes
-    weigh more than that: halos are expanded and activated by each block that reaches them, in Triton's stages once."""
+    """Without squeeze-excite where an image is more than one block's. With it where nothing is computed twice, or bytes
+    weigh more than that: halos are expanded and activated by each block that reaches them, in Triton's stages once; and
+    where an image is one block's, which clusters make in one pass if the batch is small."""
     x, dw_weight, project = a["x"], a["dw_weight"], a["project_weight"]
     (kh, kw), (sh, sw) = dw_weight.shape[2:], a["stride"]
     if kh != kw or kh not in (3, 5) or sh != sw or sh not in (1, 2) or max(a["dilation"]) > 1:
         return False
     if not _vectors(x, x.shape[1], dw_weight.shape[0], project.shape[0]):
         return False
+    one_block = -(-x.shape[2] // sh) * -(-x.shape[3] // sw) <= OUTPUTS_OF_A_BLOCK
     if a["se_reduce_weight"] is None:
-        return -(-x.shape[2] // sh) * -(-x.shape[3] // sw) > OUTPUTS_OF_A_BLOCK
-    return x.dtype is torch.float32 or a["expand_weight"] is None
+        return not one_block
+    in_one_pass = one_block and _capability(x.device)[0] in WITH_CLUSTERS
+    return in_one_pass or x.dtype is torch.float32 or a["expand_weight"] is None
 
 
 def _squeeze_excite_preferred(a: dict[str, Any]) -> bool:
