@@ -116,7 +116,8 @@ def tile_of(a: dict[str, Any]) -> tuple[int, int, int]:
 
 def inverted_residual(a: dict[str, Any]) -> list[Work]:
     """One launch; with squeeze-excite expansion and depthwise, the gates, the projection, or all in one, with the same
-    bits and no halos, where an image is one tile and all clusters run at once, in 16 bits two blocks a multiprocessor."""
+    bits and no halos, where an image is one tile and all clusters run at once: in 16 bits two blocks a multiprocessor.
+    """
     x, project = a["x"], a["project_weight"]
     (N, C, H, W), size, vector = x.shape, x.element_size(), 4 // x.element_size()
     (K, E), (k, _), (s, _) = project.shape[:2], a["dw_weight"].shape[2:], a["stride"]

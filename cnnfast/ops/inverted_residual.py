@@ -67,9 +67,10 @@ def inverted_residual(
     times the gates of squeeze_excite(d) where its weights are given; conv1x1(d, project_weight) + project_bias +
     residual; differentiable once. On the CPU e is never in memory, and d only as far as the gates, which need all of
     it, have to be waited for: one image of it a thread (and of x, where its rows have to be padded or widened). On the
-    GPU (triton) d is in memory where there are gates; otherwise neither or both are, as a rule expects to be faster
-    (kernels/inverted_residual.py). bfloat16 and float16 are storage, the arithmetic is float32 (float64 for float64);
-    a backend may round the intermediates e and d to x's dtype, and triton d times its gates too.
+    GPU d is in memory where there are gates (cuda: unless a cluster makes an image); otherwise neither is (cuda), or
+    neither or both are, as a rule expects to be faster (triton: kernels/inverted_residual.py). bfloat16 and float16
+    are storage, the arithmetic is float32 (float64 for float64); a backend may round the intermediates e and d to x's
+    dtype, triton and cuda d times its gates too, and cuda the gates.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
