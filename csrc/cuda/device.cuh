@@ -119,7 +119,7 @@ __device__ inline void global_store(T* p, int64_t offset, const V& value) {
 template <class V, class T>
 __device__ inline V shared_load(const T* p, int offset) {
   using W = typename Word<sizeof(V)>::type;
-  const W word = *reinterpret_cast<const W*>(p + offset);  // not bits' argument: a copy from there may be byte by byte
+  const W word = *reinterpret_cast<const W*>(p + offset);  // by value: of a reference bits() may load single bytes
   return bits<V>(word);
 }
 

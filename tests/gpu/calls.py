@@ -3,9 +3,10 @@
 import pytest
 import torch
 from numerics import assert_gradients_by_policy, draw, float32_by, nan_filled
-from op_cases import Case, drawn_away_from_kinks, make, with_exact_gate
+from op_cases import Case, drawn_away_from_kinks, make, schema_arguments, with_exact_gate
 
 import cnnfast
+from cnnfast.ops import cuda_kernels
 
 DEVICE = "cuda"
 
@@ -27,6 +28,18 @@ def away_from_kinks(op, generator, **row):
 def run(case, backend):
     with nan_filled():
         return case.run(backend=backend)
+
+
+def refused(case, backend):
+    """Whether the C++ kernels don't take the case, which they say in one sentence."""
+    if backend != "cuda" or case.op not in cuda_kernels.KERNELS:
+        return False
+    names = [argument.name for argument in getattr(torch.ops.cnnfast, case.op).default._schema.arguments]
+    refusal = cuda_kernels.refusal(case.op, dict(zip(names, schema_arguments(case, case.op), strict=False)))
+    if refusal is not None:
+        with pytest.raises(ValueError, match="with backend 'cuda'"):
+            run(case, backend)
+    return refusal is not None
 
 
 def gradients(case, grad, backend):
@@ -78,7 +91,7 @@ def check_tf32_where_allowed(case, backend):
         allowed = run(case, backend).double()
     error = ((allowed - exact).norm() / exact.norm()).item()
     assert error < 2.0**-10
-    if backend == "triton" and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0):
+    if torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0):
         assert error > 2.0**-16, "TF32 is allowed, and not taken"
 
 

@@ -75,18 +75,9 @@ def terms(case, shape):
     return dict.fromkeys(case.tensors, max(case.x.shape[2:].numel(), channels, squeezed, len(case.x)))
 
 
-def refused(case, backend):
-    """float64 by the C++ kernels, in one sentence."""
-    if backend != "cuda" or case.x.dtype is not torch.float64:
-        return False
-    with pytest.raises(ValueError, match="x must be float32, bfloat16 or float16 with backend 'cuda'"):
-        run(case, backend)
-    return True
-
-
 def check(case, generator, backend):
     """Forward and gradients."""
-    if refused(case, backend):
+    if calls.refused(case, backend):
         return
     y = run(case, backend)
     case.check(y)
@@ -107,7 +98,7 @@ def test_networks(c, size, activation, post_activation, residual, layout, dtype,
     """Forward only: of so many relus some are near their kinks, where a gradient has two values."""
     row = dict(n=3, c=c, size=(size, size), activation=activation, residual=residual, dtype=dtype, layout=layout)
     case = drawn(fresh_generator(), post_activation=post_activation, **row)
-    if not refused(case, backend):
+    if not calls.refused(case, backend):
         case.check(run(case, backend))
 
 

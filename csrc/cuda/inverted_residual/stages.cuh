@@ -221,14 +221,20 @@ struct ToTile {
 template <class T, Multiply kMultiply, class To>
 __device__ inline void expand(T* e, const T* x, const T* weight, const float* bias, int inputs,
                               const InvertedResidualPlan& p, int activation, To to) {
-  [[maybe_unused]] constexpr int kUnrolled = kMultiply == Multiply::fma ? 1 : 2;  // FMA takes more registers
   const int warp = threadIdx.x / 32;
   for (int first = warp * 16; first < inputs; first += kBlockWarps * 16) {
     WarpProduct<T, kMultiply, 1, kChunk<T> / 8, kSlabBytes> product;
     product.clear();
-#pragma unroll kUnrolled
-    for (int slab = 0; slab < p.slabs; ++slab)
+    const auto add = [&](int slab) {
       product.multiply_add(x + slab * p.x_slab, first, weight + slab * p.weight_slab, 0);
+    };
+    if constexpr (kMultiply == Multiply::tensor_cores) {  // unrolled as far as registers allow
+#pragma unroll 2
+      for (int slab = 0; slab < p.slabs; ++slab) add(slab);
+    } else {
+#pragma unroll 1
+      for (int slab = 0; slab < p.slabs; ++slab) add(slab);
+    }
     float shift[kChunk<T> / 4];
 #pragma unroll
     for (int j = 0; j < kChunk<T> / 8; ++j) {
