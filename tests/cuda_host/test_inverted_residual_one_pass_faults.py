@@ -20,7 +20,7 @@ FAULTS = {
     "a block leaves early": (FILE, "cluster_barrier();  // a block's", "// a block's"),
     "means of another block": (EXCITE, "c % rank_channels, c / rank_channels)", "c % rank_channels, rank)"),
     "hidden values of another block": (EXCITE, "row / p.hidden_rows), g.activation", "rank), g.activation"),
-    "d of another block": (FILE, "tile) + piece_at, owner)", "tile) + piece_at, rank)"),
+    "d of another block": (FILE, "owner = (first + i) / plan.rank_chunks", "owner = (first + i) / plan.chunks"),
     "another channel's gate": (EXCITE, "chunk * kChunk<T> + piece * kVec<T> + i", "chunk * kChunk<T> + i"),
     "no rounding of the gates": (EXCITE, "widen(narrow<T>(four.v[k]))", "four.v[k]"),
     "a gate beyond the last channel": (EXCITE, ": 0.0f);\n  __syncthreads();", ": 1e38f * 10);\n  __syncthreads();"),
