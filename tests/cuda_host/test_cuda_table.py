@@ -9,12 +9,8 @@ import pytest
 from cuda_host import harness
 
 pytestmark = harness.needs_toolkit
-not_made_yet = pytest.mark.xfail(
-    cuda_table.made_with() is None, strict=True, reason="the table is made once every operator has its kernels"
-)
 
 
-@not_made_yet
 def test_table_is_of_these_sources():
     assert cuda_table.made_with()[1] == cuda_table.digest(), "run python tests/cuda_table.py"
 
@@ -25,7 +21,6 @@ def test_digest_is_of_code_not_of_comments():
 
 
 @pytest.mark.slow
-@not_made_yet
 def test_table():
     text, wrong = cuda_table.table()
     assert not wrong

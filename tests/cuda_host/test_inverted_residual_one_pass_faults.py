@@ -31,7 +31,11 @@ FAULTS = {
         "(chunk * p.tiles + tile) * kTilePixels",
         "(chunk * p.tiles + tile / 2) * kTilePixels",
     ),
-    "output channels of another block": (FILE, "task / plan.tiles * p.out_columns", "task / plan.tiles / 2 * p.out_columns"),
+    "output channels of another block": (
+        FILE,
+        "task / plan.tiles * p.out_columns",
+        "task / plan.tiles / 2 * p.out_columns",
+    ),
     "no barrier between stages": (FILE, "__syncthreads();  // this stage is there", "// this stage is there"),
     "no barrier before the output": (FILE, "__syncthreads();  // both stages", "// both stages"),
     "no barrier between sums and d": (FILE, "__syncthreads();  // the tile's sums", "// the tile's sums"),
