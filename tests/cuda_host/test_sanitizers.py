@@ -17,9 +17,15 @@ def check(program):
     assert not done.stderr
 
 
-@pytest.mark.parametrize("op", harness.OPS)
+@pytest.mark.parametrize("op", [op for op in harness.OPS if op not in harness.ASAN_SLOW])
 def test_asan(op):
     check(harness.built(op, "asan"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", harness.ASAN_SLOW)
+def test_asan_of_many_kernels(op):
+    check(harness.gcc(f"sanitized/{op}.cpp", *harness.ASAN)())
 
 
 @pytest.mark.slow
