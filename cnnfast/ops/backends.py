@@ -155,9 +155,9 @@ def _reasons(op: str, backend: str, device_type: str) -> list[str]:
     if backend == "auto":
         if device_type not in PREFERENCE:
             return [f"no backend takes tensors on {device_type}"]
-        if available(op, device_type):
-            return []
         per_backend = {name: _reasons(op, name, device_type) for name in PREFERENCE[device_type]}
+        if not all(per_backend.values()):
+            return []
         return [f"{name}: {', '.join(reasons)}" for name, reasons in per_backend.items()]
 
     reasons = []

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import cnnfast
+from cnnfast.ops.cuda_kernels import KERNELS
 
 torch.manual_seed(0)
 x = torch.randn(2, 24, 15, 17).to(memory_format=torch.channels_last)
@@ -24,5 +25,5 @@ facts = {
 }
 if facts["cuda_missing"] is None:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    facts["cuda_kernel"] = has_kernel("cnnfast_cuda::depthwise_conv2d", "CUDA")
+    facts["cuda_kernels"] = [op for op in KERNELS if has_kernel(f"cnnfast_cuda::{op}", "CUDA")]
 print(json.dumps(facts))

@@ -23,6 +23,7 @@ import torch
 from symbols import foreign
 
 from build_backend.cuda import find_nvcc
+from cnnfast.ops import cuda_kernels
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,7 @@ def test_wheel_runs_beside_another_torch(unpacked, other_python):
     assert facts["torch"].startswith(OTHER_TORCH.removeprefix("torch==")) and facts["from"] == str(unpacked / "cnnfast")
     assert facts["error"] < 1e-4
     if (unpacked / "cnnfast" / "libcnnfast_cuda.so").exists():
-        assert facts["cuda_missing"] is None and facts["cuda_kernel"]
+        assert facts["cuda_missing"] is None and facts["cuda_kernels"] == [*cuda_kernels.KERNELS]
     else:
         assert facts["cuda_missing"] == "the CUDA kernels were not built"
 
