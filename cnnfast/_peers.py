@@ -11,18 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# our network -> (the package whose network of plain layers is the same, its name there)
-PLAIN_NETWORKS = {
-    "efficientnet_b0": ("timm", "efficientnet_b0"),
-    "mobilenet_v1": ("timm", "mobilenetv1_100"),
-    "mobilenet_v2": ("torchvision", "mobilenet_v2"),
-    "se_resnet50": ("timm", "legacy_seresnet50"),
-    "tf_efficientnet_b0": ("timm", "tf_efficientnet_b0"),
-    "tf_efficientnet_b1": ("timm", "tf_efficientnet_b1"),
-    "tf_efficientnet_b2": ("timm", "tf_efficientnet_b2"),
-    "tf_efficientnet_lite0": ("timm", "tf_efficientnet_lite0"),
-    "xception": ("timm", "legacy_xception"),
-}
+from cnnfast.models.registry import create_model, list_models, model_entry
+
 _declared: list[torch.library.Library] = []  # a schema lives as long as its Library
 
 
@@ -48,9 +38,25 @@ def import_timm() -> ModuleType:
     return importlib.import_module("timm")
 
 
-def plain_network(name: str, **options: Any) -> nn.Module:
-    """The network by which our `name` is judged, with fresh weights; `options` are its package's."""
-    package, theirs = PLAIN_NETWORKS[name]
+def plain_networks() -> list[str]:
+    """Our networks that timm or torchvision has too."""
+    return [name for name in list_models() if model_entry(name).peers]
+
+
+def plain_network(name: str, package: str | None = None, **options: Any) -> nn.Module:
+    """The network by which our `name` is judged, with fresh weights: that of `package`, "timm" or "torchvision", or the
+    one whose state-dict keys ours has. `options` are the package's."""
+    entry = model_entry(name)
+    package = package or key_source(name)
+    theirs = entry.peers[package]
     if package == "timm":
         return import_timm().create_model(theirs, **options)
+    if "inception" in theirs or "googlenet" in theirs:
+        options = dict(init_weights=True, aux_logits=False) | options
     return getattr(import_torchvision().models, theirs)(**options)
+
+
+def key_source(name: str) -> str:
+    """The package whose state-dict keys our `name` has."""
+    with torch.device("meta"):
+        return create_model(name).key_source  # type: ignore[return-value]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cnnfast.models.efficientnet import EfficientNet
-from cnnfast.models.mobilenet import MobileNetV2
-from cnnfast.nn import SeparableConv2d
+from cnnfast.models.network import Network
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
+_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _SHOWN = 3  # examples of each kind of mistake in an error
 
@@ -37,16 +36,22 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if source is not None and source not in _LAYOUTS:
-        raise ValueError(f"source must be None or one of {', '.join(map(repr, _LAYOUTS))}, got {source!r}")
+    if source is not None and source not in _SOURCES:
+        raise ValueError(f"source must be None or one of {', '.join(map(repr, _SOURCES))}, got {source!r}")
     state = _unwrap(_read(weights) if isinstance(weights, (str, os.PathLike)) else weights)
     own = model.state_dict()
-    layouts = [names for name, layout in _LAYOUTS.items() if source in (None, name) and (names := layout(model, own))]
+    layouts = [names for name in _SOURCES if source in (None, name) and (names := _keys(model, name))]
     if not layouts:
         raise ValueError(f"source must be one that has the weights of {type(model).__name__}, got {source!r}")
     theirs = max(layouts, key=lambda names: len(state.keys() & set(names.values())))
     _check(model, own, theirs, state)
     model.load_state_dict({key: state.get(name, own[key]) for key, name in theirs.items()})
+
+
+def _keys(model: nn.Module, source: str) -> dict[str, str]:
+    """Of each of the model's own keys the name in checkpoints of `source`; a module that isn't one of our networks has
+    its own only."""
+    return model.checkpoint_keys(source) if isinstance(model, Network) else {key: key for key in model.state_dict()}
 
 
 def _read(path: str | os.PathLike) -> Any:
@@ -110,56 +115,3 @@ def _describe(state: Any) -> str:
 
 def _examples(found: list[str]) -> str:
     return ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-
-
-# A layout gives, for a model, the checkpoint's name of each of the model's own keys; empty if it has no such model.
-
-
-def _torchvision(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
-    return {key: key for key in own} if isinstance(model, MobileNetV2) else {}
-
-
-def _timm(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our own keys, but for MobileNetV2, whose blocks timm counts stage by stage."""
-    if not isinstance(model, MobileNetV2):
-        return {key: key for key in own}
-    last = sum(model.depths) + 1
-    modules = {"features.0.0": "conv_stem", "features.0.1": "bn1", "classifier.1": "classifier"}
-    modules.update({f"features.{last}.0": "conv_head", f"features.{last}.1": "bn2"})
-    separable = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
-    inverted = {"conv.0.0": "conv_pw", "conv.0.1": "bn1", "conv.1.0": "conv_dw", "conv.1.1": "bn2"}
-    inverted.update({"conv.2": "conv_pwl", "conv.3": "bn3"})
-    places = [f"blocks.{s}.{b}" for s, blocks in enumerate(model.depths) for b in range(blocks)]
-    for n, place in enumerate(places, 1):
-        names = inverted if f"features.{n}.conv.3.weight" in own else separable
-        modules.update({f"features.{n}.{ours}": f"{place}.{theirs}" for ours, theirs in names.items()})
-    return _renamed(own, modules)
-
-
-def _efficientnet_lite_pytorch(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Blocks are counted through; batch normalisations are numbered from 0, from 1 where nothing is expanded."""
-    if not isinstance(model, EfficientNet):
-        return {}
-    modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
-    separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-    inverted = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
-    inverted.update(conv_pwl="_project_conv", bn3="_bn2")
-    stages = [list(stage.children()) for stage in model.blocks]
-    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)]
-    for n, (prefix, block) in enumerate(blocks):
-        names = separable if isinstance(block, SeparableConv2d) else inverted
-        modules.update({f"{prefix}.{ours}": f"_blocks.{n}.{theirs}" for ours, theirs in names.items()})
-    return _renamed(own, modules)
-
-
-def _renamed(own: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, str]:
-    """Names of the keys in `own` once each module has the name that `modules` gives it."""
-    parts = {key: key.rpartition(".") for key in own}
-    return {key: f"{modules.get(module, module)}.{name}" for key, (module, _, name) in parts.items()}
-
-
-_LAYOUTS: dict[str, Callable[[nn.Module, Mapping[str, Tensor]], dict[str, str]]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "efficientnet_lite_pytorch": _efficientnet_lite_pytorch,
-}

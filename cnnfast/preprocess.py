@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cnnfast.models.registry import list_models, model_entry
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -80,24 +82,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
-_PREPROCESSING = {
-    "mobilenet_v1": Preprocessing(224, 0.875),
-    # torchvision's IMAGENET1K_V2: the short side is resized to 232
-    "mobilenet_v2": Preprocessing(224, 224 / 232, "bilinear", **_IMAGENET),
-    # crop: size / (size + 32), as the authors evaluated it
-    "tf_efficientnet_lite0": Preprocessing(224, 224 / 256, mean=(127.0,) * 3, std=(128.0,) * 3),
-    "xception": Preprocessing(299, 0.8975),
-}
-
-
 def preprocessing_for(model_name: str) -> Preprocessing:
-    """How images were prepared when the published weights of `model_name` were trained.
+    """How images were prepared when the published weights of `model_name` were trained, by its pretrained_cfg.
 
     Raises:
-        ValueError: nothing is recorded for that name.
+        ValueError: no network has that name.
     """
-    if model_name not in _PREPROCESSING:
-        known = ", ".join(sorted(_PREPROCESSING))
-        raise ValueError(f"model_name must be one whose preprocessing is known ({known}), got {model_name!r}")
-    return _PREPROCESSING[model_name]
+    if model_name not in list_models():
+        raise ValueError(f"model_name must be one of cnnfast.list_models(), got {model_name!r}")
+    cfg = model_entry(model_name).pretrained_cfg
+    mean, std = (tuple(255 * value for value in cfg[name]) for name in ("mean", "std"))
+    return Preprocessing(cfg["input_size"][-1], cfg["crop_pct"], cfg["interpolation"], mean, std)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -105,14 +105,16 @@ def _mean_errors(outputs: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict, di
     return got, bound
 
 
-def assert_same_gradients(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
+def assert_same_gradients(
+    ours: nn.Module, theirs: nn.Module, tolerance: float, keys: Mapping[str, str] | None = None
+) -> None:
     """Relative L2, parameter by parameter. Some are 0 but for rounding (of a bias before batch normalisation): what is
-    less than 1e-4 of all gradients together counts as that."""
+    less than 1e-4 of all gradients together counts as that. `keys`: the names of ours in theirs, where they differ."""
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     total = torch.stack([grad.norm() for grad in expected.values()]).norm().item()
     for name, parameter in ours.named_parameters():
-        difference = (parameter.grad - expected[name]).norm().item()
-        assert difference <= tolerance * max(expected[name].norm().item(), 1e-4 * total), name
+        grad = expected[keys[name] if keys else name].reshape(parameter.shape)
+        assert (parameter.grad - grad).norm().item() <= tolerance * max(grad.norm().item(), 1e-4 * total), name
 
 
 def _rms(x: Tensor) -> Tensor:

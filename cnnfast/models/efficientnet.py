@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from cnnfast.models.network import Network, init_by_fan_out, make_divisible
+from cnnfast.models.features import FeatureInfo
+from cnnfast.models.network import Network, init_by_fan_out, make_divisible, renamed
 from cnnfast.models.registry import register_model
 from cnnfast.nn import Conv2dSame, FusedModule, InvertedResidual, PointwiseConv2d, SeparableConv2d
-from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
 from cnnfast.nn.layers import activation_module
 
 
@@ -124,30 +124,50 @@ class EfficientNet(Network):
         self.conv_head = PointwiseConv2d(channels, num_features, bias=False, **factory)
         self.bn2 = nn.BatchNorm2d(num_features, **norm)
         self.act2 = activation_module(activation)
+        self.steps = [("conv_stem", "bn1", "act1"), "blocks", ("conv_head", "bn2", "act2")]
+        self.feature_info = FeatureInfo(self._maps(stages))
         self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
         init_by_fan_out(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
-        self._check_input(x, self.conv_stem)
-        return self._through(x, self.blocks)
+    def checkpoint_keys(self, source: str) -> dict[str, str]:
+        """efficientnet_lite_pytorch counts blocks through; batch normalisations are numbered from 0, from 1 where
+        nothing is expanded."""
+        if source != "efficientnet_lite_pytorch":
+            return super().checkpoint_keys(source)
+        modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+        modules["classifier"] = "_fc"
+        separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+        inverted = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+        inverted.update(conv_pwl="_project_conv", bn3="_bn2")
+        stages: list[Any] = [*self.blocks]
+        blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)]
+        for n, (prefix, block) in enumerate(blocks):
+            names = separable if isinstance(block, SeparableConv2d) else inverted
+            modules.update({f"{prefix}.{ours}": f"_blocks.{n}.{theirs}" for ours, theirs in names.items()})
+        return renamed(self.state_dict(), modules)
 
-    def layers(self) -> Any:
-        return (
-            lambda x: self.act1(self.bn1(self.conv_stem(x))),
-            lambda x: self.act2(self.bn2(self.conv_head(x))),
-        )
-
-    def fuse(self) -> Any:
-        first, last = activation_name(self.act1), activation_name(self.act2)
-        stem = fuse_conv2d(self.conv_stem, self.bn1, activation=first, channels_last=True, backend=self.backend)
-        return stem, fuse_pointwise_conv2d(self.conv_head, self.bn2, activation=last, backend=self.backend)
-
-    def folded_modules(self) -> list[nn.Module]:
-        return [self, self.conv_stem, self.bn1, self.act1, self.conv_head, self.bn2, self.act2]
+    @staticmethod
+    def _maps(stages: Sequence[Stage]) -> Iterator[dict[str, Any]]:
+        """The last stage of each resolution."""
+        reduction = 2
+        for index, stage in enumerate(stages):
+            reduction *= stage.stride
+            if index + 1 == len(stages) or stages[index + 1].stride > 1:
+                yield dict(num_chs=stage.channels, reduction=reduction, module=f"blocks.{index}")
 
 
-@register_model("tf_efficientnet_lite0")
+_PAPER: dict[str, Any] = dict(paper="https://arxiv.org/abs/1905.11946", year=2019)
+
+
+# crop: size / (size + 32), as the authors evaluated it; mean and std of the Lite forms: 127 and 128
+@register_model(
+    "tf_efficientnet_lite0",
+    timm="tf_efficientnet_lite0",
+    paper="https://arxiv.org/abs/1905.11946",
+    year=2020,
+    mean=(127 / 255,) * 3,
+    std=(128 / 255,) * 3,
+)
 def tf_efficientnet_lite0(**options: Any) -> EfficientNet:
     """EfficientNet-Lite0 (2020): B0 without squeeze-excite, ReLU6 for SiLU, fixed stem and head.
 
@@ -157,7 +177,7 @@ def tf_efficientnet_lite0(**options: Any) -> EfficientNet:
     return EfficientNet(B0, eps=1e-3, activation="relu6", se_ratio=0, padding="same", **options)
 
 
-@register_model("efficientnet_b0")
+@register_model("efficientnet_b0", timm="efficientnet_b0", **_PAPER)
 def efficientnet_b0(**options: Any) -> EfficientNet:
     """EfficientNet-B0 (2019), symmetric padding and BN eps 1e-5, as weights trained in PyTorch want.
 
@@ -172,7 +192,7 @@ def _tf_efficientnet(width: float, depth: float, **options: Any) -> EfficientNet
     return EfficientNet(scaled(B0, width, depth), eps=1e-3, padding="same", **sizes, **options)
 
 
-@register_model("tf_efficientnet_b0")
+@register_model("tf_efficientnet_b0", timm="tf_efficientnet_b0", **_PAPER)
 def tf_efficientnet_b0(**options: Any) -> EfficientNet:
     """EfficientNet-B0 (2019) with TensorFlow's 'same' padding and BN eps 1e-3, as the authors' weights want.
 
@@ -182,14 +202,14 @@ def tf_efficientnet_b0(**options: Any) -> EfficientNet:
     return _tf_efficientnet(1.0, 1.0, **options)
 
 
-@register_model("tf_efficientnet_b1")
+@register_model("tf_efficientnet_b1", timm="tf_efficientnet_b1", **_PAPER, input_size=(3, 240, 240), crop_pct=0.882)
 def tf_efficientnet_b1(**options: Any) -> EfficientNet:
     """EfficientNet-B1 (2019), as tf_efficientnet_b0: 1.1 times the depth, 7,794,184 parameters, 0.69 GMACs at 240 x
     240. https://arxiv.org/abs/1905.11946."""
     return _tf_efficientnet(1.0, 1.1, **options)
 
 
-@register_model("tf_efficientnet_b2")
+@register_model("tf_efficientnet_b2", timm="tf_efficientnet_b2", **_PAPER, input_size=(3, 260, 260), crop_pct=0.89)
 def tf_efficientnet_b2(**options: Any) -> EfficientNet:
     """EfficientNet-B2 (2019), as tf_efficientnet_b0: 1.1 times the width, 1.2 times the depth, 9,109,994 parameters,
     1.0 GMACs at 260 x 260. https://arxiv.org/abs/1905.11946."""

@@ -3,22 +3,17 @@ https://arxiv.org/abs/1801.04381, of inverted residuals with linear bottlenecks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.network import Network, direct_calls, init_by_fan_out, make_divisible
-from cnnfast.models.registry import register_model
-from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d, SeparableConv2d
+from cnnfast.models.features import FeatureInfo
+from cnnfast.models.network import Network, init_by_fan_out, make_divisible, renamed
+from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_model
+from cnnfast.nn import DepthwiseConv2d, FusedModule, FusedSequential, PointwiseConv2d, SeparableConv2d
 from cnnfast.nn.fused import NotFusable
-from cnnfast.nn.fusion import (
-    activation_name,
-    fuse_conv2d,
-    fuse_inverted_residual,
-    fuse_pointwise_conv2d,
-    fuse_separable_conv2d,
-)
+from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
 
 V1_STAGES = ((1, 64), (2, 128), (2, 256), (6, 512), (2, 1024))  # separable convolutions, channels
 
@@ -40,7 +35,14 @@ def _check_positive(**arguments: float) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-@register_model("mobilenet_v1")
+@register_model(
+    "mobilenet_v1",
+    timm="mobilenetv1_100",
+    paper="https://arxiv.org/abs/1704.04861",
+    year=2017,
+    mean=INCEPTION_MEAN,
+    std=INCEPTION_STD,
+)
 class MobileNetV1(Network):
     """MobileNetV1 (2017): 4,231,976 parameters, 0.57 GMACs at 224 x 224; input (x - 127.5) / 127.5, RGB.
 
@@ -96,64 +98,29 @@ class MobileNetV1(Network):
                 stage.append(SeparableConv2d(channels, width, 3, stride, 1, **options))
                 channels = width
             self.blocks.append(stage)
-        self.conv_head: nn.Module = nn.Identity()
-        self.bn2: nn.Module = nn.Identity()
-        self.act2: nn.Module = nn.Identity()
+        self.steps = [("conv_stem", "bn1", "act1"), "blocks"]
+        self.feature_info = FeatureInfo(
+            dict(num_chs=make_divisible(base * width_mult), reduction=2 << n, module=f"blocks.{n}")
+            for n, (_, base) in enumerate(V1_STAGES)
+        )
         if head_conv:
             head = max(1024, make_divisible(1024 * width_mult))
             self.conv_head = PointwiseConv2d(channels, head, bias=False, **factory)
             self.bn2, self.act2 = nn.BatchNorm2d(head, **factory), nn.ReLU6(inplace=True)
+            self.steps.append(("conv_head", "bn2", "act2"))
             channels = head
         self._make_head(channels, num_classes, drop_rate, global_pool, factory)
         init_by_fan_out(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
-        self._check_input(x, self.conv_stem)
-        return self._through(x, self.blocks)
-
-    def layers(self) -> Any:
-        return (
-            lambda x: self.act1(self.bn1(self.conv_stem(x))),
-            lambda x: self.act2(self.bn2(self.conv_head(x))),
-        )
-
-    def fuse(self) -> Any:
-        options: dict[str, Any] = dict(activation=activation_name(self.act1), backend=self.backend)
-        stem = fuse_conv2d(self.conv_stem, self.bn1, channels_last=True, **options)
-        if isinstance(self.conv_head, nn.Identity):
-            return stem, self.layers()[1]
-        options["activation"] = activation_name(self.act2)
-        return stem, fuse_pointwise_conv2d(self.conv_head, self.bn2, **options)
-
-    def folded_modules(self) -> list[nn.Module]:
-        return [self, self.conv_stem, self.bn1, self.act1, self.conv_head, self.bn2, self.act2]
-
 
 def _conv_bn_relu6(conv: nn.Conv2d, **factory: Any) -> nn.Sequential:
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels, **factory), nn.ReLU6(inplace=True))
+    """Keys `0`, `1`, as torchvision's Conv2dNormActivation."""
+    return FusedSequential(conv, nn.BatchNorm2d(conv.out_channels, **factory), nn.ReLU6(inplace=True))
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
     """The layers of nested Sequentials, in order."""
-    return [layer for child in module for layer in _flat(child)] if type(module) is nn.Sequential else [module]
-
-
-class ConvBNReLU6(FusedModule, nn.Sequential):
-    """The first or the last of V2's `features`: a convolution, BN and ReLU6 under the keys `0`, `1`, as torchvision's
-    Conv2dNormActivation; channels_last for inference, whatever x is."""
-
-    def layers(self, x: Tensor) -> Tensor:
-        return nn.Sequential.forward(self, x)
-
-    def fuse(self) -> Any:
-        if len(self) != 3:
-            raise NotFusable("its layers aren't convolution, BN, activation")
-        conv, bn, act = self
-        options: dict[str, Any] = dict(activation=activation_name(act), backend=self.backend)
-        if isinstance(conv, PointwiseConv2d):
-            return fuse_pointwise_conv2d(conv, bn, **options)
-        return fuse_conv2d(conv, bn, channels_last=True, **options)
+    return [layer for child in module for layer in _flat(child)] if isinstance(module, nn.Sequential) else [module]
 
 
 class Bottleneck(FusedModule):
@@ -201,7 +168,16 @@ class Bottleneck(FusedModule):
         return (lambda x: call(x, residual=x)) if self.use_res_connect else call
 
 
-@register_model("mobilenet_v2")
+# torchvision's IMAGENET1K_V2: the short side is resized to 232
+@register_model(
+    "mobilenet_v2",
+    timm="mobilenetv2_100",
+    torchvision="mobilenet_v2",
+    paper="https://arxiv.org/abs/1801.04381",
+    year=2018,
+    crop_pct=224 / 232,
+    interpolation="bilinear",
+)
 class MobileNetV2(Network):
     """MobileNetV2 (2018): 3,504,872 parameters, 0.30 GMACs at 224 x 224; input (x - mean) / std, RGB, with ImageNet's
     mean (123.675, 116.28, 103.53) and std (58.395, 57.12, 57.375) for torchvision's weights. 6.1 M parameters at
@@ -232,6 +208,7 @@ class MobileNetV2(Network):
     """
 
     classifier_name = "classifier"
+    key_source = "torchvision"
 
     def __init__(
         self,
@@ -259,7 +236,7 @@ class MobileNetV2(Network):
         self.depths = [blocks for _, _, blocks, _ in setting]  # by which timm counts
         channels = make_divisible(32 * width_mult, round_nearest)
         stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)
-        self.features = nn.Sequential(ConvBNReLU6(*_conv_bn_relu6(stem, **factory)))
+        self.features = nn.Sequential(_conv_bn_relu6(stem, **factory))
         for expand_ratio, base, blocks, stride in setting:
             width = make_divisible(base * width_mult, round_nearest)
             for i in range(blocks):
@@ -267,7 +244,9 @@ class MobileNetV2(Network):
                 channels = width
         num_features = make_divisible(1280 * max(1.0, width_mult), round_nearest)
         last = PointwiseConv2d(channels, num_features, bias=False, **factory)
-        self.features.append(ConvBNReLU6(*_conv_bn_relu6(last, **factory)))
+        self.features.append(_conv_bn_relu6(last, **factory))
+        self.steps = ["features"]
+        self.feature_info = FeatureInfo(self._maps())
         self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
         self._init_weights()
 
@@ -284,15 +263,32 @@ class MobileNetV2(Network):
                 nn.init.normal_(module.weight, 0, 0.01)
                 nn.init.zeros_(module.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32)"""
-        stem: Any = self.features[0]
-        self._check_input(x, stem[0])
-        for call in [*direct_calls(self.features)]:
-            x = call(x)
-        return x
+    def _maps(self) -> Iterator[dict[str, Any]]:
+        """The last bottleneck of each resolution."""
+        blocks, reduction = [*self.features][1:-1], 2
+        for n, block in enumerate(blocks, 1):
+            depthwise: Any = block.conv[-3][0]
+            reduction *= depthwise.stride[0]
+            if n == len(blocks) or blocks[n].conv[-3][0].stride[0] > 1:
+                yield dict(num_chs=block.conv[-2].out_channels, reduction=reduction, module=f"features.{n}")
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
         x = self.global_pool(x)
         return x if pre_logits else self.classifier(x)
+
+    def checkpoint_keys(self, source: str) -> dict[str, str]:
+        """timm counts the blocks stage by stage."""
+        if source != "timm":
+            return super().checkpoint_keys(source)
+        own, last = list(self.state_dict()), sum(self.depths) + 1
+        modules = {"features.0.0": "conv_stem", "features.0.1": "bn1", "classifier.1": "classifier"}
+        modules.update({f"features.{last}.0": "conv_head", f"features.{last}.1": "bn2"})
+        separable = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
+        inverted = {"conv.0.0": "conv_pw", "conv.0.1": "bn1", "conv.1.0": "conv_dw", "conv.1.1": "bn2"}
+        inverted.update({"conv.2": "conv_pwl", "conv.3": "bn3"})
+        places = [f"blocks.{s}.{b}" for s, blocks in enumerate(self.depths) for b in range(blocks)]
+        for n, place in enumerate(places, 1):
+            names = inverted if f"features.{n}.conv.3.weight" in own else separable
+            modules.update({f"features.{n}.{ours}": f"{place}.{theirs}" for ours, theirs in names.items()})
+        return renamed(own, modules)

@@ -1,29 +1,45 @@
-"""What the networks share: the check of their input, pooling, classifier, and calls past the blocks' `__call__`."""
+"""What the networks share: the order of their layers, feature maps, classifier, the check of their input."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from cnnfast.nn import FusedModule, GlobalPool
+from cnnfast.models.features import FeatureInfo
+from cnnfast.nn import FusedModule, FusedSequential, GlobalPool
 from cnnfast.nn.fused import only_calls
+from cnnfast.nn.sequential import Call, Chain, fuse_run
+
+Step = str | tuple[str, ...]
 
 
 class Network(FusedModule):
-    """A classifier: forward_features, then forward_head. Where the names of the first and last layers' parameters lie
-    on the network, as timm's do, it folds these itself; the blocks between fold themselves.
+    """A classifier: forward_features, then forward_head.
 
-    A subclass calls `_make_head` and defines `classifier_name` and `forward_features`; one that folds layers itself
-    also `layers` and `fuse`, which return the functions (stem, tail) that `_through` puts around the blocks.
+    A subclass names its layers in `steps`, in the order of calls: a module ("blocks", a Sequential opens by itself), or
+    the layers that lie on the network and for inference are one call (("conv_stem", "bn1", "act1")): the network folds
+    these, as timm's keys want it; blocks fold themselves. It calls `_make_head`, and defines `classifier_name`
+    and `feature_info`, a list of dicts as in timm (num_chs, reduction, module).
     """
 
     classifier_name: str
+    key_source = "timm"  # whose state-dict keys these are
     min_size = 1  # least height and width of x
+    steps: list[Step]
+    feature_info: Any  # a FeatureInfo after __init__
+    pretrained_cfg: dict[str, Any]
+    out_indices: tuple[int, ...] | None = None  # of the maps that forward returns instead of logits
+    grad_checkpointing = False
+
+    # head
 
     def _make_head(self, num_features: int, num_classes: int, drop_rate: float, global_pool: str, factory: Any) -> None:
         self.num_features = num_features
@@ -55,24 +71,136 @@ class Network(FusedModule):
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    # features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
+        if self.out_indices is not None:
+            return self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
         return self.forward_head(self.forward_features(x))
 
-    def _through(self, x: Tensor, *blocks: nn.Module) -> Tensor:
-        """x through stem, blocks and tail."""
-        stem, tail = self.fused() or self.layers()
-        calls = [*direct_calls(*blocks)]
-        x = stem(x)
-        for call in calls:
-            x = call(x)
-        return tail(x)
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), the last layer before the head."""
+        return self._run(x)[0]
 
-    def _check_input(self, x: Tensor, first: nn.Conv2d) -> None:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """(forward_features(x), feature maps), or the maps alone with `intermediates_only`.
+
+        Args:
+            indices: which maps of `feature_info`: all for None, the last n for an int, or those of a sequence.
+            norm: as in timm, for networks that end in one; these have it in every layer.
+            stop_early: leaves out the layers after the last map that is asked for; the first result is then that map.
+            output_fmt: "NCHW".
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        names = [self.feature_info[i]["module"] for i in self.feature_info.taken(indices)]
+        y, taps = self._run(x, names, stop_early)
+        return [taps[name] for name in names] if intermediates_only else (y, [taps[name] for name in names])
+
+    def keep_features(self, out_indices: int | Sequence[int] | None = None) -> None:
+        """Makes forward return the feature maps `out_indices` as a list (see create_model's features_only), and drops
+        the layers behind the last of them and the classifier."""
+        taken = self.feature_info.taken(out_indices, "out_indices")
+        self.reset_classifier(0, "")
+        last = self._tap(self.feature_info[taken[-1]]["module"])[0]
+        while self._drop_last_step(last):
+            pass
+        self.out_indices = tuple(taken)
+        self.feature_info = FeatureInfo(self.feature_info[: taken[-1] + 1], taken)
+        self.drop_packing()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training keeps only the inputs of the blocks and computes the rest again for backward."""
+        blocks = [name for name, call in self._calls(open_all=True) if _has_parameters(call)]
+        if enable and not blocks:
+            raise ValueError(f"enable must be False for {type(self).__name__}, which has no blocks")
+        self.grad_checkpointing = enable
+
+    def _tap(self, module: str) -> tuple[str, Call | None]:
+        """The layer after which feature_info's `module` is taken, and what is done to its output, if anything."""
+        return module, None
+
+    def checkpoint_keys(self, source: str) -> dict[str, str]:
+        """The names of this network's own keys in the checkpoints of `source`; none if it doesn't have the network."""
+        return {key: key for key in self.state_dict()} if source == self.key_source else {}
+
+    # The order of calls
+
+    def layers(self) -> Chain:
+        return Chain([self._step(step, lambda modules: Chain([("", m) for m in modules])) for step in self.steps])
+
+    def fuse(self) -> Chain:
+        steps: list[tuple[str, Call]] = []
+        for step in self.steps:
+            join = functools.partial(self._fuse_step, channels_last=not steps)
+            steps.append(self._step(step, join))
+        return Chain(steps)
+
+    def _fuse_step(self, modules: list[nn.Module], channels_last: bool) -> Call:
+        return fuse_run(modules, self.backend, channels_last=channels_last)
+
+    def _step(self, step: Step, join: Callable[[list[nn.Module]], Call]) -> tuple[str, Call]:
+        if isinstance(step, str):
+            return step, self.get_submodule(step)
+        return step[-1], join([self.get_submodule(name) for name in step])
+
+    def folded_modules(self) -> list[nn.Module]:
+        names = [name for step in self.steps if isinstance(step, tuple) for name in step]
+        return [self, *(module for name in names for module in self.get_submodule(name).modules())]
+
+    def _calls(self, taps: Sequence[str] = (), open_all: bool = False) -> list[tuple[str, Call]]:
+        """What x goes through, by name. Made before the first call: see FusedModule.direct."""
+        steps = (self.fused() or self.layers()).steps
+        return [call for name, step in steps for call in _opened(name, step, taps, open_all)]
+
+    def _run(
+        self, x: Tensor, modules: Sequence[str] = (), stop_early: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last output and those of `modules` by name; with `stop_early` nothing behind the last of these runs."""
+        self._check_input(x)
+        sources = {module: self._tap(module) for module in modules}
+        checkpointing = self.grad_checkpointing and self.training and torch.is_grad_enabled()
+        calls = self._calls([source for source, _ in sources.values()], checkpointing)
+        ends: dict[int, list[str]] = {}
+        for module, (source, _) in sources.items():
+            ends.setdefault(_last_of(source, calls), []).append(module)
+        if stop_early:
+            calls = calls[: max(ends) + 1]
+        taps: dict[str, Tensor] = {}
+        for n, (_, call) in enumerate(calls):
+            x = _checkpointed(call, x) if checkpointing and _has_parameters(call) else call(x)
+            for module in ends.get(n, ()):
+                change = sources[module][1]
+                taps[module] = x if change is None else change(x)
+        return x, taps
+
+    def _drop_last_step(self, last: str) -> bool:
+        """Removes the last layer unless it is `last`, inside it, or holds it; whether it did."""
+        names = [step if isinstance(step, str) else step[-1] for step in self.steps]
+        step = self.steps[-1]
+        if names[-1] == last or (isinstance(step, tuple) and last in step):
+            return False
+        holder = self.get_submodule(names[-1])
+        if last.startswith(names[-1] + "."):
+            return _drop_after(holder, last[len(names[-1]) + 1 :])
+        for name in (step,) if isinstance(step, str) else step:
+            parent, _, child = name.rpartition(".")
+            delattr(self.get_submodule(parent), child)
+        self.steps = self.steps[:-1]
+        return True
+
+    def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))  # people exchange it
         if x.dim() != 4 or x.shape[1] != first.in_channels:
             raise ValueError(f"x must have shape (N, {first.in_channels}, H, W), got {tuple(x.shape)}")
         if x.shape[2] < self.min_size or x.shape[3] < self.min_size:
@@ -81,14 +209,66 @@ class Network(FusedModule):
             raise TypeError(f"x must have the parameters' dtype {first.weight.dtype}, got {x.dtype}")
 
 
-def direct_calls(*modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What calling the modules one after the other comes to. To be exhausted before the first call: see
-    FusedModule.direct."""
-    for module in modules:
-        if isinstance(module, nn.Sequential) and only_calls(module, nn.Sequential.forward):
-            yield from direct_calls(*module)
-        else:
-            yield module.direct() if isinstance(module, FusedModule) else module
+def _opened(name: str, step: Call, taps: Sequence[str], open_all: bool) -> Iterator[tuple[str, Call]]:
+    """The calls that `step` comes to: those of its children if it is a Sequential that nothing is put around, or that
+    holds one of `taps`, which are then seen."""
+    holds_tap = any(tap.startswith(name + ".") for tap in taps)
+    if type(step) is nn.Sequential and (holds_tap or open_all or only_calls(step, nn.Sequential.forward)):
+        for child_name, child in step.named_children():
+            yield from _opened(f"{name}.{child_name}", child, taps, open_all)
+    elif isinstance(step, FusedSequential) and (holds_tap or only_calls(step, FusedModule.forward)):
+        chain = step.fused() or Chain(list(step.named_children()))
+        for child_name, call in chain.steps:
+            yield f"{name}.{child_name}", call
+    elif isinstance(step, FusedModule) and not open_all:
+        yield name, step.direct()
+    else:
+        yield name, step
+
+
+def _last_of(source: str, calls: Sequence[tuple[str, Call]]) -> int:
+    """The position of the call that makes the output of the module `source`."""
+    return max(n for n, (name, _) in enumerate(calls) if name == source or name.startswith(source + "."))
+
+
+def _drop_after(holder: nn.Module, last: str) -> bool:
+    """Removes the last layer of a Sequential unless it is `last`, inside it, or holds it; whether it did."""
+    name, child = list(holder.named_children())[-1]
+    if name == last or name.startswith(last + "."):
+        return False
+    if last.startswith(name + "."):
+        return isinstance(child, nn.Sequential) and _drop_after(child, last[len(name) + 1 :])
+    delattr(holder, name)
+    return True
+
+
+def _has_parameters(call: Call) -> bool:
+    return isinstance(call, nn.Module) and next(call.parameters(), None) is not None
+
+
+def _checkpointed(block: Any, x: Tensor) -> Tensor:
+    contexts = lambda: (contextlib.nullcontext(), _kept_statistics(block))  # noqa: E731 (forward, computing again)
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+
+@contextlib.contextmanager
+def _kept_statistics(block: nn.Module) -> Iterator[None]:
+    """Computing a block again leaves the running statistics as its first computation made them."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, buffers in zip(norms, kept, strict=True):
+                for buffer, value in zip(norm.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
+
+
+def renamed(keys: Iterable[str], modules: Mapping[str, str]) -> dict[str, str]:
+    """Each key, and its name once each module has the name that `modules` gives it."""
+    parts = {key: key.rpartition(".") for key in keys}
+    return {key: f"{modules.get(module, module)}.{name}" for key, (module, _, name) in parts.items()}
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cnnfast.models.features import FeatureInfo
 from cnnfast.models.network import Network
 from cnnfast.models.registry import register_model
-from cnnfast.nn import FusedModule, PointwiseConv2d
+from cnnfast.nn import FusedModule, FusedSequential, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d, fuse_squeeze_excite
 
@@ -81,7 +82,7 @@ class SEBottleneck(FusedModule):
         return call
 
 
-@register_model("se_resnet50")
+@register_model("se_resnet50", timm="legacy_seresnet50", paper="https://arxiv.org/abs/1709.01507", year=2017)
 class SEResNet50(Network):
     """SE-ResNet-50 (2017): 28,088,024 parameters, 3.9 GMACs at 224 x 224; input normalised by ImageNet's mean and
     deviation, RGB.
@@ -121,7 +122,7 @@ class SEResNet50(Network):
             bn1=nn.BatchNorm2d(64, **factory),
             relu1=nn.ReLU(inplace=True),
         )
-        self.layer0 = nn.Sequential(stem)
+        self.layer0 = FusedSequential(stem)
         self.pool0 = nn.MaxPool2d(3, 2, ceil_mode=True)
         in_channels = 64
         for i, (blocks, channels) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
@@ -130,24 +131,12 @@ class SEResNet50(Network):
                 layer.append(SEBottleneck(in_channels, channels, 2 if i > 1 and n == 0 else 1, **factory))
                 in_channels = channels * SEBottleneck.expansion
             setattr(self, f"layer{i}", layer)
+        self.steps = ["layer0", "pool0", "layer1", "layer2", "layer3", "layer4"]
+        maps = (("layer0", 64), ("layer1", 256), ("layer2", 512), ("layer3", 1024), ("layer4", 2048))
+        self.feature_info = FeatureInfo(
+            dict(num_chs=channels, reduction=2 << n, module=module) for n, (module, channels) in enumerate(maps)
+        )
         self._make_head(in_channels, num_classes, drop_rate, global_pool, factory)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, 2048, H / 32, W / 32)"""
-        self._check_input(x, self.layer0.conv1)  # type: ignore[arg-type]
-        return self._through(x, *(getattr(self, f"layer{i}") for i in range(1, 5)))
-
-    def layers(self) -> Any:
-        return lambda x: self.pool0(self.layer0(x)), lambda x: x
-
-    def fuse(self) -> Any:
-        conv, bn, relu = self.layer0
-        options: dict[str, Any] = dict(channels_last=True, backend=self.backend)
-        stem = fuse_conv2d(conv, bn, activation=activation_name(relu), **options)
-        return lambda x: self.pool0(stem(x)), lambda x: x
-
-    def folded_modules(self) -> list[nn.Module]:
-        return [self, *self.layer0.modules(), self.pool0]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnfast.models.features import FeatureInfo
 from cnnfast.models.network import Network
-from cnnfast.models.registry import register_model
+from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_model
 from cnnfast.nn import DepthwiseConv2d, FusedModule, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d, fuse_separable_conv2d
+from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d, fuse_separable_conv2d
 
 
 class Separable(nn.Module):
@@ -108,7 +110,16 @@ def _fuse_separable(
     return fuse_separable_conv2d(*layers, **activations, backend=backend)
 
 
-@register_model("xception")
+@register_model(
+    "xception",
+    timm="legacy_xception",
+    paper="https://arxiv.org/abs/1610.02357",
+    year=2016,
+    input_size=(3, 299, 299),
+    crop_pct=0.8975,
+    mean=INCEPTION_MEAN,
+    std=INCEPTION_STD,
+)
 class XceptionFused(Network):
     """Xception (2016): 22,855,952 parameters, 8.4 GMACs at 299 x 299; input (x - 127.5) / 127.5, RGB.
 
@@ -159,35 +170,26 @@ class XceptionFused(Network):
         self.conv4 = Separable(1536, 2048, **factory)
         self.bn4 = nn.BatchNorm2d(2048, **factory)
         self.act4 = nn.ReLU(inplace=True)
+        blocks = [f"block{i}" for i in range(1, 13)]
+        self.steps = [("conv1", "bn1", "act1"), ("conv2", "bn2", "act2"), *blocks]
+        self.steps += [("conv3", "bn3", "act3"), ("conv4", "bn4", "act4")]
+        taps = ("act2", 64), ("block2.rep.0", 128), ("block3.rep.0", 256), ("block12.rep.0", 728), ("act4", 2048)
+        self.feature_info = FeatureInfo(
+            dict(num_chs=channels, reduction=2 << n, module=module) for n, (module, channels) in enumerate(taps)
+        )
         self._make_head(2048, num_classes, drop_rate, global_pool, factory)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, 2048, H / 32, W / 32)"""
-        self._check_input(x, self.conv1)
-        return self._through(x, *(getattr(self, f"block{i}") for i in range(1, 13)))
+    def _tap(self, module: str) -> Any:
+        """As timm's: a block's output after the ReLU that the next block begins with."""
+        if module.endswith(".rep.0"):
+            return f"block{int(module[len('block') :].partition('.')[0]) - 1}", F.relu
+        return module, None
 
-    def layers(self) -> Any:
-        def stem(x: Tensor) -> Tensor:
-            x = self.act1(self.bn1(self.conv1(x)))
-            return self.act2(self.bn2(self.conv2(x)))
-
-        def tail(x: Tensor) -> Tensor:
-            x = self.act3(self.bn3(self.conv3(x)))
-            return self.act4(self.bn4(self.conv4(x)))
-
-        return stem, tail
-
-    def fuse(self) -> Any:
-        options: dict[str, Any] = dict(channels_last=True, backend=self.backend)
-        conv1 = fuse_conv2d(self.conv1, self.bn1, activation=activation_name(self.act1), **options)
-        conv2 = fuse_conv2d(self.conv2, self.bn2, activation=activation_name(self.act2), **options)
-        conv3 = _fuse_separable(self.conv3, self.bn3, self.backend, None, activation_name(self.act3))
-        conv4 = _fuse_separable(self.conv4, self.bn4, self.backend, None, activation_name(self.act4))
-        return lambda x: conv2(conv1(x)), lambda x: conv4(conv3(x))
-
-    def folded_modules(self) -> list[nn.Module]:
-        names = ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "bn3", "act3", "bn4", "act4")
-        return [self, *(getattr(self, name) for name in names), *self.conv3.modules(), *self.conv4.modules()]
+    def _fuse_step(self, modules: list[nn.Module], channels_last: bool) -> Any:
+        if isinstance(modules[0], Separable):
+            separable, bn, act = modules
+            return _fuse_separable(separable, bn, self.backend, None, activation_name(act))
+        return super()._fuse_step(modules, channels_last)

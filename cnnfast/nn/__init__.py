@@ -8,6 +8,7 @@ from cnnfast.nn.layers import Conv2dSame, DropPath, GlobalPool, PointwiseConv2d
 from cnnfast.nn.local_response_norm import LocalResponseNorm
 from cnnfast.nn.pointwise_conv2d import PointwiseConvBN
 from cnnfast.nn.separable_conv2d import SeparableConv2d
+from cnnfast.nn.sequential import FusedSequential
 from cnnfast.nn.squeeze_excite import SqueezeExcite
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DepthwiseConv2d",
     "DropPath",
     "FusedModule",
+    "FusedSequential",
     "GlobalPool",
     "InvertedResidual",
     "LocalResponseNorm",

@@ -54,6 +54,14 @@ def activation_name(module: nn.Module) -> str | None:
     return _ACTIVATIONS[type(module)]
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether the kernels fuse `module` as an activation."""
+    try:
+        return activation_name(module) is not None
+    except NotFusable:
+        return False
+
+
 def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
     """x -> activation(bn(conv(pre_activation(x))))"""
     weights = [_depthwise_weights(conv, bn)]

@@ -7,7 +7,7 @@ from networks import draw_batch_norms
 from numerics import nan_outputs
 
 import cnnfast
-from cnnfast._peers import PLAIN_NETWORKS, plain_network
+from cnnfast._peers import plain_network
 
 __all__ = ["nan_outputs"]
 
@@ -20,11 +20,13 @@ def _plain_network(name):
     return network.eval()
 
 
-# Those whose family or blocks another network has by default, and one of large layers.
+# Of each family one or two; all others are in test_twins.py. Slow: those whose family or blocks another network has by
+# default, and one of large layers.
+QUICK = ("efficientnet_b0", "mobilenet_v2", "tf_efficientnet_lite0", "xception")
 SLOW = ("mobilenet_v1", "se_resnet50", "tf_efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_b2")
 
 
-@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PLAIN_NETWORKS])
+@pytest.fixture(params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def pair(request):
     """timm's or torchvision's network with drawn statistics, and ours with its weights, in eval mode."""
     theirs = copy.deepcopy(_plain_network(request.param))

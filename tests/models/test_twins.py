@@ -1,0 +1,136 @@
+"""Every network that timm or torchvision has too is theirs: keys, maps, logits, gradients, running statistics.
+
+In the default run keys and shapes of all, and values of the first of each family; the others are slow. What
+test_networks.py does in depth to a few is done here to all, at small resolutions. Statistics and affine parameters are
+drawn. Fails if a layer, activation, padding, eps, shortcut or tap differs, or a fused network is less exact than the
+policy allows.
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+from networks import assert_as_exact_over, assert_same_gradients, draw_batch_norms, in_float64, relative
+from torch import nn
+
+import cnnfast
+from cnnfast._peers import plain_network, plain_networks
+from cnnfast.models.registry import model_entry
+
+QUICK = ("efficientnet_b0", "mobilenet_v2", "xception")  # of a family, where it has several; all of these are small
+SIZES = {"inception": 139, "alexnet": 95}  # of x where 75 is too small, by a part of the name
+HUGE = ("efficientnet_b8", "tf_efficientnet_b8", "efficientnet_l2", "tf_efficientnet_l2")  # no gradients of these
+
+
+def cases():
+    """(our name, package)"""
+    for name in plain_networks():
+        for package in model_entry(name).peers:
+            marks = [pytest.mark.slow] * (name not in QUICK)
+            yield pytest.param((name, package), marks=marks, id=f"{name}-{package}")
+
+
+def size_of(name):
+    return next((size for part, size in SIZES.items() if part in name), 75)
+
+
+@functools.cache
+def _drawn(name, package):
+    torch.manual_seed(7)
+    network = plain_network(name, package, **(dict(drop_rate=0.0) if package == "timm" else {}))
+    draw_batch_norms(network, torch.randn(3, 3, size_of(name), size_of(name)))
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network.eval()
+
+
+@pytest.fixture(params=cases())
+def twins(request):
+    """(name, theirs, ours, names of our keys in theirs) with one state, in eval mode."""
+    name, package = request.param
+    if _drawn.cache_info().currsize > 1:
+        _drawn.cache_clear()  # large ones fill the memory
+    theirs = copy.deepcopy(_drawn(name, package))
+    ours = cnnfast.create_model(name, drop_rate=0.0).eval()
+    cnnfast.load_weights(ours, theirs.state_dict(), source=package)
+    return name, theirs, ours, ours.checkpoint_keys(package)
+
+
+def maps_and_logits(network, x):
+    """Feature maps where the package has them, the last map and the logits."""
+    if hasattr(network, "forward_intermediates"):
+        last, maps = network.forward_intermediates(x)
+        return [*maps, last, network.forward_head(last)]
+    return [network(x)]
+
+
+def pairs(ours, theirs, x):
+    expected = maps_and_logits(theirs, x)
+    got = maps_and_logits(ours, x)[-len(expected) :]
+    assert len(got) == len(expected) and [g.shape for g in got] == [e.shape for e in expected]
+    return list(zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", plain_networks())
+def test_keys_and_shapes(name):
+    with torch.device("meta"):
+        ours = cnnfast.create_model(name)
+        for package in model_entry(name).peers:
+            keys, theirs = ours.checkpoint_keys(package), plain_network(name, package)
+            expected = {key: value.shape for key, value in theirs.state_dict().items()}
+            assert {keys[key]: value.shape for key, value in ours.state_dict().items()} == expected
+            info = getattr(theirs, "feature_info", None)
+            if info is not None:
+                for key in ("num_chs", "reduction"):
+                    assert ours.feature_info.get(key) == [one[key] for one in info]
+
+
+def test_in_float64(twins):
+    """Nothing hides behind rounding there."""
+    name, theirs, ours, _ = twins
+    theirs.double(), ours.double()
+    size = size_of(name)
+    for shape in ((3, 3, size, size + 6), (1, 3, size + 18, size + 1)):
+        x = torch.randn(shape, dtype=torch.float64)
+        with torch.no_grad():
+            for got, expected in pairs(ours, theirs, x):
+                assert relative(got, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_low_precision(twins, dtype):
+    name, theirs, ours, _ = twins
+    theirs.to(dtype), ours.to(dtype)
+    exact = in_float64(theirs)
+    size, outputs = size_of(name), []
+    gated = any("reduce" in key or "fc1" in key for key in theirs.state_dict())
+    for shape in ((3, 3, size, size + 6), (1, 3, size + 18, size + 1)) * (4 if gated else 1):
+        x = torch.randn(shape).to(dtype)
+        with torch.no_grad():
+            both, expected = pairs(ours, theirs, x), maps_and_logits(exact, x.double())
+            outputs.append([(*pair, ref) for pair, ref in zip(both, expected, strict=True)])
+    for stage in zip(*outputs, strict=True):
+        assert_as_exact_over(list(stage))
+
+
+def test_training(twins):
+    """Outputs, gradients and running statistics, in float64."""
+    name, theirs, ours, keys = twins
+    if name in HUGE:
+        pytest.skip("too large to train in a test")
+    theirs.double().train(), ours.double().train()
+    size = size_of(name)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [network(i) for network, i in zip((ours, theirs), inputs, strict=True)]
+    assert relative(*outputs) <= 1e-9
+    grad = torch.randn_like(outputs[0])
+    for output in outputs:
+        output.backward(grad)
+    assert relative(inputs[0].grad, inputs[1].grad) <= 1e-8
+    assert_same_gradients(ours, theirs, 1e-8, keys)
+    expected = dict(theirs.named_buffers())
+    for key, buffer in ours.named_buffers():
+        assert relative(buffer.double(), expected[keys[key]].double()) <= 1e-9, key
