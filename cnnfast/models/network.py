@@ -54,7 +54,7 @@ class Network(FusedModule):
         setattr(self, self.classifier_name, fc)
 
     def get_classifier(self) -> nn.Module:
-        return getattr(self, self.classifier_name)
+        return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one of `num_classes`, or by none (0); `global_pool` None keeps the
