@@ -1,11 +1,13 @@
-"""VGG's forms that neither timm nor torchvision has, A-LRN and C, against plain builds; figures, arguments, timm's
-weights. The others: test_twins.py. Fails if a layer or its place differs, or weights land in the wrong place."""
+"""VGG's forms that neither timm nor torchvision has, A-LRN and C, against plain builds; the others against theirs,
+without the classifier, which is nine tenths of the weights and of all the same; figures and arguments. Keys and shapes
+of all are in test_twins.py. Fails if a layer or its place differs, or weights land in the wrong place."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import ops_of, relative
-from plain import assert_as_exact_as_plain, assert_same, drawn, response_normalised
+from networks import draw_batch_norms, ops_of, relative
+from plain import assert_as_exact_as_plain, assert_same, compare, drawn, response_normalised
+from torch import nn
 
 import cnnfast
 from cnnfast._peers import plain_network
@@ -64,7 +66,62 @@ def test_plain_in_low_precision(name, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_plain_with_classifier(name):
-    assert_same(drawn(cnnfast.create_model(name, drop_rate=0.0)), plain(name), ((1, 3, 224, 225), (2, 3, 32, 65)))
+    assert_same(drawn(cnnfast.create_model(name, drop_rate=0.0)), plain(name), ((1, 3, 96, 97), (2, 3, 32, 65)))
+
+
+TWINS = [*(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn"))]
+twins = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "vgg11_bn")) for name in TWINS]
+)
+
+
+def features_of_twins(name):
+    """timm's and ours, with one state; nothing of the classifier is in memory."""
+    with torch.device("meta"):
+        theirs = plain_network(name, "timm")
+    theirs.features.to_empty(device="cpu")
+    for module in theirs.features:
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    draw_batch_norms(drawn(theirs.features), torch.randn(4, 3, 40, 40))
+    ours = cnnfast.create_model(name, num_classes=0, global_pool="")
+    ours.features.load_state_dict(theirs.features.state_dict())
+    return theirs, ours
+
+
+def maps_of(network, x):
+    last, maps = network.forward_intermediates(x)
+    return [*maps, last]
+
+
+@twins
+def test_features(name):
+    """Maps for inference and in training, gradients and running statistics, in float64."""
+    theirs, ours = (network.double().eval() for network in features_of_twins(name))
+    for shape in SHAPES:
+        x = torch.randn(shape, dtype=torch.float64)
+        with torch.no_grad():
+            compare(maps_of(ours, x), maps_of(theirs, x))
+    x = torch.randn(3, 3, 40, 33, dtype=torch.float64)
+    got, expected = maps_of(ours.train(), x), maps_of(theirs.train(), x)
+    compare(got, expected)
+    grad = torch.randn_like(got[-1])
+    got[-1].backward(grad), expected[-1].backward(grad)
+    of_theirs = dict(theirs.features.named_parameters())
+    sizes = torch.stack([parameter.grad.norm() for parameter in of_theirs.values()])
+    for place, parameter in ours.features.named_parameters():
+        distance, size = (parameter.grad - of_theirs[place].grad).norm(), of_theirs[place].grad.norm()
+        assert distance <= 1e-9 * max(size, 1e-4 * sizes.norm()), place  # of biases before BN it is 0 but for rounding
+    for place, buffer in theirs.features.named_buffers():
+        assert relative(ours.features.get_buffer(place).double(), buffer.double()) <= 1e-9, place
+
+
+@twins
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_features_in_low_precision(name, dtype):
+    theirs, ours = (n.to(dtype).to(memory_format=torch.channels_last).eval() for n in features_of_twins(name))
+    plain = lambda state, x: maps_of(theirs.to(x.dtype), x)  # noqa: E731
+    assert_as_exact_as_plain(ours, plain, SHAPES, dtype)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +163,20 @@ def test_sizes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [None, "timm"])
-def test_weights_of_timm(source):
-    """Its first linear layer is a convolution; logits are the same where the last map isn't larger than 7 x 7."""
-    theirs = plain_network("vgg11", "timm", num_classes=5).eval()
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_published_weights(package):
+    """Of timm the first linear layer is a convolution; its logits are the same where the last map isn't larger than
+    7 x 7."""
+    theirs = plain_network("vgg11", package, num_classes=5).eval()
     ours = cnnfast.create_model("vgg11", num_classes=5).eval()
-    cnnfast.load_weights(ours, theirs.state_dict(), source)
+    cnnfast.load_weights(ours, theirs.state_dict())
     with torch.no_grad():
         for shape in ((2, 3, 250, 33), (1, 3, 224, 224)):
             x = torch.randn(shape)
             assert relative(ours(x), theirs(x)) <= 1e-5
         x = torch.randn(1, 3, 288, 288)
-        assert relative(ours.forward_features(x), theirs.forward_features(x)) <= 1e-5
-        assert relative(ours(x), theirs(x)) > 1e-3
+        assert relative(ours.features(x), theirs.features(x)) <= 1e-5
+        assert (relative(ours(x), theirs(x)) <= 1e-5) is (package == "torchvision")
 
 
 def test_forms_that_timm_lacks():
