@@ -125,3 +125,27 @@ def test_checkpoints_of_convolutions():
 )
 def test_same_numbers(shape, own, same):
     assert same_numbers(shape, own) is same
+
+
+def test_gradient_checkpointing():
+    """LeNet-5's layers with their squashing are computed twice; gradients are the same. Networks of single layers, of
+    which checkpointing would save nothing, refuse it, as timm's VGG."""
+    network = cnnfast.create_model("lenet5", drop_rate=0.5).double()
+    x, grads = torch.randn(2, 1, 32, 32, dtype=torch.float64), []
+    for enable in (False, True):
+        network.set_grad_checkpointing(enable)
+        network.zero_grad()
+        torch.manual_seed(3)
+        network(x).square().sum().backward()
+        grads.append([parameter.grad for parameter in network.parameters()])
+    assert all(relative(*pair) <= 1e-12 for pair in zip(*grads, strict=True))
+    seen = []
+    network.features.c1.layer.register_forward_hook(lambda *_: seen.append(1))
+    network(x).sum().backward()
+    assert len(seen) == 2
+    for name in ("lenet5_simple", "nin_cifar", "alexnet", "vgg11_bn"):
+        with torch.device("meta"):
+            network = cnnfast.create_model(name)
+        network.set_grad_checkpointing(False)
+        with pytest.raises(ValueError, match=f"enable must be False for {type(network).__name__}, which has no blocks"):
+            network.set_grad_checkpointing()
