@@ -26,8 +26,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
         model: a network of cnnfast.create_model.
         weights: a state dict, or a file of one: .safetensors, or what torch.save wrote (read with weights_only=True: no
             code runs). One wrapped as {"state_dict": ...} or {"model": ...}, or with keys that begin with "module.", is
-            unwrapped.
-            A linear layer's weights may come as those of a convolution over all it sees, and the other way round.
+            unwrapped. A linear layer's weights may come as those of a convolution over all it sees, and the other way
+            round.
         source: whose keys they are: "timm", "torchvision" (of mobilenet_v2), "efficientnet_lite_pytorch"; None to find
             out. This package's own are timm's, of mobilenet_v2 torchvision's.
 

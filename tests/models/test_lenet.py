@@ -10,7 +10,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.models.figures import count_macs
-from cnnfast.models.lenet import DIGITS, ScaledTanh
+from cnnfast.models.lenet_layers import DIGITS, ScaledTanh
 
 # The papers' tables, a row for each map that is seen.
 H3 = (
@@ -122,13 +122,20 @@ def numbers(module):
 
 
 def test_counts_of_lenet1():
-    """2,578 parameters, 98,442 connections, 4,635 units, of which one gives the biases."""
-    features = cnnfast.create_model("lenet1").features
-    counts = [numbers(features.h1), numbers(features.h2), numbers(features.h3), numbers(features.h4)]
+    """The paper's 2,578 parameters, 98,442 connections, and 4,635 units, one of which gives the biases."""
+    network = cnnfast.create_model("lenet1")
+    x, connections, units = torch.randn(1, 1, 28, 28), 0, 28 * 28 + 1
+    counts = [numbers(layer) for layer in network.features]
     assert counts == [104, 8, 512, 24]
-    assert 104 * 24**2 + 4 * 5 * 12**2 + 512 * 8**2 + 12 * 5 * 4**2 + 1930 == 98_442
-    maps = features(torch.randn(1, 1, 28, 28))
-    assert maps.shape == (1, 12, 4, 4)
+    for layer, count in zip(network.features, counts, strict=True):
+        x = layer(x)
+        pixels = x.shape[2] * x.shape[3]
+        subsamples = x.shape[1] * 2 == count
+        connections += pixels * (x.shape[1] * 5 if subsamples else count)  # 2 x 2 and a bias; each weight once a pixel
+        units += x.numel()
+    assert sum(counts) + numbers(network.classifier) == 2_578
+    assert connections + numbers(network.classifier) == 98_442
+    assert units + 10 == 4_635
 
 
 def test_counts_of_lenet5():
