@@ -1,13 +1,24 @@
 """Networks, a family a file, by name through create_model."""
 
+from cnnfast.models.alexnet import AlexNet, AlexNetTwoTower
 from cnnfast.models.efficientnet import EfficientNet, tf_efficientnet_lite0
+from cnnfast.models.lenet import LeNet1, LeNet5, LeNet5Simple
 from cnnfast.models.mobilenet import MobileNetV1, MobileNetV2
+from cnnfast.models.nin import NIN
 from cnnfast.models.registry import create_model, list_models, register_model
 from cnnfast.models.senet import SEResNet50
+from cnnfast.models.vgg import VGG
 from cnnfast.models.xception import XceptionFused
 
 __all__ = [
+    "NIN",
+    "VGG",
+    "AlexNet",
+    "AlexNetTwoTower",
     "EfficientNet",
+    "LeNet1",
+    "LeNet5",
+    "LeNet5Simple",
     "MobileNetV1",
     "MobileNetV2",
     "SEResNet50",
