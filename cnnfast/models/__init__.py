@@ -3,14 +3,18 @@
 from cnnfast.models.efficientnet import EfficientNet, tf_efficientnet_lite0
 from cnnfast.models.mobilenet import MobileNetV1, MobileNetV2
 from cnnfast.models.registry import create_model, list_models, register_model
-from cnnfast.models.senet import SEResNet50
+from cnnfast.models.resnet import ResNet
+from cnnfast.models.resnet_cifar import CifarResNet
+from cnnfast.models.senet import SENet
 from cnnfast.models.xception import XceptionFused
 
 __all__ = [
+    "CifarResNet",
     "EfficientNet",
     "MobileNetV1",
     "MobileNetV2",
-    "SEResNet50",
+    "ResNet",
+    "SENet",
     "XceptionFused",
     "create_model",
     "list_models",

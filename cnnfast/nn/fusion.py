@@ -138,8 +138,8 @@ def fuse_conv2d(
     channels_last: bool = False,
     backend: str = "auto",
 ) -> Call:
-    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, and for 'same' padding of few channels; else
-    ATen's, which multiplies bfloat16 as such.
+    """x, residual=None -> activation(bn(conv(x)) + residual), a dense convolution: ours in float32, and for 'same'
+    padding of few channels; else ATen's, which multiplies bfloat16 as such.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
@@ -162,13 +162,15 @@ def fuse_conv2d(
         weight = low.contiguous(memory_format=torch.channels_last) if channels_last else low.contiguous()
         activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
-        def call(x: Tensor) -> Tensor:
+        def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
             if same:
                 x = conv.pad(x)
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            return activate(y)
+            return activate(y if residual is None else y.add_(residual))
 
-    return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
+    if channels_last:
+        return lambda x, **residual: call(x.contiguous(memory_format=torch.channels_last), **residual)
+    return call
 
 
 def _fuse(
