@@ -24,7 +24,8 @@ QUICK = (
     "resnet18",
     "xception",
 )  # of a family, where it has several; all of these are small
-SIZES = {"inception": 139, "alexnet": 95}  # of x where 75 is too small, by a part of the name
+# Of x, by a part of the name: where 75 is too small, or 43 is enough for what a deeper network repeats.
+SIZES = {"inception": 139, "alexnet": 95, "senet154": 43, "resnet101": 43, "resnet152": 43}
 HUGE = ("efficientnet_b8", "tf_efficientnet_b8", "efficientnet_l2", "tf_efficientnet_l2")  # no gradients of these
 
 
