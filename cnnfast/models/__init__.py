@@ -6,7 +6,9 @@ from cnnfast.models.lenet import LeNet1, LeNet5, LeNet5Simple
 from cnnfast.models.mobilenet import MobileNetV1, MobileNetV2
 from cnnfast.models.nin import NIN
 from cnnfast.models.registry import create_model, list_models, register_model
-from cnnfast.models.senet import SEResNet50
+from cnnfast.models.resnet import ResNet
+from cnnfast.models.resnet_cifar import CifarResNet
+from cnnfast.models.senet import SENet
 from cnnfast.models.vgg import VGG
 from cnnfast.models.xception import XceptionFused
 
@@ -15,13 +17,15 @@ __all__ = [
     "VGG",
     "AlexNet",
     "AlexNetTwoTower",
+    "CifarResNet",
     "EfficientNet",
     "LeNet1",
     "LeNet5",
     "LeNet5Simple",
     "MobileNetV1",
     "MobileNetV2",
-    "SEResNet50",
+    "ResNet",
+    "SENet",
     "XceptionFused",
     "create_model",
     "list_models",

@@ -139,8 +139,8 @@ def fuse_conv2d(
     channels_last: bool = False,
     backend: str = "auto",
 ) -> Call:
-    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, in bfloat16 where our product takes it as such,
-    and for 'same' padding of few channels; else ATen's.
+    """x, residual=None -> activation(bn(conv(x)) + residual), a dense convolution: ours in float32, in bfloat16 where
+    our product takes it as such, and for 'same' padding of few channels; else ATen's.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
@@ -163,17 +163,19 @@ def fuse_conv2d(
         weight = low.contiguous(memory_format=torch.channels_last) if channels_last else low.contiguous()
         activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
-        def call(x: Tensor) -> Tensor:
+        def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
             if same:
                 x = conv.pad(x)
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            return activate(y)
+            return activate(y if residual is None else y.add_(residual))
 
-    return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
+    if channels_last:
+        return lambda x, **residual: call(x.contiguous(memory_format=torch.channels_last), **residual)
+    return call
 
 
 def _multiplied_as_such(conv: Layer) -> bool:
-    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, in whole tiles of channels."""
+    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, if channels fill tiles."""
     if conv.weight.dtype == torch.bfloat16:
         return _library._C.isa == "amx" and conv.in_channels % _TILE_CHANNELS == 0
     return conv.weight.dtype == torch.float32

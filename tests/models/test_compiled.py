@@ -13,6 +13,7 @@ import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
 from cnnfast.models.mobilenet import MobileNetV2
 from cnnfast.models.registry import model_entry
+from cnnfast.models.resnet_cifar import CifarResNet
 from cnnfast.models.xception import Block
 
 PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed", "conv2d_packed"}
@@ -35,6 +36,8 @@ def small(name):
     elif name == "mobilenet_v2":
         setting = ((1, 8, 1, 1), (6, 8, 2, 2))
         network = MobileNetV2(5, width_mult=0.1, inverted_residual_setting=setting, round_nearest=4)
+    elif name == "resnet":
+        network = CifarResNet(1, 5)
     else:
         network = SmallXception()
     draw_batch_norms(network, torch.randn(4, 3, 33, 33))
@@ -70,7 +73,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet", pytest.param("mobilenet_v2", marks=slow), pytest.param("xception", marks=slow)]
+    "name", ["efficientnet", *(pytest.param(name, marks=slow) for name in ("mobilenet_v2", "resnet", "xception"))]
 )
 def test_compile_records_packed_ops(name):
     network, capture = small(name), Capture()
@@ -132,6 +135,7 @@ def test_float16_compiles():
         ("xception", True),
         ("mobilenet_v2", False),
         pytest.param("mobilenet_v2", True, marks=slow),
+        pytest.param("resnet", False, marks=slow),
         pytest.param("efficientnet", True, marks=slow),
         ("xception", False),
     ],
@@ -149,11 +153,24 @@ def test_export(name, strict):
             assert relative(program.module()(x), network(x)) <= 1e-6
 
 
-LARGE = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # of the same layers as vgg11 and vgg11_bn
-
-
 @slow
-@pytest.mark.parametrize("name", [name for name in cnnfast.list_models() if name not in LARGE])
+@pytest.mark.parametrize(
+    "name",  # one of a class: half a minute each
+    [
+        "alexnet_two_tower",
+        "efficientnet_b0",
+        "lenet5",
+        "mobilenet_v1",
+        "mobilenet_v2",
+        "nin_cifar",
+        "resnet18",
+        "se_resnet18",
+        "tf_efficientnet_b0",
+        "tf_efficientnet_lite0",
+        "vgg11_bn",
+        "xception",
+    ],
+)
 def test_published_networks_compile_and_export(name):
     network = cnnfast.create_model(name).eval()
     x = torch.randn(2, model_entry(name).pretrained_cfg["input_size"][0], 75, 75)
