@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cnnfast.models.network import Network
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
-_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch")
+_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch", "pretrainedmodels", "cnnfast")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _SHOWN = 3  # examples of each kind of mistake in an error
 

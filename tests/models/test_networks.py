@@ -312,9 +312,9 @@ def test_a_changed_block_runs_as_it_is(make, place, layer):
 
 
 def test_arguments():
-    x = torch.randn(2, 1, 40, 40)
     for name in cnnfast.list_models():
         network = cnnfast.create_model(name, num_classes=7, in_chans=1, drop_rate=0.5, global_pool="catavgmax").eval()
+        x = torch.randn(2, 1, *[max(40, network.min_size)] * 2)
         with torch.no_grad():
             y = network(x)
             assert y.shape == (2, 7)
@@ -377,8 +377,8 @@ def fresh():
     [
         (torch.zeros(3, 40, 40), ValueError, r"\(N, 3, H, W\).*\(3, 40, 40\)"),
         (torch.zeros(1, 1, 40, 40), ValueError, r"\(N, 3, H, W\).*\(1, 1, 40, 40\)"),
-        (torch.zeros(1, 3, 40, 40, dtype=torch.float64), TypeError, "float32.*float64"),
-        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), TypeError, "float32.*uint8"),
+        (torch.zeros(1, 3, 80, 80, dtype=torch.float64), TypeError, "float32.*float64"),
+        (torch.zeros(1, 3, 80, 80, dtype=torch.uint8), TypeError, "float32.*uint8"),
         ([[1.0]], TypeError, "Tensor.*list"),
         (torch.zeros(1, 3, 6, 0), ValueError, r"at least.*\(1, 3, 6, 0\)"),
     ],

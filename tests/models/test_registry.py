@@ -9,9 +9,16 @@ from cnnfast.models import register_model
 
 def test_list_models():
     assert cnnfast.list_models() == [
+        "bn_inception",
         "efficientnet_b0",
+        "googlenet",
+        "googlenet_bn",
+        "inception_resnet_v2",
+        "inception_v3",
+        "inception_v4",
         "mobilenet_v1",
         "mobilenet_v2",
+        "se_bn_inception",
         "se_resnet50",
         "tf_efficientnet_b0",
         "tf_efficientnet_b1",
@@ -26,7 +33,15 @@ def test_list_models():
 @pytest.mark.parametrize(
     "name, options, class_name, parameters",
     [
+        ("bn_inception", {}, "BNInception", 11_295_240),
         ("efficientnet_b0", {}, "EfficientNet", 5_288_548),
+        ("googlenet", {}, "GoogLeNet", 6_998_552),
+        ("googlenet", dict(aux_logits=True), "GoogLeNet", 13_378_280),
+        ("googlenet_bn", {}, "GoogLeNet", 6_624_904),
+        ("inception_resnet_v2", {}, "InceptionResNetV2", 55_843_464),
+        ("inception_v3", {}, "InceptionV3", 23_834_568),
+        ("inception_v3", dict(aux_logits=True), "InceptionV3", 27_161_264),
+        ("inception_v4", {}, "InceptionV4", 42_679_816),
         ("tf_efficientnet_b0", {}, "EfficientNet", 5_288_548),
         ("tf_efficientnet_b1", {}, "EfficientNet", 7_794_184),
         ("tf_efficientnet_b2", {}, "EfficientNet", 9_109_994),
@@ -35,6 +50,7 @@ def test_list_models():
         ("mobilenet_v1", dict(head_conv=True), "MobileNetV1", 5_282_600),
         ("mobilenet_v2", {}, "MobileNetV2", 3_504_872),
         ("mobilenet_v2", dict(width_mult=1.4), "MobileNetV2", 6_108_776),
+        ("se_bn_inception", {}, "BNInception", 11_931_622),
         ("se_resnet50", {}, "SEResNet50", 28_088_024),
         ("tf_efficientnet_lite0", {}, "EfficientNet", 4_652_008),
         ("xception", {}, "XceptionFused", 22_855_952),
