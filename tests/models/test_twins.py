@@ -18,7 +18,12 @@ import cnnfast
 from cnnfast._peers import plain_network, plain_networks
 from cnnfast.models.registry import model_entry
 
-QUICK = ("efficientnet_b0", "mobilenet_v2", "xception")  # of a family, where it has several; all of these are small
+QUICK = (
+    "efficientnet_b0",
+    "googlenet_bn",
+    "mobilenet_v2",
+    "xception",
+)  # of a family, where it has several; all of these are small
 SIZES = {"inception": 107, "alexnet": 95}  # of x where 75 is too small, by a part of the name
 HUGE = ("efficientnet_b8", "tf_efficientnet_b8", "efficientnet_l2", "tf_efficientnet_l2")  # no gradients of these
 
