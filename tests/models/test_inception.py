@@ -10,12 +10,21 @@ import re
 
 import pytest
 import torch
-from networks import assert_same_gradients, draw_batch_norms, ops_of, relative
+from networks import (
+    assert_as_exact_as,
+    assert_same_gradients,
+    draw_batch_norms,
+    in_float64,
+    ops_of,
+    relative,
+)
 from torch import nn
 
 import cnnfast
 from cnnfast._peers import plain_network
+from cnnfast.models.branches import conv_bn, conv_chain
 from cnnfast.models.figures import count_macs, count_parameters
+from cnnfast.models.inception_resnet_v2 import ResidualBranches, block8
 
 LINE = ("googlenet", "googlenet_bn", "bn_inception", "se_bn_inception", "inception_v3", "inception_v4")
 LINE += ("inception_resnet_v2",)
@@ -236,8 +245,6 @@ def test_gradient_checkpointing():
 
 def test_residual_scale_is_part_of_the_weights():
     """Of a block with another scale than the published, in float64."""
-    from cnnfast.models.inception_resnet_v2 import block8
-
     torch.manual_seed(5)
     block = block8(0.7).double().eval()
     draw_batch_norms(block, torch.randn(2, 2080, 3, 5, dtype=torch.float64))
@@ -248,3 +255,63 @@ def test_residual_scale_is_part_of_the_weights():
         joined = torch.cat([block.branch0(x), block.branch1(x)], 1)
         residual = torch.nn.functional.conv2d(joined, block.conv2d.weight, block.conv2d.bias)
         assert relative(y, torch.relu(x + 0.7 * residual)) <= 1e-12
+
+
+def test_compiled_block():
+    """torch.compile records each convolution of the branches as one op, in one graph."""
+    torch.manual_seed(6)
+    torch._dynamo.reset()
+    modules = {"branch0": conv_bn(8, 3, 1), "branch1": conv_chain(8, (5, 1), (4, (1, 7)))}
+    block = ResidualBranches(modules, 7, 8, 0.3).eval()
+    draw_batch_norms(block, torch.randn(4, 8, 9, 9))
+    recorded = []
+
+    def backend(graph, _):
+        recorded.extend(node.target._schema.name for node in graph.graph.nodes if hasattr(node.target, "_schema"))
+        return graph.forward
+
+    x = torch.randn(2, 8, 9, 7)
+    with torch.no_grad():
+        assert relative(torch.compile(block, backend=backend, fullgraph=True)(x), block(x)) <= 1e-6
+    packed = [name for name in recorded if name.endswith("packed")]
+    assert packed == ["cnnfast::pointwise_conv2d_packed"] * 2 + [
+        "cnnfast::conv2d_packed",
+        "cnnfast::pointwise_conv2d_packed",
+    ]
+
+
+@pytest.mark.parametrize("name", BY_DEFAULT_SMALL)
+def test_features_only(name):
+    """The asked maps, of a network without what lies behind them."""
+    network = cnnfast.create_model(name, num_classes=3).eval()
+    part = cnnfast.create_model(name, features_only=True, out_indices=(1, 3)).eval()
+    state = network.state_dict()
+    part.load_state_dict({key: state.pop(key) for key in part.state_dict()})
+    assert {key.partition(".")[0] for key in state} >= {network.classifier_name}
+    assert count_parameters(part) < count_parameters(network) - network.get_classifier().weight.numel()
+    x = torch.randn(1, 3, 83, 75)
+    with torch.no_grad():
+        maps = part(x)
+        assert all(map(torch.equal, maps, network.forward_intermediates(x, (1, 3), intermediates_only=True)))
+    assert [one.shape[1] for one in maps] == part.feature_info.channels() == network.feature_info.channels((1, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, size", [("googlenet_bn", 225), ("inception_v3", 331), ("inception_v4", 299), ("inception_resnet_v2", 299)]
+)
+def test_eval_at_full_resolution(name, size):
+    """In bfloat16 the last maps only: rounding folded weights shifts a whole map, which pooling doesn't average out as
+    it does PyTorch's roundings of single pixels. The logits of v3 and v4 are then off by 1 to 3 times as much."""
+    torch.manual_seed(8)
+    theirs = plain_network(name).eval()
+    draw_batch_norms(theirs, torch.randn(3, 3, 107, 107))
+    ours = cnnfast.create_model(name).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, size, size).bfloat16()
+    with torch.no_grad():
+        assert_as_exact_as(ours(x.float()), theirs(x.float()), in_float64(theirs)(x.double()))
+        if hasattr(theirs, "forward_features"):  # torchvision's hasn't
+            ours, theirs = ours.bfloat16().forward_features, theirs.bfloat16()
+            exact = in_float64(theirs).forward_features(x.double())
+            assert_as_exact_as(ours(x), theirs.forward_features(x), exact)
