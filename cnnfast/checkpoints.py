@@ -26,8 +26,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
         weights: a state dict, or a file of one: .safetensors, or what torch.save wrote (read with weights_only=True: no
             code runs). One wrapped as {"state_dict": ...} or {"model": ...}, or with keys that begin with "module.", is
             unwrapped.
-        source: whose keys they are: "timm", "torchvision" (of mobilenet_v2), "efficientnet_lite_pytorch"; None to find
-            out. This package's own are timm's, of mobilenet_v2 torchvision's.
+        source: whose keys they are: "timm", "torchvision", "efficientnet_lite_pytorch", "pretrainedmodels" (of
+            bn_inception) or "cnnfast"; None to find out. This package's own are timm's or torchvision's where they have
+            the network, as its `key_source` says, and else "cnnfast".
 
     Raises:
         ValueError: a file that isn't a checkpoint, keys that are missing or not wanted, or shapes that differ; the

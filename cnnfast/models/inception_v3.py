@@ -137,7 +137,8 @@ class InceptionV3(AuxiliaryNetwork):
 
     As the released TensorFlow network: behind the first pooling a 1x1, a 3x3 and a pooling, where the paper's table has
     3x3 convolutions of stride 1, 2 and 1; the first three modules keep a 5x5, for which the paper has two 3x3. BN's eps
-    is 1e-3.
+    is 1e-3. torchvision's weights are the same network's; it turns images normalised by ImageNet's mean and deviation
+    into this range inside the network (transform_input).
 
     Args:
         num_classes: outputs; 0 for none (forward returns pooled features).
@@ -199,6 +200,7 @@ class InceptionV3(AuxiliaryNetwork):
         self._init_weights()
 
     def _init_weights(self) -> None:
+        """As TensorFlow's. torchvision and timm mean to, but give AuxLogits.conv1 0.1: their 0.01 is on the block."""
         deviations = {"AuxLogits.conv1.conv": 0.01, "AuxLogits.fc": 0.001}
         for name, module in self.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):

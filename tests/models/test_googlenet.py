@@ -179,6 +179,20 @@ def test_initialisation():
             assert (module.bias == (0 if name in ("fc", "aux1.fc2", "aux2.fc2") else 0.2)).all(), name
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_own_keys(name):
+    """What a network saved it loads, found out or named; of names that others use for nothing, none."""
+    ours, other = (cnnfast.create_model(name, num_classes=3) for _ in range(2))
+    for source in (None, "cnnfast"):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        cnnfast.load_weights(other, ours.state_dict(), source)
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in ours.state_dict().items())
+    with pytest.raises(ValueError, match="source must be one that has the weights"):
+        cnnfast.load_weights(other, ours.state_dict(), "timm")
+
+
 def test_published_defaults():
     """Dropout of 40 %, and of 70 % in the auxiliary classifiers; none with batch normalisation's network."""
     network = cnnfast.create_model("googlenet", aux_logits=True)

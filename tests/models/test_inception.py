@@ -81,6 +81,18 @@ def test_auxiliary_classifiers(name):
         assert relative(buffer.double(), expected[key].double()) <= 1e-9, key
 
 
+@pytest.mark.parametrize("name", ["googlenet_bn", "inception_v3"])
+def test_initialisation_of_auxiliary_classifiers(name):
+    """Standard deviations as torchvision's, but for the 5x5 convolution's 0.01; the rest is in test_networks.py."""
+    theirs, ours = plain_network(name, "torchvision", aux_logits=True), cnnfast.create_model(name, aux_logits=True)
+    expected = dict(theirs.named_parameters())
+    names = [key for key, weight in ours.named_parameters() if key.lower().startswith("aux") and weight.dim() > 1]
+    assert len(names) == {"googlenet_bn": 6, "inception_v3": 3}[name]
+    for key in names:
+        deviation = 0.01 if key == "AuxLogits.conv1.conv.weight" else expected[key].std()
+        assert 0.9 < ours.get_parameter(key).std() / deviation < 1.1, key
+
+
 def test_options_of_auxiliary_classifiers():
     x = torch.randn(2, 3, 65, 65)
     network = cnnfast.create_model("googlenet_bn", aux_logits=True, num_classes=7)
