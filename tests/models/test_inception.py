@@ -63,8 +63,9 @@ def test_auxiliary_classifiers(name):
         if key in ("aux1", "aux2", "AuxLogits")
     ]
     with torch.no_grad():
-        logits = ours.eval()(x)
-        assert isinstance(logits, torch.Tensor) and relative(logits, theirs.eval()(x)) <= 1e-10
+        small = x[..., :75, :75]
+        logits = ours.eval()(small)
+        assert isinstance(logits, torch.Tensor) and relative(logits, theirs.eval()(small)) <= 1e-10
     assert not seen
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [network.train()(i) for network, i in zip((ours, theirs), inputs, strict=True)]
