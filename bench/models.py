@@ -1,5 +1,5 @@
 """The cases of `cnnfast bench models`: whole networks, against timm's or torchvision's of plain layers with the same
-weights."""
+weights, or where neither has the network against its own layers run by plain torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
 from cnnfast._peers import plain_network
+from cnnfast.models.registry import model_entry
+from cnnfast.nn import set_backend
 
 from .measure import Problem, Settings
 
@@ -25,8 +27,9 @@ class ModelCase:
     group: str = "model"
 
     def build(self, settings: Settings) -> Problem:
-        plain = _drawn(plain_network(self.name), self.size).to(settings.dtype)
-        x = torch.randn(settings.batch, 3, self.size, self.size).to(settings.dtype)
+        channels = model_entry(self.name).pretrained_cfg["input_size"][0]
+        x = torch.randn(settings.batch, channels, self.size, self.size).to(settings.dtype)
+        plain = _drawn(_plain(self.name), torch.randn(2, *x.shape[1:])).to(settings.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         with FlopCounterMode(display=False) as counter:
             y = plain(x)
@@ -42,29 +45,34 @@ class ModelCase:
         return lambda: model(x)
 
 
-def _drawn(model: nn.Module, size: int) -> nn.Module:
-    """Weights as initialised; BN parameters drawn, its statistics those of random images: at initialisation BN does
-    nothing, and logits of any size would pass."""
+def _plain(name: str) -> nn.Module:
+    if model_entry(name).peers:
+        return plain_network(name)
+    network = cnnfast.create_model(name)
+    set_backend(network, "reference")
+    return network
+
+
+def _drawn(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """Weights as initialised; BN parameters drawn, its statistics those of x: at initialisation BN does nothing, and
+    logits of any size would pass."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
             module.momentum = 1.0
-    model.train()(torch.randn(2, 3, size, size))
+    model.train()(x)
     return model.eval().requires_grad_(False)
 
 
-CASES: tuple[ModelCase, ...] = (
-    ModelCase("tf_efficientnet_lite0", 224),
-    ModelCase("efficientnet_b0", 224),
-    ModelCase("mobilenet_v2", 224),
-    ModelCase("mobilenet_v1", 224),
-    ModelCase("se_resnet50", 224),
-    ModelCase("xception", 299),
-)
-MODELS: tuple[str, ...] = tuple(case.name for case in CASES)
+# One of each family, or two where they differ; --model takes any.
+FAMILIES = ("tf_efficientnet_lite0", "efficientnet_b0", "mobilenet_v2", "mobilenet_v1", "se_resnet50", "xception")
+
+
+def case(name: str) -> ModelCase:
+    return ModelCase(name, model_entry(name).pretrained_cfg["input_size"][-1])
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[ModelCase]:
-    """The networks `names` (all if None); `quick`: the first one."""
-    return [case for case in CASES if not names or case.name in names][: 1 if quick else None]
+    """The networks `names`, one of each family if None; `quick`: the first one."""
+    return [case(name) for name in names or FAMILIES][: 1 if quick else None]

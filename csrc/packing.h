@@ -5,7 +5,8 @@
 //   depthwise section   bias[Cp], weight[taps][Cp]                Cp = channels rounded up to kPanel, zero-filled
 //   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
 // For bfloat16 weights scalars are float, but those of pointwise sections (squeeze-excite's excepted) stay bfloat16, in
-// pairs of the depth: weight[Kp / kPanel][Cp / 2][kPanel][2], Cp = C rounded up to kPairDepth, zero-filled.
+// pairs of the depth: weight[Kp / kPanel][Cp / 2][kPanel][2], Cp = C rounded up to kPairDepth, zero-filled (conv2d's only
+// where a tap is whole kPairDepths; else they are floats).
 // Ops: depthwise = depthwise; pointwise = pointwise; separable, in either order = depthwise, pointwise;
 // inverted_residual = expand (pointwise; unless no_expansion), depthwise, with squeeze-excite its
 // reduction and expansion (pointwise), project (pointwise); squeeze_excite = reduction, expansion; conv2d = pointwise
@@ -76,7 +77,7 @@ static constexpr int64_t packed_bytes(PackedOp op, int64_t in, int64_t mid, int6
       bytes = (no_expansion ? 0 : pointwise_section(in, mid, itemsize)) + depthwise_section(mid, taps, itemsize) +
               excite + pointwise_section(mid, out, itemsize);
       break;
-    case PackedOp::conv2d: bytes = pointwise_section(in * taps, out, scalar); break;
+    case PackedOp::conv2d: bytes = pointwise_section(in * taps, out, in % kPairDepth == 0 ? itemsize : scalar); break;
     case PackedOp::squeeze_excite: bytes = excite; break;
     case PackedOp::separable_conv2d_pointwise_first:
       bytes = depthwise_section(out, taps, itemsize) + pointwise_section(in, mid, itemsize);

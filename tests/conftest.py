@@ -6,9 +6,7 @@ import torch
 pytest_plugins = ["summary"]  # what was proven how, at the end of a run
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+def pytest_runtest_setup(item):
+    # Here, not by a mark: one line of the report for all of them, not one for each.
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

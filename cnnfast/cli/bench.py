@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from pathlib import Path
 
 from rich.console import Console
 
 from cnnfast.cli.errors import UsageError, require
 from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
+from cnnfast.models import list_models
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -117,7 +119,9 @@ def _cases(args: argparse.Namespace):
         require("timm", "bench")
         from cnnfast.bench import models as suite
 
-        known = suite.MODELS
-    if unknown := set(args.names or ()) - set(known):
-        raise UsageError(f"no {args.kind[:-1]} {', '.join(sorted(unknown))} to bench; there are {', '.join(known)}")
+        known = list_models()
+    if unknown := sorted(set(args.names or ()) - set(known)):
+        close = difflib.get_close_matches(unknown[0], known, cutoff=0.4)
+        shown = ", ".join(known) if len(known) < 10 else f"{len(known)}, such as {' and '.join(close or known[:3])}"
+        raise UsageError(f"no {args.kind[:-1]} {', '.join(unknown)} to bench; there are {shown}")
     return suite.select(args.names, args.quick)

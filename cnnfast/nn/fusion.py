@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnfast import ops
+from cnnfast import _library, ops
 from cnnfast.nn.folding import fold
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d
@@ -34,6 +34,7 @@ _IN_PLACE: dict[str | None, Call] = {
 }
 # Up to which copying windows costs less than padding x for ATen and clamping what it returns.
 _FEW_CHANNELS = 4
+_TILE_CHANNELS = 32  # kPairDepth in csrc/packing.h
 _ACTIVATIONS: dict[type[nn.Module], str | None] = {
     nn.Identity: None,
     nn.ReLU: "relu",
@@ -140,8 +141,8 @@ def fuse_conv2d(
     channels_last: bool = False,
     backend: str = "auto",
 ) -> Call:
-    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, and for 'same' padding of few channels; else
-    ATen's, which multiplies bfloat16 as such.
+    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, in bfloat16 where our product takes it as such,
+    and for 'same' padding of few channels; else ATen's.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
@@ -149,7 +150,7 @@ def fuse_conv2d(
     same = isinstance(conv, Conv2dSame)
     if (
         conv.groups == 1
-        and (conv.weight.dtype == torch.float32 or (same and conv.in_channels <= _FEW_CHANNELS))
+        and (_multiplied_as_such(conv) or (same and conv.in_channels <= _FEW_CHANNELS))
         and not backends.can_run("conv2d_packed", backend, conv.weight.device)
     ):
         options = dict(_geometry(conv), activation=activation, backend=backend)
@@ -171,6 +172,13 @@ def fuse_conv2d(
             return activate(y)
 
     return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
+
+
+def _multiplied_as_such(conv: Layer) -> bool:
+    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, in whole tiles of channels."""
+    if conv.weight.dtype == torch.bfloat16:
+        return _library._C.isa == "amx" and conv.in_channels % _TILE_CHANNELS == 0
+    return conv.weight.dtype == torch.float32
 
 
 def _fuse(

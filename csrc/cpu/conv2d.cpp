@@ -3,8 +3,9 @@
 // neither. What ATen could only do on a padded copy of x, or oneDNN does wrongly, is the packed form's.
 // Packed form: a product of pixels x (taps x channels) whose left side is the image itself: the kernel reads windows where
 // they lie.
+// Product: in bfloat16 where x and the packing are and the ISA multiplies it, else in the compute type.
 // Tiling: a band of output rows a task. Its input rows, with the zeros around them, are copied into a tile in L2 (not where
-// there are none and x is of the compute type); idle threads help with rows, then with blocks of the product.
+// there are none and x is of the product's type); idle threads help with rows, then with blocks of the product.
 // Bytes: x read once (and a halo of kernel_h - stride_h rows a band), y written once, the weights read once a band.
 #include <array>
 #include <cstring>
@@ -22,15 +23,15 @@ int64_t reach(int64_t out, int64_t kernel, int64_t stride, int64_t dilation) {
   return (out - 1) * stride + (kernel - 1) * dilation + 1;
 }
 
-// An image's rows with the zeros around them that windows reach: lines of the compute type, from which the kernel reads
+// An image's rows with the zeros around them that windows reach: lines of the product's type, from which the kernel reads
 // windows where they lie.
 struct Lines {
   const KernelTable& table;
-  Storage storage;
+  Storage storage, to;  // of x, of the lines
   Conv conv;
   Tensor x;  // channels_last
 
-  int64_t itemsize() const { return compute_size(storage); }
+  int64_t itemsize() const { return storage_size(to); }
   int64_t width() const {
     const Window& w = conv.window;
     return reach(conv.out_w, w.kernel_w, w.stride_w, w.dilation_w);
@@ -43,8 +44,7 @@ struct Lines {
   // x's own rows are such lines.
   bool in_place() const {
     const Window& w = conv.window;
-    return compute_size(storage) == storage_size(storage) && w.pad_top == 0 && w.pad_left == 0 && width() <= conv.w &&
-           count(conv.out_h) <= conv.h;
+    return to == storage && w.pad_top == 0 && w.pad_left == 0 && width() <= conv.w && count(conv.out_h) <= conv.h;
   }
 
   // Line `line` of image n (below 0 or beyond its height: zeros) to `to`.
@@ -55,7 +55,7 @@ struct Lines {
     std::memset(to, 0, before * pixel);
     if (valid) {
       const char* from = bytes_of(x) + (n * conv.h + line) * conv.w * conv.c * storage_size(storage);
-      if (compute_size(storage) == storage_size(storage))
+      if (this->to == storage)
         std::memcpy(to + before * pixel, from, valid * pixel);
       else
         table.widen[static_cast<int>(storage)](from, to + before * pixel, valid * conv.c);
@@ -82,10 +82,10 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
 
   const KernelTable& table = kernels(storage);
   const Window& w = conv.window;
-  const Lines lines{table, storage, conv, xs};
+  const Lines lines{table, storage, operand_storage(table, storage, weights), conv, xs};
   const bool in_place = lines.in_place();
   const int64_t line = (in_place ? conv.w : lines.width()) * conv.c;
-  GemmTile whole = packed_gemm(weights, compute_storage(storage), storage, activation_code);
+  GemmTile whole = packed_gemm(weights, lines.to, storage, activation_code);
   whole.y_row = whole.residual_row = out_channels;
   whole.a_row = w.stride_w * conv.c;
   whole.line = conv.out_w;
@@ -97,7 +97,7 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   whole.a_tap = w.dilation_w * conv.c;
   whole.a_tap_line = w.dilation_h * line;
 
-  const int64_t itemsize = compute_size(storage);
+  const int64_t itemsize = lines.itemsize();
   const Bands bands = bands_of(conv, w.stride_h * lines.bytes(), halo_of(conv), weights.in * out_channels * itemsize);
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
     const auto [n, begin, end] = bands[i];

@@ -11,7 +11,7 @@ class Writer {
  public:
   Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like,
          int64_t squeezed = 0, bool no_expansion = false)
-      : pairs_(like.scalar_type() == ScalarType::BFloat16 && has_pairs(op)),
+      : pairs_(like.scalar_type() == ScalarType::BFloat16 && has_pairs(op, in)),
         packed_(torch::stable::empty(
             Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, itemsize(), squeezed, no_expansion)},
             ScalarType::Byte, std::nullopt, like.device())) {
@@ -47,8 +47,9 @@ class Writer {
   Tensor done() const { return packed_; }
 
  private:
-  static bool has_pairs(PackedOp op) {
-    return op != PackedOp::depthwise_conv2d && op != PackedOp::conv2d && op != PackedOp::squeeze_excite;
+  static bool has_pairs(PackedOp op, int64_t in) {
+    return op != PackedOp::depthwise_conv2d && op != PackedOp::squeeze_excite &&
+           (op != PackedOp::conv2d || in % kPairDepth == 0);
   }
   int64_t itemsize() const { return pairs_ ? 2 : static_cast<int64_t>(sizeof(S)); }
 

@@ -28,7 +28,7 @@ def test_ops_equal_the_plain_layers(case):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-@pytest.mark.parametrize("case", models.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", models.select(), ids=lambda case: case.name)
 def test_models_equal_the_plain_layers(case):
     found = measure(replace(case, size=75), SETTINGS)
     assert {name: contender.problem for name, contender in found.contenders.items()} == {"cnnfast": None, "eager": None}

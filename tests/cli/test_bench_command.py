@@ -14,7 +14,7 @@ from cnnfast.cli.main import main
     ("arguments", "said"),
     [
         (["ops", "--op", "conv3d"], "no op conv3d to bench; there are depthwise_conv2d"),
-        (["models", "--model", "lenet"], "no model lenet to bench; there are tf_efficientnet_lite0"),
+        (["models", "--model", "exception"], "no model exception to bench; there are "),
         (["ops", "--peers", "eager,tensorflow"], "--peers: no peer tensorflow; there are eager"),
     ],
 )

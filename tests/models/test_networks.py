@@ -311,8 +311,15 @@ def test_a_changed_block_runs_as_it_is(make, place, layer):
     assert not {"separable_conv2d_packed", "inverted_residual_packed"} & {*called}
 
 
+OWN_HEADS = ("alexnet", "lenet", "nin", "vgg")  # see test_fully_connected.py and test_nin.py
+
+
+def names():
+    return [name for name in cnnfast.list_models() if not name.startswith(OWN_HEADS)]
+
+
 def test_arguments():
-    for name in cnnfast.list_models():
+    for name in names():
         network = cnnfast.create_model(name, num_classes=7, in_chans=1, drop_rate=0.5, global_pool="catavgmax").eval()
         x = torch.randn(2, 1, *[max(40, network.min_size)] * 2)
         with torch.no_grad():
@@ -353,7 +360,17 @@ def test_drop_rates(name, options):
     assert relative(ours(x), expected) > 1e-3
 
 
-@pytest.mark.parametrize("name", plain_networks())
+LARGE = ("alexnet", "vgg11_bn")  # and the other VGGs, initialised by the same lines
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE))
+        for name in plain_networks()
+        if name in LARGE or not name.startswith("vgg")
+    ],
+)
 def test_initialisation(name):
     """Standard deviations of the weights, layer by layer."""
     ours, theirs = cnnfast.create_model(name), plain_network(name)
@@ -368,7 +385,7 @@ def test_initialisation(name):
 
 @pytest.fixture(scope="module")
 def fresh():
-    return [cnnfast.create_model(name).eval() for name in cnnfast.list_models()]
+    return [cnnfast.create_model(name).eval() for name in names()]
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -40,6 +40,38 @@ def test_float_results_are_atens(layout, activation, residual):
     assert torch.equal(case.run(), case.reference(**{**case.tensors, "x": x}, **case.options))
 
 
+# Whole kPairDepths of channels: in bfloat16 a packing holds pairs, and where the CPU multiplies these the product reads
+# windows of bfloat16. Lines shorter than a tile of 16 rows, of one, of several that don't fill them.
+PAIRED = [
+    {"c": 32, "size": (5, 7), "k": (3, 3), "padding": 1},
+    {"c": 64, "size": (9, 17), "k": (3, 3), "padding": "same", "stride": 2, "residual": True},
+    {"c": 32, "size": (6, 33), "k": (1, 7), "padding": (0, 3), "activation": "silu"},
+    {"c": 96, "size": (12, 16), "k": (7, 1), "padding": (3, 0), "out": 17, "residual": True},
+    {"c": 64, "size": (8, 31), "k": (3, 2), "padding": (0, 1, 2, 0), "dilation": (2, 3), "n": 3},
+    {"c": 32, "size": (19, 50), "k": (5, 5), "padding": 0, "stride": (2, 1), "out": 48},
+    {"c": 64, "size": (1, 1), "k": (3, 3), "padding": 1, "out": 5},
+    {"c": 160, "size": (4, 3), "k": (1, 1), "padding": 0, "out": 33, "activation": "relu"},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("changes", PAIRED, ids=str)
+def test_pairs_of_channels(changes, layout):
+    check_both_forms(make("conv2d", fresh_generator(), dtype=torch.bfloat16, layout=layout, **changes))
+
+
+def test_packings_of_bfloat16():
+    """Half the size where a tap is whole tiles of AMX; one of floats, of before, still fits."""
+    for channels, itemsize in ((32, 2), (64, 2), (33, 4), (16, 4)):
+        weight = torch.randn(16, channels, 3, 3)
+        packed, floats = (cnnfast.pack_conv2d(w, None) for w in (weight.bfloat16(), weight.bfloat16().float()))
+        assert floats.numel() - packed.numel() == (4 - itemsize) * weight.numel()
+        x = torch.randn(1, channels, 5, 5).bfloat16()
+        options = dict(out_channels=16, kernel_size=3, padding=1)
+        y, expected = (cnnfast.conv2d_packed(x, p, **options) for p in (packed, floats))
+        torch.testing.assert_close(y, expected, rtol=2**-7, atol=1e-2)
+
+
 def kernels_of(case):
     with torch.profiler.profile() as profile:
         case.run()

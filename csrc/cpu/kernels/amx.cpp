@@ -1,12 +1,15 @@
-// bfloat16 GEMM on AMX: the inside of pointwise_conv2d and of the products in separable_conv2d and inverted_residual where
-// x and the packing are bfloat16. The rest of an AMX machine's table is AVX-512's.
+// bfloat16 GEMM on AMX: the inside of pointwise_conv2d, of conv2d (a row of a is a window of the image, read where it lies:
+// GemmTile's lines and taps) and of the products in separable_conv2d and inverted_residual where x and the packing are
+// bfloat16. The rest of an AMX machine's table is AVX-512's.
 //
 // Layout   a: rows of pixels, channels contiguous, readable and finite up to a depth of whole tiles; b: panels of kPanel
 //          output channels, in a panel for each pair of the depth 16 columns x 2 (packing.h): a tile of b is 1 KiB.
-// Tile     32 rows x 2 panels: four accumulators, two tiles of a and two of b, 32 of the depth at a time.
+// Tile     two runs of rows x 2 panels: four accumulators, two tiles of a and two of b, 32 of the depth at a time. A run
+//          is up to 16 rows of a line (of all rows, in a plain product): a line is cut into equal ones, 56 into 4 of 14;
+//          where they are more than the line the last takes some rows of the one before: the same sums again.
 // Loops    panels outside, rows inside: two panels (depth * 64 bytes) stay in L1 while the rows stream past, read with the
 //          hint that they need not stay there; the next two panels, used once a call and so far away, are fetched into L2
-//          meanwhile. Rows that don't fill a block are taken together with some of the block before: the same sums again.
+//          meanwhile.
 // Sums     an accumulator starts with the bias; pairs of the depth are added in order, in float32; then the residual. An
 //          output's bits depend on its row of a and its column of b alone.
 // Rate     4 tile products of 16 cycles for 32 x 32 x 32: 8192 multiply-adds in 16 cycles, where FMA does 512.
@@ -51,12 +54,16 @@ struct Lines {
 };
 constexpr int64_t kStepBytes = 2 * kPairDepth * kPanel * 2, kStepLines = kStepBytes / 64;
 
-// sums[16 R][32] of rows [row, row + 16 R), panels [panel, panel + P); lines `ahead` of the next pair into L2.
+// Where the scalars of the depth lie that begin at `tap` taps, beyond a row's first.
+CNNFAST_INLINE int64_t tap_bytes(const GemmTile& t, int64_t tap) {
+  return t.taps ? (tap / t.taps * t.a_tap_line + tap % t.taps * t.a_tap) * 2 : 0;
+}
+
+// sums[16 R][32] of the runs that begin at a0 and a1, panels [panel, panel + P); lines `ahead` of the next pair into L2.
 template <int R, int P>
-CNNFAST_INLINE void multiply(const GemmTile& t, int64_t row, int64_t panel, Lines ahead, float* sums) {
+CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, int64_t panel, Lines ahead,
+                             float* sums) {
   const int64_t a_bytes = t.a_row * 2;
-  const char* a0 = static_cast<const char*>(t.a) + row * a_bytes;
-  const char* a1 = a0 + (R > 1 ? kTileRows * a_bytes : 0);
   const char* b0 = static_cast<const char*>(t.b) + panel * t.b_panel * 2;
   const char* b1 = b0 + (P > 1 ? t.b_panel * 2 : 0);
   const char* next = b0 + 2 * t.b_panel * 2;
@@ -65,25 +72,30 @@ CNNFAST_INLINE void multiply(const GemmTile& t, int64_t row, int64_t panel, Line
   if constexpr (P > 1) _tile_loadd(1, bias + kPanel, 0);
   if constexpr (R > 1) _tile_loadd(2, bias, 0);
   if constexpr (R > 1 && P > 1) _tile_loadd(3, bias + kPanel, 0);
-  for (int64_t k = 0; k < t.depth; k += kPairDepth) {
-    for (int64_t line = ahead.begin; line < ahead.end; ++line) _mm_prefetch(next + line * 64, _MM_HINT_T1);
-    _tile_stream_loadd(4, a0, a_bytes);
-    _tile_loadd(6, b0, kPairBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (P > 1) {
-      _tile_loadd(7, b1, kPairBytes);
-      _tile_dpbf16ps(1, 4, 7);
+  const int64_t together = t.taps ? t.tap_depth : t.depth;
+  for (int64_t tap = 0, done = 0; done < t.depth; ++tap, done += together) {
+    const char* at0 = a0 + tap_bytes(t, tap);
+    const char* at1 = a1 + tap_bytes(t, tap);
+    for (int64_t k = 0; k < together; k += kPairDepth) {
+      for (int64_t line = ahead.begin; line < ahead.end; ++line) _mm_prefetch(next + line * 64, _MM_HINT_T1);
+      _tile_stream_loadd(4, at0, a_bytes);
+      _tile_loadd(6, b0, kPairBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (P > 1) {
+        _tile_loadd(7, b1, kPairBytes);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (R > 1) {
+        _tile_stream_loadd(5, at1, a_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (P > 1) _tile_dpbf16ps(3, 5, 7);
+      }
+      next += kStepBytes;
+      at0 += kPairDepth * 2;
+      at1 += kPairDepth * 2;
+      b0 += kPairDepth * kPanel * 2;
+      b1 += kPairDepth * kPanel * 2;
     }
-    if constexpr (R > 1) {
-      _tile_stream_loadd(5, a1, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (P > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-    next += kStepBytes;
-    a0 += kPairDepth * 2;
-    a1 += kPairDepth * 2;
-    b0 += kPairDepth * kPanel * 2;
-    b1 += kPairDepth * kPanel * 2;
   }
   constexpr int kPitch = 2 * kPanel * sizeof(float);
   _tile_stored(0, sums, kPitch);
@@ -131,29 +143,49 @@ CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t
   }
 }
 
+// Rows of a, a line of them cut into equal runs of up to a tile.
+struct Runs {
+  explicit Runs(const GemmTile& t)
+      : line(t.line ? t.line : t.rows),
+        per_line((line + kTileRows - 1) / kTileRows),
+        rows((line + per_line - 1) / per_line),
+        count(t.rows / line * per_line) {}
+  int64_t line, per_line, rows, count;
+
+  int64_t first_in_line(int64_t i) const { return smaller(i % per_line * rows, line - rows); }
+  int64_t first(int64_t i) const { return i / per_line * line + first_in_line(i); }
+  const char* begin(const GemmTile& t, int64_t i) const {
+    return static_cast<const char*>(t.a) + (i / per_line * t.a_line + first_in_line(i) * t.a_row) * 2;
+  }
+};
+
 // Columns of panels [panel, panel + P).
 template <int P>
-void panels(const GemmTile& t, int64_t panel, bool another_pair) {
+void panels(const GemmTile& t, const Runs& runs, int64_t panel, bool another_pair) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
   if constexpr (P == 1)
     for (float& sum : sums) sum = 0;  // its other half goes through the activation too
-  const auto done = [&](int64_t row, int64_t rows) {
+  const auto done = [&](int64_t run, float* from) {
+    const int64_t row = runs.first(run);
     if (t.y_storage == Storage::bf16)
-      finish<P, bf16>(t, row, rows, panel, sums);
+      finish<P, bf16>(t, row, runs.rows, panel, from);
     else if (t.y_storage == Storage::f16)
-      finish<P, f16>(t, row, rows, panel, sums);
+      finish<P, f16>(t, row, runs.rows, panel, from);
     else
-      finish<P, float>(t, row, rows, panel, sums);
+      finish<P, float>(t, row, runs.rows, panel, from);
   };
-  const int64_t block = t.rows < 2 * kTileRows ? kTileRows : 2 * kTileRows, blocks = (t.rows + block - 1) / block;
+  const int64_t blocks = (runs.count + 1) / 2;
   for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t first = larger(0, smaller(i * block, t.rows - block));
+    const int64_t run = 2 * i;
     const Lines ahead = another_pair ? Lines{kStepLines * i / blocks, kStepLines * (i + 1) / blocks} : Lines{0, 0};
-    if (block == kTileRows)
-      multiply<1, P>(t, first, panel, ahead, sums);
-    else
-      multiply<2, P>(t, first, panel, ahead, sums);
-    done(first, smaller(t.rows, block));
+    const char* const a = runs.begin(t, run);
+    if (run + 1 == runs.count) {
+      multiply<1, P>(t, a, a, panel, ahead, sums);
+    } else {
+      multiply<2, P>(t, a, runs.begin(t, run + 1), panel, ahead, sums);
+      done(run + 1, sums + kTileRows * 2 * kPanel);
+    }
+    done(run, sums);
   }
 }
 
@@ -161,11 +193,12 @@ void panels(const GemmTile& t, int64_t panel, bool another_pair) {
 
 void gemm_bf16(const GemmTile& t) {
   if (t.rows == 0) return;  // a configuration of tiles without rows faults
-  const Tiles tiles(smaller(t.rows, kTileRows));
+  const Runs runs(t);
+  const Tiles tiles(runs.rows);
   const int64_t count = (t.cols + kPanel - 1) / kPanel;
   int64_t panel = 0;
-  for (; panel + 1 < count; panel += 2) panels<2>(t, panel, panel + 3 < count);
-  if (panel < count) panels<1>(t, panel, false);
+  for (; panel + 1 < count; panel += 2) panels<2>(t, runs, panel, panel + 3 < count);
+  if (panel < count) panels<1>(t, runs, panel, false);
 }
 
 }  // namespace cnnfast::CNNFAST_ISA
