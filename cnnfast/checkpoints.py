@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cnnfast.models.network import Network
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
-_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch")
+_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch", "pretrainedmodels", "cnnfast")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _SHOWN = 3  # examples of each kind of mistake in an error
 
@@ -28,8 +28,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
             code runs). One wrapped as {"state_dict": ...} or {"model": ...}, or with keys that begin with "module.", is
             unwrapped. A linear layer's weights may come as those of a convolution over all it sees, and the other way
             round.
-        source: whose keys they are: "timm", "torchvision" (of mobilenet_v2), "efficientnet_lite_pytorch"; None to find
-            out. This package's own are timm's, of mobilenet_v2 torchvision's.
+        source: whose keys they are: "timm", "torchvision", "efficientnet_lite_pytorch", "pretrainedmodels" (of
+            bn_inception) or "cnnfast"; None to find out. This package's own are timm's or torchvision's where they have
+            the network, as its `key_source` says, and else "cnnfast".
 
     Raises:
         ValueError: a file that isn't a checkpoint, keys that are missing or not wanted, or shapes that differ; the

@@ -1,7 +1,12 @@
 """Networks, a family a file, by name through create_model."""
 
 from cnnfast.models.alexnet import AlexNet, AlexNetTwoTower
+from cnnfast.models.bn_inception import BNInception
 from cnnfast.models.efficientnet import EfficientNet, tf_efficientnet_lite0
+from cnnfast.models.googlenet import GoogLeNet
+from cnnfast.models.inception_resnet_v2 import InceptionResNetV2
+from cnnfast.models.inception_v3 import InceptionV3
+from cnnfast.models.inception_v4 import InceptionV4
 from cnnfast.models.lenet import LeNet1, LeNet5, LeNet5Simple
 from cnnfast.models.mobilenet import MobileNetV1, MobileNetV2
 from cnnfast.models.nin import NIN
@@ -17,8 +22,13 @@ __all__ = [
     "VGG",
     "AlexNet",
     "AlexNetTwoTower",
+    "BNInception",
     "CifarResNet",
     "EfficientNet",
+    "GoogLeNet",
+    "InceptionResNetV2",
+    "InceptionV3",
+    "InceptionV4",
     "LeNet1",
     "LeNet5",
     "LeNet5Simple",

@@ -70,10 +70,12 @@ def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) 
     return _fuse("depthwise_conv2d", [conv], weights, shape, dict(**_geometry(conv), **options))
 
 
-def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
-    """x, residual=None -> activation(bn(conv(x)) + residual)"""
-    weights = [_pointwise_weights(conv, bn, strided=True)]
-    return _fuse("pointwise_conv2d", [conv], weights, {}, dict(stride=conv.stride, **options))
+def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, *, scale: float = 1.0, **options: Any) -> Call:
+    """x, residual=None -> activation(scale * bn(conv(x)) + residual)"""
+    weight, bias = _pointwise_weights(conv, bn, strided=True)
+    if scale != 1:
+        weight, bias = weight * scale, None if bias is None else bias * scale
+    return _fuse("pointwise_conv2d", [conv], [(weight, bias)], {}, dict(stride=conv.stride, **options))
 
 
 def fuse_separable_conv2d(

@@ -407,8 +407,8 @@ def fresh():
     [
         (torch.zeros(3, 40, 40), ValueError, r"\(N, 3, H, W\).*\(3, 40, 40\)"),
         (torch.zeros(1, 1, 40, 40), ValueError, r"\(N, 3, H, W\).*\(1, 1, 40, 40\)"),
-        (torch.zeros(1, 3, 40, 40, dtype=torch.float64), TypeError, "float32.*float64"),
-        (torch.zeros(1, 3, 40, 40, dtype=torch.uint8), TypeError, "float32.*uint8"),
+        (torch.zeros(1, 3, 80, 80, dtype=torch.float64), TypeError, "float32.*float64"),
+        (torch.zeros(1, 3, 80, 80, dtype=torch.uint8), TypeError, "float32.*uint8"),
         ([[1.0]], TypeError, "Tensor.*list"),
         (torch.zeros(1, 3, 6, 0), ValueError, r"at least.*\(1, 3, 6, 0\)"),
     ],

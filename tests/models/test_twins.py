@@ -21,12 +21,13 @@ from cnnfast.models.registry import model_entry
 
 QUICK = (
     "efficientnet_b0",
+    "googlenet_bn",
     "mobilenet_v2",
     "resnet18",
     "xception",
 )  # of a family, where it has several; all of these are small
 # Of x, by a part of the name: where 75 is too small, or 43 is enough for what a deeper network repeats.
-SIZES = {"inception": 139, "alexnet": 95, "senet154": 43, "resnet101": 43, "resnet152": 43}
+SIZES = {"inception": 107, "alexnet": 95, "senet154": 43, "resnet101": 43, "resnet152": 43}
 HUGE = ("efficientnet_b8", "tf_efficientnet_b8", "efficientnet_l2", "tf_efficientnet_l2")  # no gradients of these
 
 
