@@ -11,7 +11,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
-from cnnfast.models.mobilenet import MobileNetV2
+from cnnfast.models.mobilenet_v2 import MobileNetV2
 from cnnfast.models.xception import Block
 
 PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed", "conv2d_packed"}

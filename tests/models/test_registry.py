@@ -9,17 +9,20 @@ from cnnfast.models import register_model
 
 def test_list_models():
     assert cnnfast.list_models() == [
-        "efficientnet_b0",
+        *(f"efficientnet_b{n}" for n in range(9)),
+        "efficientnet_l2",
+        *(f"efficientnet_lite{n}" for n in range(5)),
         "mobilenet_v1",
+        *(f"mobilenet_v1_{percent}" for percent in ("025", "050", "075", "125")),
         "mobilenet_v2",
+        *(f"mobilenet_v2_{percent}" for percent in ("035", "050", "075", "140")),
         "se_resnet50",
-        "tf_efficientnet_b0",
-        "tf_efficientnet_b1",
-        "tf_efficientnet_b2",
-        "tf_efficientnet_lite0",
+        *(f"tf_efficientnet_b{n}" for n in range(9)),
+        "tf_efficientnet_l2",
+        *(f"tf_efficientnet_lite{n}" for n in range(5)),
         "xception",
     ]
-    assert cnnfast.list_models("*lite*") == ["tf_efficientnet_lite0"]
+    assert cnnfast.list_models("*lite0") == ["efficientnet_lite0", "tf_efficientnet_lite0"]
     assert cnnfast.list_models("nothing*") == []
 
 
@@ -50,7 +53,7 @@ def test_create_model(name, options, class_name, parameters):
 @pytest.mark.parametrize(
     "name, suggestion",
     [
-        ("efficientnet_lite0", "tf_efficientnet_lite0"),
+        ("efficientnetlite0", "efficientnet_lite0"),
         ("legacy_xception", "xception"),
         ("mobilenetv2_100", "mobilenet_v2"),
         (3, "xception"),
