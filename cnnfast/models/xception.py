@@ -33,6 +33,17 @@ class Separable(nn.Module):
         return self.conv1(self.pointwise(x)) if self.order == "pointwise_first" else self.pointwise(self.conv1(x))
 
 
+class DilatedMaxPool2d(nn.MaxPool2d):
+    """3x3 max pooling without stride, dilated and padded as much, which torch's allows only up to half the kernel:
+    (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, dilation: int):
+        super().__init__(3, 1, dilation, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(x, [self.padding] * 4, value=float("-inf")), 3, 1, 0, self.dilation)
+
+
 class Block(FusedModule):
     """`reps` units of (ReLU, separable convolution, BN), max pooling if it has a stride, plus x or its strided
     projection.
@@ -77,7 +88,7 @@ class Block(FusedModule):
         if not start_with_relu:
             rep = rep[1:]
         if stride is not None:
-            rep.append(nn.MaxPool2d(3, stride, dilation, dilation))
+            rep.append(nn.MaxPool2d(3, stride, 1) if dilation == 1 else DilatedMaxPool2d(dilation))
         self.rep = nn.Sequential(*rep)
 
     def layers(self, x: Tensor) -> Tensor:
@@ -91,7 +102,7 @@ class Block(FusedModule):
         first = activation_name(rep.pop(0)) if len(rep) % 3 == 0 else None
         if len(rep) % 3 != 2:
             raise NotFusable("its layers aren't units of ReLU, separable convolution, BN")
-        inside = None if pool is None or pool.dilation != 1 else pool  # the op's pooling has no dilation
+        inside = None if isinstance(pool, DilatedMaxPool2d) else pool  # the op's pooling has no dilation
         calls: list[Any] = []
         for i in range(0, len(rep), 3):  # each unit's ReLU works on the output of the unit before
             separable, bn = rep[i : i + 2]
