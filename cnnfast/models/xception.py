@@ -41,7 +41,8 @@ class DilatedMaxPool2d(nn.MaxPool2d):
         super().__init__(3, 1, dilation, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.pad(x, [self.padding] * 4, value=float("-inf")), 3, 1, 0, self.dilation)
+        edge: Any = self.padding
+        return F.max_pool2d(F.pad(x, (edge, edge, edge, edge), value=float("-inf")), 3, 1, 0, self.dilation)
 
 
 class Block(FusedModule):

@@ -5,6 +5,8 @@ Fails if an order, a dilation, a pooling, a shortcut or a key differs, if a form
 be, or if a dilated network's pixels aren't those of the strided one.
 """
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +50,7 @@ class PlainBlock(nn.Module):
     def __init__(self, widths, stride, pooled, relu_first, dilation, pointwise_first, residual):
         super().__init__()
         layers = []
-        for n, (channels, out_channels) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for n, (channels, out_channels) in enumerate(itertools.pairwise(widths)):
             if n or relu_first:
                 layers.append(nn.ReLU())
             layers.append(PlainSeparable(channels, out_channels, dilation, pointwise_first))
