@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from networks import assert_same_gradients, draw_batch_norms, ops_of, relative
+from torch import nn
 
 import cnnfast
 from cnnfast._peers import import_timm
@@ -157,22 +158,32 @@ def test_mistaken_output_stride():
 @pytest.mark.slow
 def test_l2():
     """In float32, layer by layer and fused, as near to timm's as timm's is to itself in another memory format, times 4:
-    480 million parameters in float64 would fill the memory."""
+    480 million parameters in float64 would fill the memory. Statistics are those of x itself: any others are amplified
+    by the 88 blocks until two memory formats have nothing in common."""
     torch.manual_seed(2)
+    x = torch.randn(6, 3, 33, 35)
     theirs = import_timm().create_model("tf_efficientnet_l2")
-    draw_batch_norms(theirs, torch.randn(12, 3, 33, 33))
-    ours = on_meta("tf_efficientnet_l2").eval()
-    ours.load_state_dict(theirs.eval().state_dict(), assign=True)
-    x = torch.randn(1, 3, 33, 35)
     with torch.no_grad():
-        expected = theirs.forward_intermediates(x, intermediates_only=True)
-        other = theirs.forward_intermediates(x.to(memory_format=torch.channels_last), intermediates_only=True)
-        set_backend(ours, "reference")
-        layers = ours.forward_intermediates(x, intermediates_only=True)
-        set_backend(ours, "auto")
-        fused = ours.forward_intermediates(x, intermediates_only=True)
-        for got in (layers, fused):
-            for stage, (y, wanted, again) in enumerate(zip(got, expected, other, strict=True)):
-                assert y.shape == wanted.shape
-                assert relative(y, wanted) <= 4 * relative(again, wanted) + 1e-6, stage
-        assert relative(ours.forward_head(ours.forward_features(x)), theirs(x)) <= 1e-2
+        for norm in (module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.3)
+            norm.momentum = 1.0
+        theirs.train()(x)
+        theirs.eval()
+        ours = on_meta("tf_efficientnet_l2").eval()
+        ours.load_state_dict(theirs.state_dict(), assign=True)
+        expected, other, layers, fused = [], [], [], []
+        for network, results, backend, form in (
+            (theirs, expected, None, torch.contiguous_format),
+            (theirs, other, None, torch.channels_last),
+            (ours, layers, "reference", torch.contiguous_format),
+            (ours, fused, "auto", torch.contiguous_format),
+        ):
+            if backend:
+                set_backend(network, backend)
+            last, maps = network.forward_intermediates(x.to(memory_format=form))
+            results.extend([*maps, last, network.forward_head(last)])
+    for stage, (wanted, again, *got) in enumerate(zip(expected, other, layers, fused, strict=True)):
+        assert relative(again, wanted) <= 1e-3
+        for y in got:
+            assert y.shape == wanted.shape and relative(y, wanted) <= 4 * relative(again, wanted) + 1e-6, stage
