@@ -11,7 +11,7 @@ import pickle
 
 import pytest
 import torch
-from networks import draw_batch_norms
+from networks import draw_batch_norms, one_of_each_family
 from torch import nn
 
 import cnnfast
@@ -27,10 +27,7 @@ LARGE = 70e6  # parameters above which a network is looked at on the meta device
 
 def names():
     """All; of each family (file) the one with the shortest name is in the default run."""
-    families = {}
-    for name in NAMES:
-        families.setdefault(model_entry(name).factory.__module__, []).append(name)
-    quick = {min(family, key=lambda name: (len(name), name)) for family in families.values()}
+    quick = one_of_each_family()
     return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in NAMES]
 
 
