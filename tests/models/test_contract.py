@@ -38,7 +38,9 @@ def parameters_of(name):
 
 def create(name, **options):
     """lenet5's own outputs are ten pictures of digits."""
-    return cnnfast.create_model(name, **options, **(dict(output="linear") if name == "lenet5" else {}))
+    return cnnfast.create_model(
+        name, **options, **(dict(output="linear") if name == "lenet5" and "num_classes" in options else {})
+    )
 
 
 def on_meta(name, **options):
