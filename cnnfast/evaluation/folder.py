@@ -108,7 +108,7 @@ def _match(
         return printed, {name: _only(name, indices[_plain(name)]) for name in folders}, "names"
     if found:
         strangers = [name for name in folders if _plain(name) not in indices]
-        raise ValueError(f"class folders must all be named for classes, got {_some(strangers)}, which are none")
+        raise ValueError(f"class folders must all be named for classes, got {_some(strangers)}")
     if all(name.isdecimal() for name in folders):
         return printed, _by_number(folders, num_classes), "numbers"
     if len(folders) != num_classes:

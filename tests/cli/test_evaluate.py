@@ -208,7 +208,7 @@ def foreign_csv(tmp):
     [
         (lambda tmp: ["--data", tmp / "absent"], "data must be a folder"),
         (lambda tmp: ["--data", PHOTOS], "which has no folders"),
-        (strange_folder, "'latte', which are none"),
+        (strange_folder, "must all be named for classes, got 'latte'"),
         (no_images, "no images in the class folders"),
         (foreign_csv, "can't be continued without notes.csv.settings.json (--restart replaces it)"),
         (lambda tmp: ["--csv", tmp / "absent" / "r.csv"], "absent must be a folder"),
