@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _DESCRIPTION = """\
-Top-1 and top-5 accuracy over a folder that has a folder of images for each class.
+Top-1 and top-5 accuracy over a folder that has a folder of images for each
+class.
 
-A class folder is named for its class: a line of --labels, or else for an ImageNet network the class's name or WordNet
-id; or the number of the network's output. Where no name is known and there are as many folders as classes, their
-sorted order is that of the outputs. Softmax outputs of all views of an image are averaged.
+A class folder is named for its class: a line of --labels, or else for an
+ImageNet network the class's name or WordNet id; or the number of the network's
+output. Where no name is known and there are as many folders as classes, their
+sorted order is that of the outputs.
+
+The softmax outputs of all views of an image (crops, sizes, mirrored ones) are
+averaged. Dense: the classifier's scores are averaged over the positions, then
+softmax.
 
 Exit status 1 if some images could not be read, 2 if nothing could be done."""
 
@@ -39,7 +45,8 @@ _EXAMPLES = """\
 examples:
   cnnfast evaluate --data imagenet/val --csv lite0.csv
   cnnfast evaluate --data imagenet/val --mode dense --sizes 256,320 --mirror
-  cnnfast evaluate --data flowers --model xception --weights flowers.pth --num-classes 102"""
+  cnnfast evaluate --data flowers --model xception --weights flowers.pth \\
+      --num-classes 102"""
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
                         failures.append(result)
                         report_failure(errors, str(args.data / result.path), result.reason)
                 stop_if_interrupted()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:  # the backend can't run here, a full disk
         raise UsageError(str(error)) from None
     except KeyboardInterrupt:
         kept = f"; {args.csv} has them, and the same command goes on" if table else ""

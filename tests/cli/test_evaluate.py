@@ -252,3 +252,11 @@ def test_a_network_of_other_classes(evaluate, tmp_path):
     assert (status, err) == (0, []) and "2 class folders by sorted order" in out and "50.00 %" in out
     assert [row["true_label"] for row in rows] == ["cat", "cup"]
     assert {rows[0]["label_1"], rows[0]["label_2"]} == {"cat", "cup"} and rows[0]["label_3"] == ""
+
+
+def test_help_fits_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    out = capsys.readouterr().out
+    assert "examples:\n  cnnfast evaluate --data" in out and max(map(len, out.splitlines())) <= 80

@@ -139,7 +139,10 @@ def test_dense_with_fully_connected_layers():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mobilenet_v2", "tf_efficientnet_b0", "alexnet", "nin"])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2", "tf_efficientnet_b0", "alexnet", "nin", "lenet1", pytest.param("vgg11", marks=pytest.mark.slow)],
+)
 def test_dense_of_the_networks(name):
     if name not in cnnfast.list_models():
         pytest.skip(f"no {name} here")
