@@ -82,7 +82,7 @@ def test_other_settings(file):
         Table(file, {"model": "m", "sizes": [1], "torch": "3"}, NAMES)
     Table(file, {"model": "m", "sizes": (1, 2)}, NAMES)  # JSON has no tuples
     file.with_name("r.csv.settings.json").write_text("{")
-    with pytest.raises(ValueError, match="can't be continued without r.csv.settings.json"):
+    with pytest.raises(ValueError, match=r"can't be continued without r\.csv\.settings\.json"):
         Table(file, SETTINGS, NAMES)
 
 
