@@ -10,7 +10,7 @@ from pathlib import Path
 from cnnfast.preprocess import images_under
 from cnnfast.pretrained import imagenet_labels, imagenet_synsets
 
-_SYNSET = re.compile(r"n\d{8}")
+_LABEL = re.compile(r"(?:(n\d{8})(?![^\s,])[\s,]*)?(.*)")  # WordNet id, names
 _SHOWN = 3  # folders named in an error
 
 
@@ -85,13 +85,10 @@ def _known_names(num_classes: int, labels: Path | None, label_set: str) -> list[
 
 
 def _names_of(line: str) -> list[str]:
-    """ "n01440764 tench, Tinca tinca" -> tench, Tinca tinca, n01440764."""
-    first, _, rest = line.partition(" ") if " " in line else line.partition("\t")
-    names = [line]
-    if _SYNSET.fullmatch(first.rstrip(",\t")):
-        names = [rest or first, first.rstrip(",\t")]
-    parts = [part.strip() for part in re.split(r"[,\t]", names[0])]
-    return [*filter(None, parts), *names[1:], names[0]]
+    """ "n01440764 tench, Tinca tinca": tench, Tinca tinca, both as they stand there, n01440764."""
+    synset, names = _LABEL.fullmatch(line).groups()  # type: ignore[union-attr]  # it matches any line
+    parts = [part.strip() for part in re.split(r"[,\t]", names)]
+    return [name for name in (*parts, names, synset) if name]
 
 
 def _match(

@@ -61,6 +61,7 @@ def test_all_synsets_are_in_sorted_order(make):
         "n00000001 apple, pome\nn00000002 bear\nn00000003 cat",
         "n00000001\tapple\tpome\nn00000002\tbear\nn00000003\tcat",
         "\napple\nbear,n00000002\n cat \n",
+        "n00000001\tapple\tlittle pome\nn00000002\tbear\tbig bear\nn00000003\tcat\tsmall cat",
     ],
 )
 def test_labels_of_a_file(make, tmp_path, lines):
@@ -71,9 +72,12 @@ def test_labels_of_a_file(make, tmp_path, lines):
     assert read.names == (("n01 x", "b", "c") if lines.startswith("n01 x") else ("apple", "bear", "cat"))
 
 
-def test_synonyms(make, tmp_path):
-    (tmp_path / "labels.txt").write_text("n00000001 apple, pome\nn00000002 bear\n")
-    assert read_folder(make("pome", "bear"), 2, tmp_path / "labels.txt").targets == {"pome": 0, "bear": 1}
+@pytest.mark.parametrize("line", ["n00000001 great shark, white shark", "n00000001\tgreat shark\twhite shark"])
+@pytest.mark.parametrize("name", ["n00000001", "great_shark", "White shark"])
+def test_synonyms(make, tmp_path, line, name):
+    (tmp_path / "labels.txt").write_text(f"n00000002 bear\n{line}\n")
+    read = read_folder(make(name, "bear"), 2, tmp_path / "labels.txt")
+    assert read.targets == {name: 1, "bear": 0} and read.names == ("bear", "great shark")
 
 
 def test_sorted_order_and_numbers(make):
