@@ -40,7 +40,7 @@ from cnnfast.preprocess import preprocessing_for
 from cnnfast.pretrained import find_weights, imagenet_labels
 
 if TYPE_CHECKING:
-    from cnnfast.transforms import transforms_for
+    from cnnfast.transforms import transforms_for as transforms_for
 
 __all__ = [
     "XceptionFused",
@@ -82,12 +82,11 @@ __all__ = [
     "separable_conv2d_stats",
     "squeeze_excite",
     "squeeze_excite_packed",
-    "transforms_for",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "transforms_for":  # needs torchvision, which nothing else does
+    if name == "transforms_for":  # needs torchvision, which nothing else here does; so it is not in __all__
         from cnnfast.transforms import transforms_for
 
         return transforms_for

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,9 +130,9 @@ def run(args: argparse.Namespace) -> int:
     cfg = model_entry(args.model).pretrained_cfg
     num_classes = args.num_classes or cfg["num_classes"]
     label_set = cfg["label_set"] if num_classes == cfg["num_classes"] else ""
-    for file in filter(None, (args.csv, args.json)):
-        if not file.parent.is_dir():
-            raise UsageError(f"{file.parent} must be a folder to write {file.name} to, got none")
+    for file in filter(None, (args.csv, args.json)):  # not after hours
+        if not file.parent.is_dir() or file.is_dir():
+            raise UsageError(f"{file} can't be written: {'a folder' if file.is_dir() else 'no such folder'}")
     try:
         views = Views(preprocessing, args.mode, args.sizes, args.mirror)
         folder = read_folder(args.data, num_classes, args.labels, label_set)
@@ -143,26 +144,14 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         raise UsageError(_hint(str(error), args)) from None
 
-    errors = Console(stderr=True, highlight=False)
     done = table.done if table else {}
     todo = [sample for sample in samples if sample.path not in done]
     predictions = [done[sample.path] for sample in samples if sample.path in done]
-    failures: list[Failure] = []
+    errors = Console(stderr=True, highlight=False)
     try:
         batches = predict(model, views, todo, args.batch, args.workers)
         start = time.perf_counter()
-        with progress_bar(errors, len(todo)) as advance, deferred_interrupts() as stop_if_interrupted:
-            for results in batches:
-                new = [result for result in results if isinstance(result, Prediction)]
-                if table:
-                    table.add(new)
-                predictions += new
-                for result in results:
-                    advance()
-                    if isinstance(result, Failure):
-                        failures.append(result)
-                        report_failure(errors, str(args.data / result.path), result.reason)
-                stop_if_interrupted()
+        failures = collect(batches, predictions, table, args.data, len(todo), errors)
     except (ValueError, TypeError, OSError) as error:  # the backend can't run here, a full disk
         raise UsageError(str(error)) from None
     except KeyboardInterrupt:
@@ -180,6 +169,31 @@ def run(args: argparse.Namespace) -> int:
         replace_file(args.json, json.dumps(report, indent=2) + "\n")
     print_table(summary, settings, views, folder, len(failures), Console())
     return 1 if failures else 0
+
+
+def collect(
+    batches: Iterable[list[Prediction | Failure]],
+    predictions: list[Prediction],
+    table: Table | None,
+    data: Path,
+    total: int,
+    errors: Console,
+) -> list[Failure]:
+    """Adds what is predicted to `predictions` and `table`, reports what fails and returns it."""
+    failures: list[Failure] = []
+    with progress_bar(errors, total) as advance, deferred_interrupts() as stop_if_interrupted:
+        for results in batches:
+            new = [result for result in results if isinstance(result, Prediction)]
+            if table:
+                table.add(new)
+            predictions += new
+            for result in results:
+                advance()
+                if isinstance(result, Failure):
+                    failures.append(result)
+                    report_failure(errors, str(data / result.path), result.reason)
+            stop_if_interrupted()
+    return failures
 
 
 def _settings(args: argparse.Namespace, weights: Path, views: Views, folder: ImageFolder) -> dict[str, Any]:

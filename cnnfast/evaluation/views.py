@@ -29,9 +29,10 @@ class Views:
         mode: "single", the centre, as `cnnfast classify`; "ten", the four corners and the centre, and these mirrored
             (AlexNet's paper); "multi", GoogLeNet's: of each of three squares along the image the corners, the centre
             and the whole, and these mirrored, 36 at each size; "dense", the whole image, see `dense_form`.
-        sizes: multi-scale evaluation, every size: "single", of the input; otherwise the short side the image is resized
-            to first. () for the mode's own: the network's input size; that over the part of the image which the centre
-            crop is (256 for 224), twice; 256, 288, 320 and 352 for an input of 224, in proportion for others.
+        sizes: each is a view of its own (multi-scale evaluation): "single", of the input; otherwise the short side that
+            the image is resized to first. () for the mode's own: "single", the network's input size; "ten" and "dense",
+            that / preprocessing.crop (256 for 224); "multi", the paper's 256, 288, 320 and 352 for an input of 224, in
+            proportion for others.
         mirror: adds the mirrored images to "single" and "dense", which "ten" and "multi" have anyway.
 
     Raises:

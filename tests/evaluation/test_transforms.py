@@ -207,6 +207,7 @@ def test_torchvision_is_optional():
         import sys
         sys.modules["torchvision"] = None
         import cnnfast, cnnfast.evaluation, cnnfast.cli.main
+        from cnnfast import *
         try:
             cnnfast.transforms_for
         except ImportError as error:
