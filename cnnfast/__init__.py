@@ -1,5 +1,7 @@
 """Fused kernels for convolutional networks in PyTorch."""
 
+from typing import TYPE_CHECKING, Any
+
 from cnnfast import _library as _library  # first: what is missing is said here
 from cnnfast import models, nn, ops, reference
 from cnnfast._version import __version__
@@ -36,6 +38,9 @@ from cnnfast.ops import (
 )
 from cnnfast.preprocess import preprocessing_for
 from cnnfast.pretrained import find_weights, imagenet_labels
+
+if TYPE_CHECKING:
+    from cnnfast.transforms import transforms_for as transforms_for
 
 __all__ = [
     "XceptionFused",
@@ -78,3 +83,11 @@ __all__ = [
     "squeeze_excite",
     "squeeze_excite_packed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "transforms_for":  # needs torchvision, which nothing else here does; so it is not in __all__
+        from cnnfast.transforms import transforms_for
+
+        return transforms_for
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

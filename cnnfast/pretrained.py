@@ -38,5 +38,14 @@ def find_weights(model_name: str) -> Path:
 @cache
 def imagenet_labels() -> tuple[str, ...]:
     """The 1000 ImageNet class names, in the order of the networks' outputs."""
-    text = resources.files("cnnfast").joinpath("data/imagenet_labels.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())
+    return _lines("imagenet_labels.txt")
+
+
+@cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """The WordNet ids of the 1000 ImageNet classes ("n01440764"), in the order of the networks' outputs."""
+    return _lines("imagenet_synsets.txt")
+
+
+def _lines(file: str) -> tuple[str, ...]:
+    return tuple(resources.files("cnnfast").joinpath(f"data/{file}").read_text(encoding="utf-8").splitlines())

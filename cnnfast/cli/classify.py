@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -94,10 +94,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def load_model(name: str, weights: str | None) -> tuple[torch.nn.Module, Preprocessing, Path]:
-    """The network with its weights, and what its input should be; UsageError where any of it can't be had."""
+def load_model(name: str, weights: str | None, **options: Any) -> tuple[torch.nn.Module, Preprocessing, Path]:
+    """The network (`options` are its own) with its weights, and what its input should be; UsageError where any of it
+    can't be had."""
     try:
-        model = cnnfast.create_model(name)
+        model = cnnfast.create_model(name, **options)
         preprocessing = preprocessing_for(name)
         file = Path(weights) if weights else find_weights(name)
         if not file.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+from cnnfast.preprocess import images_under
 
 
 def find_images(paths: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -18,7 +18,7 @@ def find_images(paths: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = images_under(path)
             if not found:
                 failures.append((name, "no images in this directory"))
             images.update(dict.fromkeys(found))

@@ -87,6 +87,14 @@ def test_modes(image, mode, tmp_path):
         assert torch.equal(x[:, 0], x[:, 2])
 
 
+def test_grey_networks(image, tmp_path):
+    """One mean, one channel: of coloured images and grey ones."""
+    image.save(tmp_path / "x.png")
+    x = Preprocessing(32, 1.0, mean=(100.0,), std=(2.0,)).load(tmp_path / "x.png")
+    assert x.shape == (1, 1, 32, 32)
+    torch.testing.assert_close(x, (PLAIN(image.convert("L"))[:, :1] - 100) / 2)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3, 2)])
 def test_tiny_images(size):
     assert torch.equal(PLAIN(Image.new("RGB", size, (9, 9, 9))), torch.full((1, 3, 32, 32), 9.0))
