@@ -1,0 +1,64 @@
+"""docs/architectures.md: its table of all networks, made by `python tests/architectures_table.py`; the text around it
+is written by hand. test_architectures.py holds both to the networks."""
+
+import re
+from pathlib import Path
+
+import cnnfast
+from cnnfast.models.figures import count_macs, count_parameters
+from cnnfast.models.registry import model_entry
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "docs/architectures.md"
+HEADER = "| network | paper | input | parameters | MACs | the same as | tests |\n|---|---|---|---:|---:|---|---|\n"
+
+TESTED_WITH = {  # families that share a file of tests
+    "bn_inception": "googlenet",
+    "inception_v3": "inception",
+    "inception_v4": "inception",
+    "inception_resnet_v2": "inception",
+    "mobilenet_v1": "mobilenet",
+    "mobilenet_v2": "mobilenet",
+    "resnet_cifar": "resnet",
+}
+
+
+def row(name: str, parameters: int, macs: int) -> str:
+    entry = model_entry(name)
+    size = " x ".join(map(str, entry.pretrained_cfg["input_size"][1:]))
+    peers = ", ".join(f"{package} `{theirs}`" for package, theirs in entry.peers.items()) or "-"
+    paper = f"[{entry.year}]({entry.paper})"
+    return f"| `{name}` | {paper} | {size} | {parameters:,} | {macs:,} | {peers} | {tests_of(name)} |\n"
+
+
+def tests_of(name: str) -> str:
+    """The family's file, and test_twins.py where timm or torchvision has the network."""
+    family = model_entry(name).factory.__module__.rpartition(".")[2]
+    files = [f"tests/models/test_{TESTED_WITH.get(family, family)}.py"]
+    files += ["tests/models/test_twins.py"] if model_entry(name).peers else []
+    return ", ".join(f"[{Path(file).stem.removeprefix('test_')}](../{file})" for file in files)
+
+
+def figures(name: str) -> tuple[int, int]:
+    import torch
+
+    with torch.device("meta"):
+        return count_parameters(cnnfast.create_model(name)), count_macs(name)
+
+
+def rows() -> dict[str, str]:
+    """By name, of the table as it stands in the file."""
+    found = re.findall(r"^(\| `(\w+)` \| \[.*\n)", FILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {name: line for line, name in found}
+
+
+def main() -> None:
+    text = FILE.read_text(encoding="utf-8")
+    table = HEADER + "".join(row(name, *figures(name)) for name in cnnfast.list_models())
+    start = text.index(HEADER.split("\n")[0])
+    end = start + len(re.match(r"(\|.*\n)+", text[start:])[0])
+    FILE.write_text(text[:start] + table + text[end:], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
