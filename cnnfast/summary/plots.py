@@ -50,7 +50,7 @@ def _roofline(axes: Any, report: Report) -> None:
             x, [value / 1e9 for value in y], style, color="black", lw=1.4, label=f"{rate / 1e9:.3g} GB/s: {label}"
         )
     axes.text(
-        high, 1.3 * ceilings.flops / 1e9, f"{ceilings.flops / 1e9:.3g} GFLOP/s ", ha="right", va="bottom", fontsize=10
+        high, 1.12 * ceilings.flops / 1e9, f"{ceilings.flops / 1e9:.3g} GFLOP/s ", ha="right", va="bottom", fontsize=10
     )
     colors = matplotlib.colormaps["viridis"]
     largest = max(row.macs for row in rows)

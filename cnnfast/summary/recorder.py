@@ -71,7 +71,7 @@ class Recorder(TorchDispatchMode):
         self._runs = dict(_runs(network))
         self._open: list[tuple[str, Any]] = []  # the modules being called, outermost first; or (block, None)
         self._layer: Layer | None = None  # being called, of one module
-        self._made: set[int] = set()  # by it
+        self._known: set[int] = set()  # tensors that it made or has read
         self._kept: list[Any] = []  # alive, so that no id is given twice
         self._bases: dict[int, int] = {}  # id of a view -> id of the tensor that it looks at
         self._makers: dict[int, int] = {}  # id of a tensor -> position of the layer that wrote it last
@@ -94,7 +94,7 @@ class Recorder(TorchDispatchMode):
         self._open.append((self._paths[module], module))
         if self._layer is None and not any(True for _ in module.children()):
             self._layer = Layer(self._paths[module], type(module).__name__, self._block())
-            self._made = set()
+            self._known = set()
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self._paths:
@@ -139,7 +139,7 @@ class Recorder(TorchDispatchMode):
             self._open[-1][0] if self._open else "", name.strip("_"), self._block(name.strip("_"))
         )
         if layer is not self._layer:
-            self._made = set()
+            self._known = set()
         self._read(layer, inputs)
         layer.shape = tuple(outputs[0].shape)
         layer.writes = _nbytes(outputs[0])  # others, the indices of a pooling, nobody reads
@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
         layer.op = name if namespace == "cnnfast" else layer.op
         layer.conv = _conv(args, outputs[0]) if name == "convolution" else layer.conv
         for output in outputs:
-            self._made.add(self._base(output))
+            self._known.add(self._base(output))
             self._makers[self._base(output)] = len(self.layers)
         if layer is not self._layer:
             self.layers.append(layer)
@@ -158,12 +158,11 @@ class Recorder(TorchDispatchMode):
         return self._bases.get(id(tensor), id(tensor))
 
     def _read(self, layer: Layer, inputs: list[Tensor]) -> None:
-        seen = set()
         for tensor in inputs:
             base = self._base(tensor)
-            if base in self._made or base in seen:
+            if base in self._known:
                 continue
-            seen.add(base)
+            self._known.add(base)
             layer.reads += _nbytes(tensor)
             layer.parameters += self._unread.pop(base, 0)
             if base in self._makers:

@@ -133,7 +133,7 @@ def _notes(report: Report) -> list[str]:
         " them).",
     ]
     if report.summary.unread_parameters:
-        lines.append(f"{report.summary.unread_parameters:,} parameters are of layers that only training runs.")
+        lines.append(f"{report.summary.unread_parameters:,} parameters are of layers that an eval forward doesn't run.")
     return lines
 
 

@@ -12,6 +12,7 @@ import math
 import pytest
 import torch
 from networks import ops_of
+from rich.console import Console
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -21,6 +22,7 @@ from cnnfast.models.figures import count_macs, count_parameters
 from cnnfast.nn import set_backend
 from cnnfast.summary import Ceilings, Report, summarize, to_csv, to_json
 from cnnfast.summary.recorder import record
+from cnnfast.summary.tables import print_report
 
 FLOPS, RATE = 1e11, 1e10
 CEILINGS = Ceilings("a machine", FLOPS, lambda nbytes: RATE, RATE)
@@ -110,6 +112,17 @@ def test_dtypes_halve_the_bytes():
     assert single.unfused == 2 * half.unfused and single.macs == half.macs
 
 
+class Twice(nn.Module):
+    """Two products in one layer."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, features))
+
+    def forward(self, x):
+        return x @ self.weight @ self.weight.t()
+
+
 class Plain(nn.Module):
     """A user's: a module called twice, functions, an unused layer, no feature_info."""
 
@@ -118,7 +131,7 @@ class Plain(nn.Module):
         self.conv = nn.Conv2d(1, 6, 5, bias=False)
         self.same = nn.Conv2d(6, 6, 3, padding=1)
         self.unused = nn.Linear(7, 3)
-        self.fc = nn.Linear(6 * 12 * 12, num_classes)
+        self.fc = nn.Sequential(nn.Linear(6 * 12 * 12, num_classes), Twice(num_classes))
 
     def forward(self, x):
         x = nn.functional.max_pool2d(self.conv(x).relu(), 2)
@@ -138,13 +151,20 @@ def test_a_users_network(register):
         ("same", "Conv2d", (3, 6, 12, 12), 330, 3 * 144 * 324, 2 * pooled + 4 * 330),
         ("same", "Conv2d", (3, 6, 12, 12), 0, 3 * 144 * 324, 2 * pooled + 4 * 330),
         ("", "cat", (3, 6, 12, 12), 0, 0, 2 * pooled),
-        ("fc", "Linear", (3, 5), 864 * 5 + 5, 3 * 864 * 5, pooled + 4 * (864 * 5 + 5) + 3 * 5 * 4),
+        ("fc.0", "Linear", (3, 5), 864 * 5 + 5, 3 * 864 * 5, pooled + 4 * (864 * 5 + 5) + 3 * 5 * 4),
+        ("fc.1", "Twice", (3, 5), 25, 2 * 3 * 25, 2 * 3 * 5 * 4 + 4 * 25),
     ]
     assert [(one.path, one.kind, one.shape, one.parameters, one.macs, one.bytes) for one in layers] == expected
     assert summary.unread_parameters == 7 * 3 + 3
     assert [block.fused for block in summary.blocks] == [block.unfused for block in summary.blocks]
     assert {backend for block in summary.blocks for _, backend in block.runs} == {"ATen"}
     assert summary.stages == ["conv", "relu", "max_pool2d_with_indices", "same", "cat", "fc"]
+    file = io.StringIO()
+    print_report(Report(summary, CEILINGS), Console(file=file, width=80))
+    lines = file.getvalue().splitlines()
+    assert "24 parameters are of layers that an eval forward doesn't run." in lines
+    (total,) = [line for line in lines if line.startswith("total")]
+    assert total.split()[:3] == ["total", "5", "4.85k"]  # 150 + 330 + 4325 + 25, and 24
 
 
 def test_stages_end_where_maps_are_taken():
@@ -174,7 +194,9 @@ class Factors(nn.Module):
     def __init__(self):
         super().__init__()
         conv = lambda *args, **options: nn.Conv2d(*args, padding="same", **options)  # noqa: E731
-        self.pair = nn.Sequential(conv(32, 32, (1, 7)), nn.BatchNorm2d(32), nn.ReLU(), conv(32, 32, (7, 1)))
+        self.pair = nn.Sequential(
+            conv(32, 32, (1, 7)), nn.BatchNorm2d(32), nn.ReLU(), conv(32, 32, (7, 1)), conv(32, 32, (1, 7))
+        )
         self.three = nn.Sequential(conv(32, 32, 3), nn.ReLU(), conv(32, 32, 3), nn.ReLU(), conv(32, 48, 3))
         self.pooled = nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(48, 48, 3))
         self.left, self.right = conv(48, 48, (1, 3)), conv(48, 48, (3, 1))
@@ -209,6 +231,9 @@ def test_floors_and_files():
         assert row.intensity == 2 * row.macs / row.fused
         assert row.unfused_floor >= max(compute, row.unfused / RATE) * (1 - 1e-9)
     assert {row.bound for row in report.blocks} == {"compute", "memory"}
+    for stage, total in report.stages.items():
+        computing = sum(row.floor for row in report.figures_of(stage) if row.bound == "compute")
+        assert total.bound == ("compute" if computing >= total.floor / 2 else "memory")
     for rows in (report.blocks, report.stages.values()):
         assert sum(row.share for row in rows) == pytest.approx(1)
         assert sum(row.floor for row in rows) == pytest.approx(report.total.floor)
