@@ -45,9 +45,11 @@ def plain_networks() -> list[str]:
 
 def plain_network(name: str, package: str | None = None, **options: Any) -> nn.Module:
     """The network by which our `name` is judged, with fresh weights: that of `package`, "timm" or "torchvision", or the
-    one whose state-dict keys ours has. `options` are the package's."""
+    one whose state-dict keys ours has, or the only one. `options` are the package's."""
     entry = model_entry(name)
-    package = package or key_source(name)
+    if package is None:
+        source = key_source(name)
+        package = source if source in entry.peers else next(iter(entry.peers))
     theirs = entry.peers[package]
     if package == "timm":
         return import_timm().create_model(theirs, **options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from cnnfast.models.network import Network
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the state dict
-_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch")
+_SOURCES = ("torchvision", "timm", "efficientnet_lite_pytorch", "pretrainedmodels", "cnnfast")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _SHOWN = 3  # examples of each kind of mistake in an error
 
@@ -25,9 +26,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
         model: a network of cnnfast.create_model.
         weights: a state dict, or a file of one: .safetensors, or what torch.save wrote (read with weights_only=True: no
             code runs). One wrapped as {"state_dict": ...} or {"model": ...}, or with keys that begin with "module.", is
-            unwrapped.
-        source: whose keys they are: "timm", "torchvision" (of mobilenet_v2), "efficientnet_lite_pytorch"; None to find
-            out. This package's own are timm's, of mobilenet_v2 torchvision's.
+            unwrapped. A linear layer's weights may come as those of a convolution over all it sees, and the other way
+            round.
+        source: whose keys they are: "timm", "torchvision", "efficientnet_lite_pytorch", "pretrainedmodels" (of
+            bn_inception) or "cnnfast"; None to find out. This package's own are timm's or torchvision's where they have
+            the network, as its `key_source` says, and else "cnnfast".
 
     Raises:
         ValueError: a file that isn't a checkpoint, keys that are missing or not wanted, or shapes that differ; the
@@ -45,7 +48,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any] | str | os.PathLik
         raise ValueError(f"source must be one that has the weights of {type(model).__name__}, got {source!r}")
     theirs = max(layouts, key=lambda names: len(state.keys() & set(names.values())))
     _check(model, own, theirs, state)
-    model.load_state_dict({key: state.get(name, own[key]) for key, name in theirs.items()})
+    model.load_state_dict({key: state.get(name, own[key]).reshape(own[key].shape) for key, name in theirs.items()})
 
 
 def _keys(model: nn.Module, source: str) -> dict[str, str]:
@@ -92,7 +95,9 @@ def _check(model: nn.Module, own: Mapping[str, Tensor], theirs: dict[str, str], 
     missing = [n for key, n in theirs.items() if n not in state and not key.endswith("num_batches_tracked")]
     unwanted = sorted(state.keys() - set(theirs.values()))
     pairs = [(name, state[name], own[key]) for key, name in theirs.items() if name in state]
-    misshapen = [f"{name} {tuple(t.shape)}, not {tuple(o.shape)}" for name, t, o in pairs if t.shape != o.shape]
+    misshapen = [
+        f"{name} {tuple(t.shape)}, not {tuple(o.shape)}" for name, t, o in pairs if not same_numbers(t.shape, o.shape)
+    ]
     mistyped = [
         f"{name} {t.dtype}"
         for name, t, o in pairs
@@ -104,6 +109,13 @@ def _check(model: nn.Module, own: Mapping[str, Tensor], theirs: dict[str, str], 
         raise ValueError(
             f"weights must be those of this {type(model).__name__}, got {_describe(state)}: {'; '.join(faults)}"
         )
+
+
+def same_numbers(shape: Sequence[int], own: Sequence[int]) -> bool:
+    """Whether weights of `shape` are those of `own`: of that shape, or of a linear layer (O, I * h * w) where the other
+    is a convolution (O, I, h, w) of the same numbers in the same order."""
+    linear, conv = sorted((tuple(shape), tuple(own)), key=len)
+    return linear == conv or ((len(linear), len(conv)) == (2, 4) and linear == (conv[0], math.prod(conv[1:])))
 
 
 def _describe(state: Any) -> str:

@@ -9,6 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cnnfast.models.registry import list_models, model_entry
+
+
+def one_of_each_family() -> set[str]:
+    """Of each family (file) of networks the one with the shortest name."""
+    families: dict[str, list[str]] = {}
+    for name in list_models():
+        families.setdefault(model_entry(name).factory.__module__, []).append(name)
+    return {min(family, key=lambda name: (len(name), name)) for family in families.values()}
+
 
 class Recorder(TorchDispatchMode):
     """Names of the cnnfast ops that run inside the with block, in order, less packing and folding."""

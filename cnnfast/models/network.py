@@ -54,7 +54,7 @@ class Network(FusedModule):
         setattr(self, self.classifier_name, fc)
 
     def get_classifier(self) -> nn.Module:
-        return getattr(self, self.classifier_name)
+        return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one of `num_classes`, or by none (0); `global_pool` None keeps the
@@ -103,7 +103,8 @@ class Network(FusedModule):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         names = [self.feature_info[i]["module"] for i in self.feature_info.taken(indices)]
         y, taps = self._run(x, names, stop_early)
-        return [taps[name] for name in names] if intermediates_only else (y, [taps[name] for name in names])
+        maps = [taps[name] for name in names]
+        return maps if intermediates_only else (maps[-1] if stop_early else y, maps)
 
     def keep_features(self, out_indices: int | Sequence[int] | None = None) -> None:
         """Makes forward return the feature maps `out_indices` as a list (see create_model's features_only), and drops
@@ -119,7 +120,7 @@ class Network(FusedModule):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training keeps only the inputs of the blocks and computes the rest again for backward."""
-        blocks = [name for name, call in self._calls(open_all=True) if _has_parameters(call)]
+        blocks = [name for name, call in self._calls(open_all=True) if _is_block(call)]
         if enable and not blocks:
             raise ValueError(f"enable must be False for {type(self).__name__}, which has no blocks")
         self.grad_checkpointing = enable
@@ -176,7 +177,7 @@ class Network(FusedModule):
             calls = calls[: max(ends) + 1]
         taps: dict[str, Tensor] = {}
         for n, (_, call) in enumerate(calls):
-            x = _checkpointed(call, x) if checkpointing and _has_parameters(call) else call(x)
+            x = _checkpointed(call, x) if checkpointing and _is_block(call) else call(x)
             for module in ends.get(n, ()):
                 change = sources[module][1]
                 taps[module] = x if change is None else change(x)
@@ -242,8 +243,10 @@ def _drop_after(holder: nn.Module, last: str) -> bool:
     return True
 
 
-def _has_parameters(call: Call) -> bool:
-    return isinstance(call, nn.Module) and next(call.parameters(), None) is not None
+def _is_block(call: Call) -> bool:
+    """Whether computing `call` again saves memory: a single layer's input is all that its gradient needs."""
+    single = isinstance(call, (nn.Conv2d, nn.BatchNorm2d))
+    return isinstance(call, nn.Module) and not single and next(call.parameters(), None) is not None
 
 
 def _checkpointed(block: Any, x: Tensor) -> Tensor:

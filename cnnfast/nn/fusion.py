@@ -70,10 +70,12 @@ def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) 
     return _fuse("depthwise_conv2d", [conv], weights, shape, dict(**_geometry(conv), **options))
 
 
-def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
-    """x, residual=None -> activation(bn(conv(x)) + residual)"""
-    weights = [_pointwise_weights(conv, bn, strided=True)]
-    return _fuse("pointwise_conv2d", [conv], weights, {}, dict(stride=conv.stride, **options))
+def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, *, scale: float = 1.0, **options: Any) -> Call:
+    """x, residual=None -> activation(scale * bn(conv(x)) + residual)"""
+    weight, bias = _pointwise_weights(conv, bn, strided=True)
+    if scale != 1:
+        weight, bias = weight * scale, None if bias is None else bias * scale
+    return _fuse("pointwise_conv2d", [conv], [(weight, bias)], {}, dict(stride=conv.stride, **options))
 
 
 def fuse_separable_conv2d(
@@ -86,13 +88,17 @@ def fuse_separable_conv2d(
 ) -> Call:
     """x, residual=None -> max_pool(activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual))
 
-    The pooling is part of the same pass where the packed form runs.
+    With order="pointwise_first" pw and dw change places. Otherwise the pooling is part of the same pass where the
+    packed form runs.
     """
     weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
     shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
-    if max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
+    convs = [dw, pw]
+    if options.get("order") == "pointwise_first":
+        convs = [pw, dw]
+    elif max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
         shape["max_pool"], max_pool = _pooling(max_pool), None
-    call = _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    call = _fuse("separable_conv2d", convs, weights, shape, dict(**_geometry(dw), **options))
     return call if max_pool is None else lambda x: max_pool(call(x))
 
 
@@ -139,8 +145,8 @@ def fuse_conv2d(
     channels_last: bool = False,
     backend: str = "auto",
 ) -> Call:
-    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, in bfloat16 where our product takes it as such,
-    and for 'same' padding of few channels; else ATen's.
+    """x, residual=None -> activation(bn(conv(x)) + residual), a dense convolution: ours in float32, in bfloat16 where
+    our product takes it as such, and for 'same' padding of few channels; else ATen's.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
@@ -163,17 +169,19 @@ def fuse_conv2d(
         weight = low.contiguous(memory_format=torch.channels_last) if channels_last else low.contiguous()
         activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
-        def call(x: Tensor) -> Tensor:
+        def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
             if same:
                 x = conv.pad(x)
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            return activate(y)
+            return activate(y if residual is None else y.add_(residual))
 
-    return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
+    if channels_last:
+        return lambda x, **residual: call(x.contiguous(memory_format=torch.channels_last), **residual)
+    return call
 
 
 def _multiplied_as_such(conv: Layer) -> bool:
-    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, in whole tiles of channels."""
+    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, if channels fill tiles."""
     if conv.weight.dtype == torch.bfloat16:
         return _library._C.isa == "amx" and conv.in_channels % _TILE_CHANNELS == 0
     return conv.weight.dtype == torch.float32
@@ -195,7 +203,8 @@ def _fuse(
             folded = [(None if weight is None else weight.to(torch.bfloat16), bias) for weight, bias in folded]
             named = {n: t if t is None or n.endswith("bias") else t.to(torch.bfloat16) for n, t in named.items()}
         weights, biases = zip(*folded, strict=True)
-        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named)
+        order = {"order": options["order"]} if "order" in options else {}
+        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named, **order)
         options = dict(shape, **options)
         if op != "squeeze_excite":
             options["out_channels"] = convs[-1].out_channels
@@ -222,7 +231,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
         options,
         padding=arguments.edges(options.get("padding", 0)),
         max_pool=options.get("max_pool", arguments.NO_POOL),
-        pointwise_first=False,
+        pointwise_first=options.get("order") == "pointwise_first",
         gate=None,
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},

@@ -6,12 +6,14 @@ or if it is recorded layer by layer. Small networks of the same blocks; the publ
 
 import pytest
 import torch
-from networks import assert_same_gradients, draw_batch_norms, relative
+from networks import assert_same_gradients, draw_batch_norms, one_of_each_family, relative
 from torch import nn
 
 import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
-from cnnfast.models.mobilenet import MobileNetV2
+from cnnfast.models.mobilenet_v2 import MobileNetV2
+from cnnfast.models.registry import model_entry
+from cnnfast.models.resnet_cifar import CifarResNet
 from cnnfast.models.xception import Block
 
 PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed", "conv2d_packed"}
@@ -34,6 +36,8 @@ def small(name):
     elif name == "mobilenet_v2":
         setting = ((1, 8, 1, 1), (6, 8, 2, 2))
         network = MobileNetV2(5, width_mult=0.1, inverted_residual_setting=setting, round_nearest=4)
+    elif name == "resnet":
+        network = CifarResNet(1, 5)
     else:
         network = SmallXception()
     draw_batch_norms(network, torch.randn(4, 3, 33, 33))
@@ -69,7 +73,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet", pytest.param("mobilenet_v2", marks=slow), pytest.param("xception", marks=slow)]
+    "name", ["efficientnet", *(pytest.param(name, marks=slow) for name in ("mobilenet_v2", "resnet", "xception"))]
 )
 def test_compile_records_packed_ops(name):
     network, capture = small(name), Capture()
@@ -131,6 +135,7 @@ def test_float16_compiles():
         ("xception", True),
         ("mobilenet_v2", False),
         pytest.param("mobilenet_v2", True, marks=slow),
+        pytest.param("resnet", False, marks=slow),
         pytest.param("efficientnet", True, marks=slow),
         ("xception", False),
     ],
@@ -149,10 +154,10 @@ def test_export(name, strict):
 
 
 @slow
-@pytest.mark.parametrize("name", cnnfast.list_models())
+@pytest.mark.parametrize("name", sorted(one_of_each_family()))
 def test_published_networks_compile_and_export(name):
     network = cnnfast.create_model(name).eval()
-    x = torch.randn(2, 3, 75, 75)
+    x = torch.randn(2, model_entry(name).pretrained_cfg["input_size"][0], 75, 75)
     with torch.no_grad():
         expected = network(x)
         assert relative(torch.compile(network, fullgraph=True, backend="aot_eager")(x), expected) <= 1e-5
