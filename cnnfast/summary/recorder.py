@@ -71,7 +71,9 @@ class Recorder(TorchDispatchMode):
         self._runs = dict(_runs(network))
         self._open: list[tuple[str, Any]] = []  # the modules being called, outermost first; or (block, None)
         self._layer: Layer | None = None  # being called, of one module
-        self._known: set[int] = set()  # tensors that it made or has read
+        self._made: set[int] = set()  # by it; ids of tensors, as those below
+        self._seen: set[int] = set()  # by it, views by themselves
+        self._taken: dict[int, int] = {}  # of each tensor that isn't a view the bytes that it has read
         self._kept: list[Any] = []  # alive, so that no id is given twice
         self._bases: dict[int, int] = {}  # id of a view -> id of the tensor that it looks at
         self._makers: dict[int, int] = {}  # id of a tensor -> position of the layer that wrote it last
@@ -93,8 +95,7 @@ class Recorder(TorchDispatchMode):
             return
         self._open.append((self._paths[module], module))
         if self._layer is None and not any(True for _ in module.children()):
-            self._layer = Layer(self._paths[module], type(module).__name__, self._block())
-            self._known = set()
+            self._layer = self._begun(self._paths[module], type(module).__name__, self._block())
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if module not in self._paths:
@@ -135,11 +136,8 @@ class Recorder(TorchDispatchMode):
                 self._bases[id(output)] = self._base(inputs[0])
         if function.is_view or name in _NO_TRAFFIC or not outputs:
             return result
-        layer = self._layer or Layer(
-            self._open[-1][0] if self._open else "", name.strip("_"), self._block(name.strip("_"))
-        )
-        if layer is not self._layer:
-            self._known = set()
+        kind = name.strip("_")
+        layer = self._layer or self._begun(self._open[-1][0], kind, self._block(kind))
         self._read(layer, inputs)
         layer.shape = tuple(outputs[0].shape)
         layer.writes = _nbytes(outputs[0])  # others, the indices of a pooling, nobody reads
@@ -148,11 +146,15 @@ class Recorder(TorchDispatchMode):
         layer.op = name if namespace == "cnnfast" else layer.op
         layer.conv = _conv(args, outputs[0]) if name == "convolution" else layer.conv
         for output in outputs:
-            self._known.add(self._base(output))
+            self._made.add(self._base(output))
             self._makers[self._base(output)] = len(self.layers)
         if layer is not self._layer:
             self.layers.append(layer)
         return result
+
+    def _begun(self, path: str, kind: str, block: str) -> Layer:
+        self._made, self._seen, self._taken = set(), set(), {}
+        return Layer(path, kind, block)
 
     def _base(self, tensor: Tensor) -> int:
         return self._bases.get(id(tensor), id(tensor))
@@ -160,10 +162,12 @@ class Recorder(TorchDispatchMode):
     def _read(self, layer: Layer, inputs: list[Tensor]) -> None:
         for tensor in inputs:
             base = self._base(tensor)
-            if base in self._known:
+            if base in self._made or id(tensor) in self._seen:
                 continue
-            self._known.add(base)
-            layer.reads += _nbytes(tensor)
+            self._seen.add(id(tensor))
+            before = self._taken.get(base, 0)  # through another view
+            self._taken[base] = min(before + _nbytes(tensor), tensor.untyped_storage().nbytes())
+            layer.reads += self._taken[base] - before
             layer.parameters += self._unread.pop(base, 0)
             if base in self._makers:
                 layer.inputs[self._makers[base]] = tuple(tensor.shape)

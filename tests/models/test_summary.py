@@ -136,6 +136,7 @@ class Plain(nn.Module):
     def forward(self, x):
         x = nn.functional.max_pool2d(self.conv(x).relu(), 2)
         x = torch.cat([self.same(x)[:, :3], self.same(x)[:, 3:]], 1)
+        x = torch.cat([x[:, 3:], x[:, :3]], 1)
         return self.fc(x.flatten(1))
 
 
@@ -150,6 +151,7 @@ def test_a_users_network(register):
         ("", "max_pool2d_with_indices", (3, 6, 12, 12), 0, 0, conv + pooled),
         ("same", "Conv2d", (3, 6, 12, 12), 330, 3 * 144 * 324, 2 * pooled + 4 * 330),
         ("same", "Conv2d", (3, 6, 12, 12), 0, 3 * 144 * 324, 2 * pooled + 4 * 330),
+        ("", "cat", (3, 6, 12, 12), 0, 0, 2 * pooled),
         ("", "cat", (3, 6, 12, 12), 0, 0, 2 * pooled),
         ("fc.0", "Linear", (3, 5), 864 * 5 + 5, 3 * 864 * 5, pooled + 4 * (864 * 5 + 5) + 3 * 5 * 4),
         ("fc.1", "Twice", (3, 5), 25, 2 * 3 * 25, 2 * 3 * 5 * 4 + 4 * 25),
