@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], **options)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
+    if args.plot and not any(block.macs for block in summary.blocks):
+        raise UsageError(f"--plot {args.plot}: {args.network} has no convolution or matrix product to draw")
     threads = set_threads(args.threads)
     progress = Console(stderr=True, highlight=False)
     with progress.status("measuring this machine's ceilings"):

@@ -9,10 +9,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from cnnfast.bench import ceilings as measured
 from cnnfast.cli import summary
 from cnnfast.cli.main import main
+from cnnfast.models import register_model, registry
 from cnnfast.summary import Ceilings
 from cnnfast.summary.tables import short
 
@@ -100,6 +102,15 @@ def test_one_sentence_and_exit_status_2(run, arguments, said):
     status, out, err = run(*arguments)
     assert (status, out, len(err)) == (2, [], 1)
     assert err[0].startswith("cnnfast summary: error: ") and said in err[0]
+
+
+def test_nothing_to_draw(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    register_model("pools")(lambda: nn.Sequential(nn.MaxPool2d(2)))
+    assert run("pools")[0] == 0
+    status, _, err = run("pools", "--plot", tmp_path / "a.png")
+    assert status == 2 and "pools has no convolution or matrix product to draw" in err[0] and not [*tmp_path.iterdir()]
+    assert "num_classes" in run("pools", "--num-classes", 3)[2][0]
 
 
 @pytest.mark.parametrize("arguments", [[], ["mobilenet_v2", "--batch", "0"], ["mobilenet_v2", "--dtype", "int8"]])
