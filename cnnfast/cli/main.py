@@ -1,4 +1,4 @@
-"""`cnnfast info | classify | evaluate | bench | tune`."""
+"""`cnnfast classify | evaluate | summary | info | bench | tune`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cnnfast.cli import bench, classify, evaluate, info, tune
+from cnnfast.cli import bench, classify, evaluate, info, summary, tune
 from cnnfast.cli.errors import UsageError
 
-SUBCOMMANDS = {"classify": classify, "evaluate": evaluate, "info": info, "bench": bench, "tune": tune}
+SUBCOMMANDS = {
+    "classify": classify,
+    "evaluate": evaluate,
+    "summary": summary,
+    "info": info,
+    "bench": bench,
+    "tune": tune,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -321,6 +321,6 @@ def _low_precision(
         if torch.compiler.is_compiling():
             raise NotFusable("whether its folded weights overflow float16 can't be known while compiling")
         for folded in (weight, bias):
-            if folded is not None and not folded.to(dtype).isfinite().all():
+            if folded is not None and not folded.is_meta and not folded.to(dtype).isfinite().all():
                 raise NotFusable("its folded weights overflow float16")
     return None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -25,7 +25,7 @@ PACKED_OPS = {
 }
 
 # Whose bfloat16 weights are packed as such.
-_IN_PAIRS = ("pointwise_conv2d", "separable_conv2d", "separable_conv2d_pointwise_first", "inverted_residual")
+_IN_PAIRS = ("conv2d", "pointwise_conv2d", "separable_conv2d", "separable_conv2d_pointwise_first", "inverted_residual")
 
 
 def fake(op: str) -> Callable:

@@ -66,6 +66,7 @@ def test_packings_of_bfloat16():
     for channels, itemsize in ((32, 2), (64, 2), (33, 4), (16, 4)):
         weight = torch.randn(16, channels, 3, 3)
         packed, floats = (cnnfast.pack_conv2d(w, None) for w in (weight.bfloat16(), weight.bfloat16().float()))
+        assert cnnfast.pack_conv2d(weight.bfloat16().to("meta"), None).shape == packed.shape  # the fake's
         assert floats.numel() - packed.numel() == (4 - itemsize) * weight.numel()
         x = torch.randn(1, channels, 5, 5).bfloat16()
         options = dict(out_channels=16, kernel_size=3, padding=1)
