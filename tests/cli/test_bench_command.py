@@ -24,6 +24,7 @@ def test_unknown_names(arguments, said, capsys):
     assert len(err) == 1 and err[0].startswith("cnnfast bench: error: ") and said in err[0]
 
 
+@pytest.mark.slow
 def test_one_op_in_a_fresh_process(tmp_path, capsys):
     file = tmp_path / "out" / "ops.json"
     arguments = ["--quick", "--op", "pointwise_conv2d", "--rounds", "2", "--threads", "1", "--peers", "eager"]

@@ -158,6 +158,7 @@ def test_corrupt_images_are_one_line_each_and_the_others_go_on(evaluate, data, t
         assert (report["images"], report["top1"], report["continued"]) == (1, 1.0, continued)
 
 
+@pytest.mark.slow
 def test_interrupted_by_ctrl_c(data, tmp_path):
     """In the middle of a run with readers: one line, exit status 130, whole rows, and the rest by the same command."""
     folder, file = tmp_path / "data", tmp_path / "r.csv"

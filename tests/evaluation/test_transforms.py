@@ -171,6 +171,7 @@ def test_workers():
     assert runs[0].shape == (8, 3, 32, 32) and torch.equal(*runs)
 
 
+@pytest.mark.slow
 def test_a_new_process_unpickles_it(tmp_path):
     """As a worker that is spawned: it has imported nothing, torchvision not in any way."""
     (tmp_path / "t").write_bytes(pickle.dumps(transforms_for(NAME, is_training=True, pca_std=0.1)))
@@ -201,6 +202,7 @@ def test_refused(options, error, said):
         transforms_for(NAME)(torch.zeros(3, 8, 8))
 
 
+@pytest.mark.slow
 def test_torchvision_is_optional():
     """The package and evaluation import without it; what needs it names the extra."""
     code = """if True:
