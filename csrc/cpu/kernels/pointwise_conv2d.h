@@ -9,8 +9,9 @@
 // Loops    panels outside, pixels inside: the group of panels (depth * 4 * 64 bytes) stays in L1/L2 while the tile's
 //          pixels stream past it.
 // Sums     an output is a chain of fused multiply-adds over the depth, bias first, residual last; a depth beyond kChain
-//          is cut into chains (of whole taps, or even parts of one) that are added, for less rounding. The same bits whatever the tile, the thread or the
-//          neighbours in the batch.
+//          (a convolution's: kWindowChain, as exact as PyTorch's in NCHW; whole taps, or even parts of one) is cut into
+//          chains that are added, for less rounding. The same bits whatever the tile, the thread or the neighbours in
+//          the batch.
 // Rate     at best 2 FMA of 16 lanes a cycle; a step of the depth loads 4 vectors and 7 broadcasts for 28 FMA.
 #pragma once
 #include "activations.h"
@@ -25,7 +26,7 @@ constexpr int kRows = 6, kPanels = 1;  // a panel is two registers: 12 accumulat
 #else
 constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON registers: 8 accumulators
 #endif
-constexpr int64_t kChain = 384;
+constexpr int64_t kChain = 384, kWindowChain = 192;
 
 // Rows [row, row + R), which begin at `a`, panels [panel, panel + P), of the depth [done, end). `sums`: of the chains
 // before, and for those to come.
@@ -131,8 +132,8 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
 // Where the chain ends that begins at `done`.
 CNNFAST_INLINE int64_t chain_end(const GemmTile& t, int64_t done) {
   if (t.tap_depth == 0) return smaller(t.depth, done + kChain);
-  if (t.tap_depth <= kChain) return smaller(t.depth, done + kChain / t.tap_depth * t.tap_depth);
-  const int64_t parts = (t.tap_depth + kChain - 1) / kChain, part = (t.tap_depth + parts - 1) / parts;
+  if (t.tap_depth <= kWindowChain) return smaller(t.depth, done + kWindowChain / t.tap_depth * t.tap_depth);
+  const int64_t parts = (t.tap_depth + kWindowChain - 1) / kWindowChain, part = (t.tap_depth + parts - 1) / parts;
   return smaller((done / t.tap_depth + 1) * t.tap_depth, done + part);
 }
 
