@@ -56,6 +56,13 @@ def plain_network(name: str, package: str | None = None, **options: Any) -> nn.M
     return getattr(import_torchvision().models, theirs)(**options)
 
 
+def checkpoint_source(name: str, package: str | None = None) -> str | None:
+    """load_weights's source for the state dict of plain_network; None if there is no such network."""
+    peers = model_entry(name).peers
+    package = package or key_source(name)
+    return f"{package}:{peers[package]}" if package in peers else None
+
+
 def key_source(name: str) -> str:
     """The package whose state-dict keys our `name` has."""
     with torch.device("meta"):

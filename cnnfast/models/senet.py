@@ -103,6 +103,7 @@ class SEResNet50(Network):
     """
 
     classifier_name = "last_linear"
+    in_pretrainedmodels = True
     min_size = 3  # pooling without padding
 
     def __init__(

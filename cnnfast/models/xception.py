@@ -135,6 +135,7 @@ class XceptionFused(Network):
     """
 
     classifier_name = "fc"
+    in_pretrainedmodels = True
     min_size = 7  # two convolutions without padding
 
     def __init__(
