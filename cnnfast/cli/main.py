@@ -1,4 +1,4 @@
-"""`cnnfast info | classify | bench | tune`."""
+"""`cnnfast info | classify | verify | ...`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cnnfast.cli import bench, classify, info, tune
+from cnnfast.cli import bench, classify, info, tune, verify
 from cnnfast.cli.errors import UsageError
 
-SUBCOMMANDS = {"classify": classify, "info": info, "bench": bench, "tune": tune}
+SUBCOMMANDS = {"classify": classify, "info": info, "bench": bench, "tune": tune, "verify": verify}
 
 
 def build_parser() -> argparse.ArgumentParser:
