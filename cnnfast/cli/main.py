@@ -6,15 +6,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cnnfast.cli import bench, classify, info, tune, verify
+from cnnfast.cli import bench, classify, completion, info, listing, tune, verify
 from cnnfast.cli.errors import UsageError
 
-SUBCOMMANDS = {"classify": classify, "info": info, "bench": bench, "tune": tune, "verify": verify}
+SUBCOMMANDS = {
+    "classify": classify,
+    "list": listing,
+    "info": info,
+    "verify": verify,
+    "bench": bench,
+    "tune": tune,
+    "completion": completion,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cnnfast", description="Fused kernels for convolutional networks in PyTorch.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(SUBCOMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="cnnfast",
+        description="Fused kernels for convolutional networks in PyTorch.",
+        epilog="`cnnfast COMMAND --help` has an example; `cnnfast completion --help` says how a shell completes all.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in SUBCOMMANDS.items():
         module.add_parser(subparsers).set_defaults(run=module.run, prog=f"cnnfast {name}")
     return parser

@@ -14,9 +14,7 @@ from cnnfast.ops.backends import BACKENDS
 if TYPE_CHECKING:
     from cnnfast.verify import Report
 
-EXAMPLE = """example:
-  cnnfast verify mobilenet_v2 --against torchvision --weights mobilenet_v2.pth
-"""
+EXAMPLE = "example: cnnfast verify mobilenet_v2 --against torchvision --weights mobilenet_v2.pth"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -27,7 +25,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description=f"{summary}: the same weights in both, errors against float64 beside PyTorch's own in the same"
         " dtype. Exit status 1 if they disagree, 2 if nothing could be compared.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="of `cnnfast list`")
     parser.add_argument(
@@ -99,8 +96,8 @@ def print_report(report: Report, console) -> None:
 
     settings = report.settings
     title = (
-        f"{report.name} against {report.against.replace(':', ' ')}: {settings['dtype']} on {settings['device']}, backend"
-        f" {settings['backend']}, {settings['inputs']} inputs of {settings['batch']} images of {settings['size']} x"
+        f"{report.name} against {report.against.replace(':', ' ')}: {settings['dtype']} on {settings['device']},"
+        f" backend {settings['backend']}, {settings['inputs']} inputs of {settings['batch']} images of {settings['size']} x"
         f" {settings['size']}, weights {report.weights}"
     )
     console.print(Text(title))
@@ -111,9 +108,10 @@ def print_report(report: Report, console) -> None:
     for stage in report.stages:
         shape = " x ".join(map(str, stage.shape))
         own = f"{stage.theirs:.1e}" if settings["dtype"] != "float64" else "-"
-        part = f"{stage.bound_part:.0%}" if stage.bound_part < 10 else f"{stage.bound_part:.2g} times"
+        part = stage.bound_part
+        times = f"{part:.0%}" if part < 10 else f"{part:.2g} times"
         verdict = "" if stage.agrees else "disagrees"
-        table.add_row(Text(stage.name), shape, f"{stage.error:.1e}", own, part, verdict)
+        table.add_row(Text(stage.name), shape, f"{stage.error:.1e}", own, times, verdict)
     console.print(table)
     first = report.first_fault
     if first is None:
