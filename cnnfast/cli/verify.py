@@ -97,8 +97,8 @@ def print_report(report: Report, console) -> None:
     settings = report.settings
     title = (
         f"{report.name} against {report.against.replace(':', ' ')}: {settings['dtype']} on {settings['device']},"
-        f" backend {settings['backend']}, {settings['inputs']} inputs of {settings['batch']} images of {settings['size']} x"
-        f" {settings['size']}, weights {report.weights}"
+        f" backend {settings['backend']}, {settings['inputs']} inputs of {settings['batch']} images of"
+        f" {settings['size']} x {settings['size']}, weights {report.weights}"
     )
     console.print(Text(title))
     table = Table("after", "shape")

@@ -47,6 +47,7 @@ def count(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         network = create_model(name)
     sources = [s for s in SOURCES[1:] if network.checkpoint_keys(s)] if isinstance(network, Layouts) else []
+    sources = [s for s in sources if s in model_entry(name).peers or s not in ("timm", "torchvision")]
     return dict(parameters=count_parameters(network), macs=count_macs(name), checkpoints=sources)
 
 

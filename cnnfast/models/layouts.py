@@ -36,8 +36,8 @@ class Layouts(nn.Module):
         return {key: key for key in self.state_dict()} if source in ("cnnfast", self.key_source) else {}
 
     def checkpoint_shapes(self, source: str) -> dict[str, tuple[int, ...]]:
-        """Of those of its own keys whose tensors have another shape in `source`, that shape: a linear layer that is a
-        convolution there."""
+        """Of those of its own keys whose tensors have another shape in `source`, that shape, as for reshape: of a
+        linear layer that is a convolution there."""
         return {}
 
     def is_called(self, name: str, source: str) -> bool:

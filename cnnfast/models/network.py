@@ -53,7 +53,7 @@ class Network(Layouts, FusedModule):
         setattr(self, self.classifier_name, fc)
 
     def get_classifier(self) -> nn.Module:
-        return getattr(self, self.classifier_name)
+        return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a fresh one of `num_classes`, or by none (0); `global_pool` None keeps the
@@ -118,7 +118,7 @@ class Network(Layouts, FusedModule):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training keeps only the inputs of the blocks and computes the rest again for backward."""
-        blocks = [name for name, call in self._calls(open_all=True) if _has_parameters(call)]
+        blocks = [name for name, call in self._calls(open_all=True) if _is_block(call)]
         if enable and not blocks:
             raise ValueError(f"enable must be False for {type(self).__name__}, which has no blocks")
         self.grad_checkpointing = enable
@@ -171,7 +171,7 @@ class Network(Layouts, FusedModule):
             calls = calls[: max(ends) + 1]
         taps: dict[str, Tensor] = {}
         for n, (_, call) in enumerate(calls):
-            x = _checkpointed(call, x) if checkpointing and _has_parameters(call) else call(x)
+            x = _checkpointed(call, x) if checkpointing and _is_block(call) else call(x)
             for module in ends.get(n, ()):
                 change = sources[module][1]
                 taps[module] = x if change is None else change(x)
@@ -237,8 +237,10 @@ def _drop_after(holder: nn.Module, last: str) -> bool:
     return True
 
 
-def _has_parameters(call: Call) -> bool:
-    return isinstance(call, nn.Module) and next(call.parameters(), None) is not None
+def _is_block(call: Call) -> bool:
+    """Whether computing `call` again saves memory: a single layer's input is all that its gradient needs."""
+    single = isinstance(call, (nn.Conv2d, nn.BatchNorm2d))
+    return isinstance(call, nn.Module) and not single and next(call.parameters(), None) is not None
 
 
 def _checkpointed(block: Any, x: Tensor) -> Tensor:

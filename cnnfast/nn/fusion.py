@@ -70,10 +70,12 @@ def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) 
     return _fuse("depthwise_conv2d", [conv], weights, shape, dict(**_geometry(conv), **options))
 
 
-def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
-    """x, residual=None -> activation(bn(conv(x)) + residual)"""
-    weights = [_pointwise_weights(conv, bn, strided=True)]
-    return _fuse("pointwise_conv2d", [conv], weights, {}, dict(stride=conv.stride, **options))
+def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, *, scale: float = 1.0, **options: Any) -> Call:
+    """x, residual=None -> activation(scale * bn(conv(x)) + residual)"""
+    weight, bias = _pointwise_weights(conv, bn, strided=True)
+    if scale != 1:
+        weight, bias = weight * scale, None if bias is None else bias * scale
+    return _fuse("pointwise_conv2d", [conv], [(weight, bias)], {}, dict(stride=conv.stride, **options))
 
 
 def fuse_separable_conv2d(
@@ -139,8 +141,8 @@ def fuse_conv2d(
     channels_last: bool = False,
     backend: str = "auto",
 ) -> Call:
-    """x -> activation(bn(conv(x))), a dense convolution: ours in float32, in bfloat16 where our product takes it as such,
-    and for 'same' padding of few channels; else ATen's.
+    """x, residual=None -> activation(bn(conv(x)) + residual), a dense convolution: ours in float32, in bfloat16 where
+    our product takes it as such, and for 'same' padding of few channels; else ATen's.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
@@ -163,17 +165,19 @@ def fuse_conv2d(
         weight = low.contiguous(memory_format=torch.channels_last) if channels_last else low.contiguous()
         activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
-        def call(x: Tensor) -> Tensor:
+        def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
             if same:
                 x = conv.pad(x)
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            return activate(y)
+            return activate(y if residual is None else y.add_(residual))
 
-    return (lambda x: call(x.contiguous(memory_format=torch.channels_last))) if channels_last else call
+    if channels_last:
+        return lambda x, **residual: call(x.contiguous(memory_format=torch.channels_last), **residual)
+    return call
 
 
 def _multiplied_as_such(conv: Layer) -> bool:
-    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, in whole tiles of channels."""
+    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, if channels fill tiles."""
     if conv.weight.dtype == torch.bfloat16:
         return _library._C.isa == "amx" and conv.in_channels % _TILE_CHANNELS == 0
     return conv.weight.dtype == torch.float32

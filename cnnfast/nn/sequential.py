@@ -70,8 +70,9 @@ def _follows(last: nn.Module, layer: nn.Module) -> bool:
     return is_activation(layer) and (_is_conv(last) or isinstance(last, nn.BatchNorm2d))
 
 
-def fuse_run(layers: Sequence[nn.Module], backend: str, **options: Any) -> Call:
-    """One call for a convolution (, BN) (, activation); a layer that isn't a convolution calls itself."""
+def fuse_run(layers: Sequence[nn.Module], backend: str, **options: Any) -> Callable[..., Tensor]:
+    """One call for a convolution (, BN) (, activation), which takes a `residual`, too, added before the activation; a
+    layer that isn't a convolution calls itself."""
     conv, *rest = layers
     if not _is_conv(conv):
         if rest:

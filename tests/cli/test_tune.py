@@ -37,7 +37,7 @@ def test_without_a_gpu(capsys):
     ("arguments", "said"),
     [
         (["--op", "conv3d"], "no op conv3d to tune; there are depthwise_conv2d"),
-        (["lenet"], "no network lenet; there are efficientnet_b0"),
+        (["lenet"], "no network lenet; there are alexnet"),
         (["--device", "cpu"], "--device is cpu: want a GPU, such as cuda or cuda:1"),
     ],
 )

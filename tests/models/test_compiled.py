@@ -12,6 +12,8 @@ from torch import nn
 import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
 from cnnfast.models.mobilenet import MobileNetV2
+from cnnfast.models.registry import model_entry
+from cnnfast.models.resnet_cifar import CifarResNet
 from cnnfast.models.xception import Block
 
 PACKED = {"separable_conv2d_packed", "inverted_residual_packed", "pointwise_conv2d_packed", "conv2d_packed"}
@@ -34,6 +36,8 @@ def small(name):
     elif name == "mobilenet_v2":
         setting = ((1, 8, 1, 1), (6, 8, 2, 2))
         network = MobileNetV2(5, width_mult=0.1, inverted_residual_setting=setting, round_nearest=4)
+    elif name == "resnet":
+        network = CifarResNet(1, 5)
     else:
         network = SmallXception()
     draw_batch_norms(network, torch.randn(4, 3, 33, 33))
@@ -69,7 +73,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet", pytest.param("mobilenet_v2", marks=slow), pytest.param("xception", marks=slow)]
+    "name", ["efficientnet", *(pytest.param(name, marks=slow) for name in ("mobilenet_v2", "resnet", "xception"))]
 )
 def test_compile_records_packed_ops(name):
     network, capture = small(name), Capture()
@@ -131,6 +135,7 @@ def test_float16_compiles():
         ("xception", True),
         ("mobilenet_v2", False),
         pytest.param("mobilenet_v2", True, marks=slow),
+        pytest.param("resnet", False, marks=slow),
         pytest.param("efficientnet", True, marks=slow),
         ("xception", False),
     ],
@@ -149,10 +154,26 @@ def test_export(name, strict):
 
 
 @slow
-@pytest.mark.parametrize("name", cnnfast.list_models())
+@pytest.mark.parametrize(
+    "name",  # one of a class: half a minute each
+    [
+        "alexnet_two_tower",
+        "efficientnet_b0",
+        "lenet5",
+        "mobilenet_v1",
+        "mobilenet_v2",
+        "nin_cifar",
+        "resnet18",
+        "se_resnet18",
+        "tf_efficientnet_b0",
+        "tf_efficientnet_lite0",
+        "vgg11_bn",
+        "xception",
+    ],
+)
 def test_published_networks_compile_and_export(name):
     network = cnnfast.create_model(name).eval()
-    x = torch.randn(2, 3, 75, 75)
+    x = torch.randn(2, model_entry(name).pretrained_cfg["input_size"][0], 75, 75)
     with torch.no_grad():
         expected = network(x)
         assert relative(torch.compile(network, fullgraph=True, backend="aot_eager")(x), expected) <= 1e-5

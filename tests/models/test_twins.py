@@ -16,17 +16,25 @@ from torch import nn
 
 import cnnfast
 from cnnfast._peers import checkpoint_source, plain_network, plain_networks
+from cnnfast.checkpoints import same_numbers
 from cnnfast.models.registry import model_entry
 
-QUICK = ("efficientnet_b0", "mobilenet_v2", "xception")  # of a family, where it has several; all of these are small
-SIZES = {"inception": 139, "alexnet": 95}  # of x where 75 is too small, by a part of the name
+QUICK = (
+    "efficientnet_b0",
+    "googlenet_bn",
+    "mobilenet_v2",
+    "resnet18",
+    "xception",
+)  # of a family, where it has several; all of these are small
+# Of x, by a part of the name: where 75 is too small, or 43 is enough for what a deeper network repeats.
+SIZES = {"inception": 107, "alexnet": 95, "senet154": 43, "resnet101": 43, "resnet152": 43}
 HUGE = ("efficientnet_b8", "tf_efficientnet_b8", "efficientnet_l2", "tf_efficientnet_l2")  # no gradients of these
 
 
 def cases():
     """(our name, package)"""
     for name in plain_networks():
-        for package in model_entry(name).peers:
+        for package in () if name.startswith("vgg") else model_entry(name).peers:  # large: see test_vgg.py
             marks = [pytest.mark.slow] * (name not in QUICK)
             yield pytest.param((name, package), marks=marks, id=f"{name}-{package}")
 
@@ -80,7 +88,9 @@ def test_keys_and_shapes(name):
         for package in model_entry(name).peers:
             keys, theirs = ours.checkpoint_keys(package), plain_network(name, package)
             expected = {key: value.shape for key, value in theirs.state_dict().items()}
-            assert {keys[key]: value.shape for key, value in ours.state_dict().items()} == expected
+            own = {keys[key]: value.shape for key, value in ours.state_dict().items()}
+            assert own.keys() == expected.keys()
+            assert [key for key in own if not same_numbers(expected[key], own[key])] == []
             info = getattr(theirs, "feature_info", None)
             if info is not None:
                 for key in ("num_chs", "reduction"):

@@ -36,6 +36,8 @@ ACTIVATIONS = {
 BLOCKS = {
     "conv": (lambda: ConvBN(5, 8, 3, 2, "same", activation="relu6"), ["conv2d_packed"]),
     "conv_padded": (lambda: ConvBN(5, 8, 3, padding=1), ["conv2d_packed"]),
+    "conv_row": (lambda: ConvBN(5, 8, (1, 7), padding=(0, 3), eps=1e-3, bias=True), ["conv2d_packed"]),
+    "conv_1x1": (lambda: ConvBN(5, 8, 1, 2, bias=True), ["pointwise_conv2d_packed"]),
     "depthwise": (lambda: DepthwiseConv2d(5, 3, padding=1, activation="relu6"), ["depthwise_conv2d_packed"]),
     "depthwise_asymmetric": (
         lambda: DepthwiseConv2d(5, (3, 5), 2, (0, 1, 2, 1), channel_multiplier=2, bias=False, pre_activation="relu"),

@@ -16,6 +16,7 @@ from numerics import LAYOUTS, draw, fresh_generator, nan_filled
 from op_cases import make
 from ops.test_equality import check_both_forms
 from ops.test_gradients import check_gradients, make_away_from_kinks
+from torch import nn
 
 import cnnfast
 from cnnfast.nn.fusion import fuse_conv2d
@@ -151,8 +152,8 @@ def test_empty_weights():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_a_network(dtype, memory_format):
     """A stem with TensorFlow's padding is one call; others are ATen's."""
-    conv, bn = Conv2dSame(3, 16, 3, 2, bias=False, dtype=dtype), torch.nn.BatchNorm2d(16, dtype=dtype).eval()
-    torch.nn.init.normal_(bn.running_mean), torch.nn.init.uniform_(bn.running_var, 0.5, 2)
+    conv, bn = Conv2dSame(3, 16, 3, 2, bias=False, dtype=dtype), nn.BatchNorm2d(16, dtype=dtype).eval()
+    nn.init.normal_(bn.running_mean), nn.init.uniform_(bn.running_var, 0.5, 2)
     x = torch.randn(2, 3, 21, 30, dtype=dtype).contiguous(memory_format=memory_format)
     with torch.no_grad():
         call = fuse_conv2d(conv, bn, activation="relu6", channels_last=True)
@@ -162,3 +163,26 @@ def test_in_a_network(dtype, memory_format):
     assert {"cnnfast::conv2d_packed"} == {e.name for e in profile.events() if "conv" in e.name}
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=2e-2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])  # gelu has no form in place
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residual_in_a_network(dtype, activation, groups):
+    """As a residual block ends: added before the activation, in the packed form and beside ATen's, left as it was."""
+    conv, bn = nn.Conv2d(8, 12, 3, padding=1, groups=groups, bias=False, dtype=dtype), nn.BatchNorm2d(12, dtype=dtype)
+    nn.init.normal_(bn.running_mean), nn.init.uniform_(bn.running_var, 0.5, 2), bn.eval()
+    formats = torch.contiguous_format, torch.channels_last
+    with torch.no_grad():
+        call = fuse_conv2d(conv, bn, activation=activation)
+        first = fuse_conv2d(conv, bn, activation=activation, channels_last=True)
+        x, residual = torch.randn(2, 8, 9, 7, dtype=dtype), torch.randn(2, 12, 9, 7, dtype=dtype)
+        exact = bn.double()(conv.double()(x.double())) + residual.double()
+        expected = exact if activation is None else getattr(F, activation)(exact)
+        for of_x, of_residual in itertools.product(formats, formats):
+            given = residual.clone(memory_format=of_residual)
+            for function in (call, first):
+                y = function(x.contiguous(memory_format=of_x), residual=given)
+                tolerance = 5e-2 if dtype.itemsize == 2 else 1e-5
+                torch.testing.assert_close(y.double(), expected, rtol=tolerance / 2, atol=tolerance)
+            assert torch.equal(given, residual)
