@@ -45,10 +45,9 @@ def plain_networks() -> list[str]:
 
 def plain_network(name: str, package: str | None = None, **options: Any) -> nn.Module:
     """The network by which our `name` is judged, with fresh weights: that of `package`, "timm" or "torchvision", or the
-    one whose state-dict keys ours has. `options` are the package's."""
-    entry = model_entry(name)
-    package = package or key_source(name)
-    theirs = entry.peers[package]
+    one whose state-dict keys ours has, or the only one. `options` are the package's."""
+    package = package or first_peer(name)
+    theirs = model_entry(name).peers[package or ""]
     if package == "timm":
         return import_timm().create_model(theirs, **options)
     if "inception" in theirs or "googlenet" in theirs:
@@ -56,11 +55,16 @@ def plain_network(name: str, package: str | None = None, **options: Any) -> nn.M
     return getattr(import_torchvision().models, theirs)(**options)
 
 
+def first_peer(name: str) -> str | None:
+    """The package whose network is ours's first peer: whose state-dict keys ours has, or the only one."""
+    peers, source = model_entry(name).peers, key_source(name)
+    return source if source in peers else next(iter(peers), None)
+
+
 def checkpoint_source(name: str, package: str | None = None) -> str | None:
     """load_weights's source for the state dict of plain_network; None if there is no such network."""
-    peers = model_entry(name).peers
-    package = package or key_source(name)
-    return f"{package}:{peers[package]}" if package in peers else None
+    package = package or first_peer(name)
+    return f"{package}:{model_entry(name).peers[package]}" if package else None
 
 
 def key_source(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnfast._peers import checkpoint_source, key_source, plain_network
+from cnnfast._peers import checkpoint_source, first_peer, plain_network
 from cnnfast.checkpoints import load_weights
 from cnnfast.checkpoints.faults import find_faults
 from cnnfast.checkpoints.recognise import Layout, layout_of, layouts
@@ -90,7 +90,7 @@ def verify(
     shape = (batch, entry.pretrained_cfg["input_size"][0], size, size)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    against = against or _default_peer(name)
+    against = against or first_peer(name) or "reference"
     ours: Any = create_model(name).eval()
     if size < ours.min_size:
         raise ValueError(f"size must be at least {ours.min_size} for {name}, got {size}")
@@ -246,11 +246,6 @@ def _first_layers(
 def _on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
         return create_model(name)
-
-
-def _default_peer(name: str) -> str:
-    peers, own = model_entry(name).peers, key_source(name)
-    return own if own in peers else next(iter(peers), "reference")
 
 
 def _other(name: str, against: str) -> nn.Module:

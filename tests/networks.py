@@ -9,8 +9,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnfast.exactness import draw_batch_norms, errors, in_float64, relative
+from cnnfast.models.registry import list_models, model_entry
 
 __all__ = ["draw_batch_norms", "in_float64", "relative"]  # of the package, beside what is here
+
+
+def one_of_each_family() -> set[str]:
+    """Of each family (file) of networks the one with the shortest name."""
+    families: dict[str, list[str]] = {}
+    for name in list_models():
+        families.setdefault(model_entry(name).factory.__module__, []).append(name)
+    return {min(family, key=lambda name: (len(name), name)) for family in families.values()}
 
 
 class Recorder(TorchDispatchMode):

@@ -8,7 +8,8 @@ from cnnfast.models.inception_resnet_v2 import InceptionResNetV2
 from cnnfast.models.inception_v3 import InceptionV3
 from cnnfast.models.inception_v4 import InceptionV4
 from cnnfast.models.lenet import LeNet1, LeNet5, LeNet5Simple
-from cnnfast.models.mobilenet import MobileNetV1, MobileNetV2
+from cnnfast.models.mobilenet_v1 import MobileNetV1
+from cnnfast.models.mobilenet_v2 import MobileNetV2
 from cnnfast.models.nin import NIN
 from cnnfast.models.registry import create_model, list_models, register_model
 from cnnfast.models.resnet import ResNet

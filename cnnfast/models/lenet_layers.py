@@ -54,16 +54,15 @@ class TableConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, table: Sequence[Sequence[int]], kernel_size: int, **factory: Any):
         super().__init__(in_channels, len(table), kernel_size, **factory)
-        places = [k * in_channels + c for k, seen in enumerate(table) for c in seen]
-        self.weight = nn.Parameter(self.weight.detach().flatten(0, 1)[places].clone())
+        self.places = [k * in_channels + c for k, seen in enumerate(table) for c in seen]
+        self.weight = nn.Parameter(self.weight.detach().flatten(0, 1)[self.places].clone())
         self.fan_ins = [len(seen) * kernel_size**2 for seen in table for _ in seen]  # of each kernel
-        places = torch.tensor(places, device=self.weight.device)  # type: ignore[assignment]
-        self.register_buffer("places", places, persistent=False)  # type: ignore[arg-type]
 
     def dense_weight(self) -> Tensor:
         """(out_channels, in_channels, kernel_size, kernel_size), 0 where there is no connection."""
         dense = self.weight.new_zeros(self.out_channels * self.in_channels, *self.kernel_size)
-        dense = dense.index_copy(0, self.places, self.weight)  # type: ignore[arg-type]
+        # Not a buffer: one that isn't in checkpoints has no values in a network made on the meta device.
+        dense = dense.index_copy(0, torch.tensor(self.places, device=dense.device), self.weight)
         return dense.unflatten(0, (self.out_channels, self.in_channels))
 
     def forward(self, x: Tensor) -> Tensor:

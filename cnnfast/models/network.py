@@ -102,7 +102,8 @@ class Network(Layouts, FusedModule):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         names = [self.feature_info[i]["module"] for i in self.feature_info.taken(indices)]
         y, taps = self._run(x, names, stop_early)
-        return [taps[name] for name in names] if intermediates_only else (y, [taps[name] for name in names])
+        maps = [taps[name] for name in names]
+        return maps if intermediates_only else (maps[-1] if stop_early else y, maps)
 
     def keep_features(self, out_indices: int | Sequence[int] | None = None) -> None:
         """Makes forward return the feature maps `out_indices` as a list (see create_model's features_only), and drops

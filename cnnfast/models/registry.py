@@ -22,6 +22,7 @@ _CFG: dict[str, Any] = dict(
     std=IMAGENET_STD,
     num_classes=1000,
     label_set="imagenet-1k",
+    fixed_input_size=False,
 )
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 
@@ -55,7 +56,8 @@ def register_model(
         paper, year: where and when the network was published.
         timm, torchvision: the same network's name there, if they have it.
         pretrained_cfg: what of the input differs from input_size (3, 224, 224), crop_pct 0.875, interpolation
-            "bicubic", ImageNet's mean and std (of values 0 to 1), num_classes 1000, label_set "imagenet-1k".
+            "bicubic", ImageNet's mean and std (of values 0 to 1), num_classes 1000, label_set "imagenet-1k",
+            fixed_input_size False (True: the network takes no other size).
     """
 
     def register(factory: Factory) -> Factory:

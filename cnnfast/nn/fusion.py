@@ -88,13 +88,17 @@ def fuse_separable_conv2d(
 ) -> Call:
     """x, residual=None -> max_pool(activation(pw_bn(pw(mid_activation(dw_bn(dw(pre_activation(x)))))) + residual))
 
-    The pooling is part of the same pass where the packed form runs.
+    With order="pointwise_first" pw and dw change places. Otherwise the pooling is part of the same pass where the
+    packed form runs.
     """
     weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
     shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
-    if max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
+    convs = [dw, pw]
+    if options.get("order") == "pointwise_first":
+        convs = [pw, dw]
+    elif max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
         shape["max_pool"], max_pool = _pooling(max_pool), None
-    call = _fuse("separable_conv2d", [dw, pw], weights, shape, dict(**_geometry(dw), **options))
+    call = _fuse("separable_conv2d", convs, weights, shape, dict(**_geometry(dw), **options))
     return call if max_pool is None else lambda x: max_pool(call(x))
 
 
@@ -199,7 +203,8 @@ def _fuse(
             folded = [(None if weight is None else weight.to(torch.bfloat16), bias) for weight, bias in folded]
             named = {n: t if t is None or n.endswith("bias") else t.to(torch.bfloat16) for n, t in named.items()}
         weights, biases = zip(*folded, strict=True)
-        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named)
+        order = {"order": options["order"]} if "order" in options else {}
+        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named, **order)
         options = dict(shape, **options)
         if op != "squeeze_excite":
             options["out_channels"] = convs[-1].out_channels
@@ -226,7 +231,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
         options,
         padding=arguments.edges(options.get("padding", 0)),
         max_pool=options.get("max_pool", arguments.NO_POOL),
-        pointwise_first=False,
+        pointwise_first=options.get("order") == "pointwise_first",
         gate=None,
         backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
         **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},

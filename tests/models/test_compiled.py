@@ -6,12 +6,12 @@ or if it is recorded layer by layer. Small networks of the same blocks; the publ
 
 import pytest
 import torch
-from networks import assert_same_gradients, draw_batch_norms, relative
+from networks import assert_same_gradients, draw_batch_norms, one_of_each_family, relative
 from torch import nn
 
 import cnnfast
 from cnnfast.models.efficientnet import EfficientNet, Stage
-from cnnfast.models.mobilenet import MobileNetV2
+from cnnfast.models.mobilenet_v2 import MobileNetV2
 from cnnfast.models.registry import model_entry
 from cnnfast.models.resnet_cifar import CifarResNet
 from cnnfast.models.xception import Block
@@ -154,23 +154,7 @@ def test_export(name, strict):
 
 
 @slow
-@pytest.mark.parametrize(
-    "name",  # one of a class: half a minute each
-    [
-        "alexnet_two_tower",
-        "efficientnet_b0",
-        "lenet5",
-        "mobilenet_v1",
-        "mobilenet_v2",
-        "nin_cifar",
-        "resnet18",
-        "se_resnet18",
-        "tf_efficientnet_b0",
-        "tf_efficientnet_lite0",
-        "vgg11_bn",
-        "xception",
-    ],
-)
+@pytest.mark.parametrize("name", sorted(one_of_each_family()))
 def test_published_networks_compile_and_export(name):
     network = cnnfast.create_model(name).eval()
     x = torch.randn(2, model_entry(name).pretrained_cfg["input_size"][0], 75, 75)

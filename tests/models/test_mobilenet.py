@@ -1,4 +1,5 @@
-"""What MobileNets have besides the other networks: width multipliers, timm's and torchvision's names for V2's weights.
+"""What MobileNets have besides the other networks: width multipliers, output strides, timm's and torchvision's names
+for V2's weights.
 
 Fails if a width is rounded otherwise than theirs, if a block of timm's lands in another place, or if what users do to
 torchvision's network (a new classifier, another first layer) isn't seen. Widths above 1 are slow.
@@ -8,11 +9,13 @@ import copy
 
 import pytest
 import torch
-from networks import draw_batch_norms, ops_of, relative
+from networks import assert_same_gradients, draw_batch_norms, ops_of, relative
 from torch import nn
 
 import cnnfast
 from cnnfast._peers import import_timm, plain_network
+from cnnfast.models.figures import count_macs, count_parameters
+from cnnfast.models.registry import model_entry
 
 
 def drawn(network):
@@ -114,6 +117,87 @@ def test_what_users_do_to_v2():
     assert "inverted_residual_packed" not in ops_of(network, x) and y.shape == (2, 5)
 
 
+# Of the papers and, for V2, TensorFlow's table: millions of parameters, millions of multiply-adds at 224.
+FIGURES = {
+    "mobilenet_v1_025": (0.5, 41),
+    "mobilenet_v1_050": (1.3, 149),
+    "mobilenet_v1_075": (2.6, 325),
+    "mobilenet_v1": (4.2, 569),
+    "mobilenet_v2_035": (1.66, 59),
+    "mobilenet_v2_050": (1.95, 97),
+    "mobilenet_v2_075": (2.61, 209),
+    "mobilenet_v2": (3.47, 300),
+    "mobilenet_v2_140": (6.06, 582),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_the_papers(name):
+    """TensorFlow's tables leave out some 30,000 parameters of batch normalisation."""
+    parameters, macs = FIGURES[name]
+    with torch.device("meta"):
+        counted = count_parameters(cnnfast.create_model(name)) / 1e6
+    assert counted == pytest.approx(parameters, abs=0.05)
+    assert count_macs(name) / 1e6 == pytest.approx(macs, abs=1)
+
+
+@pytest.mark.parametrize("name", [*FIGURES, "mobilenet_v1_125"])
+def test_names_are_widths(name):
+    base, _, percent = name.partition("_v")[2].partition("_")
+    with torch.device("meta"):
+        network = cnnfast.create_model(name)
+        same = cnnfast.create_model(f"mobilenet_v{base}", width_mult=int(percent or 100) / 100)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in same.state_dict().items()}
+    macs, doc = count_macs(name) / 1e9, model_entry(name).factory.__doc__
+    assert f"{count_parameters(network):,} parameters" in doc
+    assert (f"{macs:.3f}" if macs < 0.0995 else f"{macs:.2f}") + " GMACs" in doc
+
+
+@pytest.mark.parametrize(
+    "name, output_stride",
+    [
+        ("mobilenet_v1", 8),
+        ("mobilenet_v2", 16),
+        pytest.param("mobilenet_v1", 16, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_output_stride(name, output_stride):
+    """timm's maps and gradients; and the pixels of the network at 32, with the same weights."""
+    theirs = drawn(plain_network(name, "timm", output_stride=output_stride))
+    ours, strided = (
+        cnnfast.create_model(name, output_stride=stride, drop_rate=0.0).double().eval()
+        for stride in (output_stride, 32)
+    )
+    for network in (ours, strided):
+        cnnfast.load_weights(network, theirs.state_dict(), "timm")
+    assert_equal(ours, theirs)
+    assert ours.feature_info.reduction() == [one["reduction"] for one in theirs.feature_info]
+    x = torch.randn(2, 3, 57, 50, dtype=torch.float64)
+    with torch.no_grad():
+        maps = [network.forward_intermediates(x, intermediates_only=True) for network in (ours, theirs, strided)]
+        for n, (got, expected, fewer) in enumerate(zip(*maps, strict=True)):
+            times = (2 << n) // ours.feature_info.reduction(n)
+            assert got.shape == expected.shape and relative(got, expected) <= 1e-12
+            assert relative(got[:, :, ::times, ::times], fewer) <= 1e-12
+    for network in (ours, theirs):
+        network.train()(x).square().mean().backward()
+    assert_same_gradients(ours, theirs, 1e-8, ours.checkpoint_keys("timm"))
+
+
+def test_drop_path_of_v2():
+    """timm's: the same random numbers leave out the same images' blocks."""
+    theirs = plain_network("mobilenet_v2", "timm", drop_path_rate=0.5).double().train()
+    ours = cnnfast.create_model("mobilenet_v2", drop_path_rate=0.5, drop_rate=0.0).double().train()
+    cnnfast.load_weights(ours, theirs.state_dict(), "timm")
+    x = torch.randn(4, 3, 33, 33, dtype=torch.float64)
+    torch.manual_seed(3)
+    expected = theirs(x)
+    torch.manual_seed(3)
+    assert relative(ours(x), expected) <= 1e-9
+    assert relative(ours(x), expected) > 1e-3
+
+
 @pytest.mark.parametrize(
     "name, options, says",
     [
@@ -122,6 +206,8 @@ def test_what_users_do_to_v2():
         ("mobilenet_v2", dict(inverted_residual_setting=[(6, 24, 2)]), r"rows of \(expand ratio.*got \[\(6, 24, 2\)\]"),
         ("mobilenet_v2", dict(round_nearest=0), "round_nearest must be positive, got 0"),
         ("mobilenet_v2", dict(inverted_residual_setting=[]), r"rows of \(expand ratio.*got \[\]"),
+        ("mobilenet_v1", dict(output_stride=4), "output_stride must be one of 8, 16, 32, got 4"),
+        ("mobilenet_v2", dict(output_stride=64), "output_stride must be one of 8, 16, 32, got 64"),
         ("mobilenet_v2", dict(global_pool="median"), "global_pool must be one of"),
     ],
 )

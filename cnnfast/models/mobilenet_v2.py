@@ -1,21 +1,19 @@
-"""MobileNets: V1, https://arxiv.org/abs/1704.04861, of separable convolutions, and V2,
-https://arxiv.org/abs/1801.04381, of inverted residuals with linear bottlenecks."""
+"""MobileNetV2, https://arxiv.org/abs/1801.04381: inverted residuals with linear bottlenecks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from cnnfast.models.features import FeatureInfo
-from cnnfast.models.network import Network, init_by_fan_out, make_divisible, renamed
-from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_model
-from cnnfast.nn import DepthwiseConv2d, FusedModule, FusedSequential, PointwiseConv2d, SeparableConv2d
+from cnnfast.models.features import FeatureInfo, strided_stages
+from cnnfast.models.mobilenet_v1 import check_positive
+from cnnfast.models.network import Network, make_divisible, renamed
+from cnnfast.models.registry import register_model
+from cnnfast.nn import DepthwiseConv2d, DropPath, FusedModule, FusedSequential, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
-
-V1_STAGES = ((1, 64), (2, 128), (2, 256), (6, 512), (2, 1024))  # separable convolutions, channels
 
 # expand ratio, channels, blocks, stride of the first of them
 V2_SETTING = (
@@ -27,90 +25,6 @@ V2_SETTING = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
-
-def _check_positive(**arguments: float) -> None:
-    for name, value in arguments.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-@register_model(
-    "mobilenet_v1",
-    timm="mobilenetv1_100",
-    paper="https://arxiv.org/abs/1704.04861",
-    year=2017,
-    mean=INCEPTION_MEAN,
-    std=INCEPTION_STD,
-)
-class MobileNetV1(Network):
-    """MobileNetV1 (2017): 4,231,976 parameters, 0.57 GMACs at 224 x 224; input (x - 127.5) / 127.5, RGB.
-
-    (N, in_chans, H, W) -> (N, num_classes). State-dict keys of timm's mobilenetv1_100 (`width_mult` 1.25:
-    mobilenetv1_125; `head_conv`: mobilenetv1_100h): `conv_stem`, `bn1`, `blocks.S.B.conv_dw`, ..., `classifier`. 13
-    separable convolutions, trained layer by layer; in eval mode with grad disabled each is one fused call. The fastest
-    input is channels_last; the network makes it so after the first layer in any case.
-
-    The activation is ReLU6 as in timm's and TensorFlow's implementations, where the paper has ReLU; V2's paper gives
-    the reason, low precision. Padding is symmetric and BN's eps 1e-5 where TensorFlow has 'same' and 1e-3, so its
-    checkpoints give other results.
-
-    Args:
-        num_classes: outputs; 0 for none (forward returns pooled features).
-        in_chans: channels of x.
-        drop_rate: dropout before the classifier.
-        global_pool: "avg", "max", "avgmax", "catavgmax" or "".
-        width_mult: factor of all channels but those of x, each then rounded to a multiple of 8; the paper's alpha.
-        head_conv: a pointwise convolution to 1024 * max(1, width_mult) channels before pooling, under the keys
-            `conv_head`, `bn2`; not in the paper.
-
-    MobileNets, https://arxiv.org/abs/1704.04861.
-    """
-
-    classifier_name = "classifier"
-
-    def __init__(
-        self,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        drop_rate: float = 0.0,
-        global_pool: str = "avg",
-        *,
-        width_mult: float = 1.0,
-        head_conv: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ):
-        super().__init__()
-        _check_positive(width_mult=width_mult)
-        factory: dict[str, Any] = dict(device=device, dtype=dtype)
-        self.in_chans = in_chans
-        channels = make_divisible(32 * width_mult)
-        self.conv_stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)
-        self.bn1 = nn.BatchNorm2d(channels, **factory)
-        self.act1 = nn.ReLU6(inplace=True)
-        self.blocks = nn.Sequential()
-        for index, (units, base) in enumerate(V1_STAGES):
-            stage, width = nn.Sequential(), make_divisible(base * width_mult)
-            for i in range(units):
-                stride = 2 if index > 0 and i == 0 else 1
-                options: dict[str, Any] = dict(activation="relu6", skip=False, **factory)
-                stage.append(SeparableConv2d(channels, width, 3, stride, 1, **options))
-                channels = width
-            self.blocks.append(stage)
-        self.steps = [("conv_stem", "bn1", "act1"), "blocks"]
-        self.feature_info = FeatureInfo(
-            dict(num_chs=make_divisible(base * width_mult), reduction=2 << n, module=f"blocks.{n}")
-            for n, (_, base) in enumerate(V1_STAGES)
-        )
-        if head_conv:
-            head = max(1024, make_divisible(1024 * width_mult))
-            self.conv_head = PointwiseConv2d(channels, head, bias=False, **factory)
-            self.bn2, self.act2 = nn.BatchNorm2d(head, **factory), nn.ReLU6(inplace=True)
-            self.steps.append(("conv_head", "bn2", "act2"))
-            channels = head
-        self._make_head(channels, num_classes, drop_rate, global_pool, factory)
-        init_by_fan_out(self)
 
 
 def _conv_bn_relu6(conv: nn.Conv2d, **factory: Any) -> nn.Sequential:
@@ -129,9 +43,19 @@ class Bottleneck(FusedModule):
 
     (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)). Keys `conv.0.0`, `conv.0.1`, ...,
     of torchvision's InvertedResidual; cnnfast.nn.InvertedResidual is the block of timm's keys. For inference one call.
+    `drop_path`: probability, in training, of leaving out an image's block where x is added.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expand_ratio: float, **factory: Any):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expand_ratio: float,
+        dilation: int = 1,
+        drop_path: float = 0.0,
+        **factory: Any,
+    ):
         super().__init__()
         expanded = round(in_channels * expand_ratio)
         self.use_res_connect = stride == 1 and in_channels == out_channels
@@ -139,14 +63,15 @@ class Bottleneck(FusedModule):
         if expand_ratio != 1:
             expand = PointwiseConv2d(in_channels, expanded, bias=False, **factory)
             self.conv.append(_conv_bn_relu6(expand, **factory))
-        depthwise = DepthwiseConv2d(expanded, 3, stride, 1, bias=False, **factory)
+        depthwise = DepthwiseConv2d(expanded, 3, stride, dilation, dilation, bias=False, **factory)
         self.conv.append(_conv_bn_relu6(depthwise, **factory))
         self.conv.append(PointwiseConv2d(expanded, out_channels, bias=False, **factory))
         self.conv.append(nn.BatchNorm2d(out_channels, **factory))
+        self.drop_path = DropPath(drop_path)
 
     def layers(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return x + y if self.use_res_connect else y
+        return x + self.drop_path(y) if self.use_res_connect else y
 
     def fuse(self) -> Any:
         layers = _flat(self.conv)
@@ -168,13 +93,15 @@ class Bottleneck(FusedModule):
         return (lambda x: call(x, residual=x)) if self.use_res_connect else call
 
 
+_PAPER: dict[str, Any] = dict(paper="https://arxiv.org/abs/1801.04381", year=2018)
+
+
 # torchvision's IMAGENET1K_V2: the short side is resized to 232
 @register_model(
     "mobilenet_v2",
     timm="mobilenetv2_100",
     torchvision="mobilenet_v2",
-    paper="https://arxiv.org/abs/1801.04381",
-    year=2018,
+    **_PAPER,
     crop_pct=224 / 232,
     interpolation="bilinear",
 )
@@ -197,7 +124,9 @@ class MobileNetV2(Network):
         in_chans: channels of x.
         drop_rate: dropout before the linear layer, torchvision's `dropout`; `classifier`, which get_classifier returns,
             is both.
+        drop_path_rate: stochastic depth, growing linearly from 0 at the first block to nearly this at the last.
         global_pool: "avg", "max", "avgmax", "catavgmax" or "".
+        output_stride: 32, 16 or 8: where the strides would exceed it, filters are dilated instead.
         width_mult: factor of all channels but those of x, each then rounded to a multiple of `round_nearest`; of the
             1280 only if above 1.
         inverted_residual_setting: rows of (expand ratio, channels, blocks, stride of the first of them); None for the
@@ -215,7 +144,9 @@ class MobileNetV2(Network):
         num_classes: int = 1000,
         in_chans: int = 3,
         drop_rate: float = 0.2,
+        drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        output_stride: int = 32,
         *,
         width_mult: float = 1.0,
         inverted_residual_setting: Sequence[Sequence[int]] | None = None,
@@ -224,7 +155,7 @@ class MobileNetV2(Network):
         dtype: Any = None,
     ):
         super().__init__()
-        _check_positive(width_mult=width_mult, round_nearest=round_nearest)
+        check_positive(width_mult=width_mult, round_nearest=round_nearest)
         setting = V2_SETTING if inverted_residual_setting is None else inverted_residual_setting
         if not setting or any(len(row) != 4 for row in setting):
             raise ValueError(
@@ -237,16 +168,24 @@ class MobileNetV2(Network):
         channels = make_divisible(32 * width_mult, round_nearest)
         stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False, **factory)
         self.features = nn.Sequential(_conv_bn_relu6(stem, **factory))
-        for expand_ratio, base, blocks, stride in setting:
+        geometry = strided_stages([stride for _, _, _, stride in setting], output_stride, 2)
+        maps, reduction, total = [], 2, sum(self.depths)
+        for row, (expand_ratio, base, blocks, _) in enumerate(setting):
+            stride, first_dilation, dilation = geometry[row]
             width = make_divisible(base * width_mult, round_nearest)
             for i in range(blocks):
-                self.features.append(Bottleneck(channels, width, stride if i == 0 else 1, expand_ratio, **factory))
+                first, n = i == 0, len(self.features) - 1
+                shape = (channels, width, stride if first else 1, expand_ratio, first_dilation if first else dilation)
+                self.features.append(Bottleneck(*shape, drop_path=drop_path_rate * n / total, **factory))
                 channels = width
+            reduction *= stride
+            if row + 1 == len(setting) or setting[row + 1][3] > 1:  # the last of each resolution at output stride 32
+                maps.append(dict(num_chs=width, reduction=reduction, module=f"features.{len(self.features) - 1}"))
         num_features = make_divisible(1280 * max(1.0, width_mult), round_nearest)
         last = PointwiseConv2d(channels, num_features, bias=False, **factory)
         self.features.append(_conv_bn_relu6(last, **factory))
         self.steps = ["features"]
-        self.feature_info = FeatureInfo(self._maps())
+        self.feature_info = FeatureInfo(maps)
         self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
         self._init_weights()
 
@@ -262,15 +201,6 @@ class MobileNetV2(Network):
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
                 nn.init.zeros_(module.bias)
-
-    def _maps(self) -> Iterator[dict[str, Any]]:
-        """The last bottleneck of each resolution."""
-        blocks, reduction = [*self.features][1:-1], 2
-        for n, block in enumerate(blocks, 1):
-            depthwise: Any = block.conv[-3][0]
-            reduction *= depthwise.stride[0]
-            if n == len(blocks) or blocks[n].conv[-3][0].stride[0] > 1:
-                yield dict(num_chs=block.conv[-2].out_channels, reduction=reduction, module=f"features.{n}")
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
@@ -292,3 +222,24 @@ class MobileNetV2(Network):
             names = inverted if f"features.{n}.conv.3.weight" in own else separable
             modules.update({f"features.{n}.{ours}": f"{place}.{theirs}" for ours, theirs in names.items()})
         return renamed(own, modules)
+
+
+def _register(width_mult: float, parameters: int, gmacs: str) -> None:
+    percent = f"{100 * width_mult:03.0f}"
+
+    def factory(**options: Any) -> MobileNetV2:
+        return MobileNetV2(width_mult=width_mult, **options)
+
+    factory.__name__ = factory.__qualname__ = f"mobilenet_v2_{percent}"
+    factory.__doc__ = f"""MobileNetV2 (2018) at {width_mult} times the width.
+
+    {parameters:,} parameters, {gmacs} GMACs at 224 x 224; input normalised by ImageNet's mean and deviation, RGB.
+    Arguments and keys of MobileNetV2. https://arxiv.org/abs/1801.04381.
+    """
+    register_model(factory.__name__, timm=f"mobilenetv2_{percent}", **_PAPER)(factory)
+
+
+_register(0.35, 1_677_128, "0.059")
+_register(0.5, 1_968_680, "0.097")
+_register(0.75, 2_636_424, "0.21")
+_register(1.4, 6_108_776, "0.58")
