@@ -312,6 +312,8 @@ def test_own_states_say_what_they_are(lite0, tmp_path):
         assert_state(lite0, fresh.state_dict())
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_every_two_networks_of_the_same_keys_are_told_apart():
     """All networks by their names, shapes and layouts: where two agree both must ask for the source."""
     seen = {}

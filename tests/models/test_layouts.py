@@ -26,22 +26,20 @@ def other_package(name):
 
 def efficientnet_pytorch():
     package = other_package("efficientnet_pytorch")
-    return package.EfficientNet.from_name("efficientnet-b0", num_classes=7, image_size=75)
+    return package.EfficientNet.from_name("efficientnet-b0", image_size=75)
 
 
 def efficientnet_lite_pytorch():
     package = other_package("efficientnet_lite_pytorch")
-    return package.EfficientNet.from_name("efficientnet-lite0", num_classes=7, image_size=75)
+    return package.EfficientNet.from_name("efficientnet-lite0", image_size=75)
 
 
-def pretrainedmodels(module, name):
+def pretrainedmodels(module, name, **others):
     def build():
         other_package("pretrainedmodels")
-        network = getattr(importlib.import_module(f"pretrainedmodels.models.{module}"), name)(7, pretrained=None)
-        if hasattr(network, "fc"):  # as this function does where it loads weights
-            network.last_linear = network.fc
-            del network.fc
-        if hasattr(network, "avg_pool"):
+        network = getattr(importlib.import_module(f"pretrainedmodels.models.{module}"), name)(**others)
+        network.aux_logits = False  # which inceptionv3 would compute in training, from 299 x 299
+        if module == "senet":
             network.avg_pool = torch.nn.AdaptiveAvgPool2d(1)  # theirs is 7 x 7, of images of 224
         return network
 
@@ -49,7 +47,7 @@ def pretrainedmodels(module, name):
 
 
 def timm(name):
-    return lambda: plain_network(name, "timm", num_classes=7)
+    return lambda: plain_network(name, "timm")
 
 
 # (our network, the other's layout, what source says of it, the other)
@@ -61,12 +59,36 @@ CASES = {
         None,
         efficientnet_lite_pytorch,
     ),
-    "pretrainedmodels' xception": ("xception", "pretrainedmodels", None, pretrainedmodels("xception", "xception")),
+    "pretrainedmodels' xception": (
+        "xception",
+        "pretrainedmodels",
+        None,
+        pretrainedmodels("xception", "xception", pretrained=None),
+    ),
     "pretrainedmodels' se_resnet50": (
         "se_resnet50",
         "pretrainedmodels",
         None,
-        pretrainedmodels("senet", "se_resnet50"),
+        pretrainedmodels("senet", "se_resnet50", pretrained=None),
+    ),
+    **{
+        f"pretrainedmodels' {name}": (ours, "pretrainedmodels", None, pretrainedmodels(module, name, pretrained=None))
+        for ours, module, name in (
+            ("resnet18", "torchvision_models", "resnet18"),
+            ("alexnet", "torchvision_models", "alexnet"),
+            ("vgg11_bn", "torchvision_models", "vgg11_bn"),
+            ("inception_v3", "torchvision_models", "inceptionv3"),
+            ("inception_v4", "inceptionv4", "inceptionv4"),
+            ("inception_resnet_v2", "inceptionresnetv2", "inceptionresnetv2"),
+            ("bn_inception", "bninception", "bninception"),
+        )
+    },
+    "timm's vgg11": ("vgg11", "timm", None, timm("vgg11")),
+    "torchvision's googlenet": (
+        "googlenet_bn",
+        "torchvision",
+        None,
+        lambda: plain_network("googlenet_bn", "torchvision"),
     ),
     "timm's tf_efficientnet_b0": ("tf_efficientnet_b0", "timm", "timm:tf_efficientnet_b0", timm("tf_efficientnet_b0")),
     "timm's efficientnet_b0": ("efficientnet_b0", "timm", "timm:efficientnet_b0", timm("efficientnet_b0")),
@@ -75,31 +97,35 @@ CASES = {
         "mobilenet_v2",
         "torchvision",
         None,
-        lambda: plain_network("mobilenet_v2", "torchvision", num_classes=7),
+        lambda: plain_network("mobilenet_v2", "torchvision"),
     ),
 }
 
 
-SLOW = ("pretrainedmodels' se_resnet50", "timm's efficientnet_b0")  # as others, or larger
+QUICK = ("efficientnet_pytorch", "pretrainedmodels' resnet18", "timm's tf_efficientnet_b0")
+# Else 75. Theirs pool by a fixed size.
+SIZES = {"alexnet": 224, "vgg11_bn": 224, "bn_inception": 224}
+SIZES.update(dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2"), 299))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
+@pytest.fixture(scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c not in QUICK)) for c in CASES])
 def case(request):
     """(our name, layout, source, their network with drawn statistics)"""
     name, layout, source, build = CASES[request.param]
     torch.manual_seed(3)
     theirs = build()
-    draw_batch_norms(theirs, torch.randn(2, 3, 75, 75))
+    size = SIZES.get(name, 75)
+    draw_batch_norms(theirs, torch.randn(2, 3, size, size))
     return name, layout, source, theirs.eval()
 
 
 @pytest.mark.parametrize("said", [False, True], ids=["recognised", "said"])
 def test_same_outputs(case, said):
     name, layout, source, theirs = case
-    ours = cnnfast.create_model(name, num_classes=7).double().eval()
+    ours = cnnfast.create_model(name).double().eval()
     cnnfast.load_weights(ours, theirs.state_dict(), source or (layout if said else None))
     theirs = copy.deepcopy(theirs).double()
-    x = torch.randn(2, 3, 75, 75, dtype=torch.float64)
+    x = torch.randn(2, 3, SIZES.get(name, 75), SIZES.get(name, 75), dtype=torch.float64)
     with torch.no_grad():
         assert relative(ours(x), theirs(x)) <= 1e-10
 
@@ -108,7 +134,8 @@ def test_same_outputs(case, said):
 def test_round_trip(case, tmp_path, suffix):
     """Strictly into the package's own network, and back without a source: the file says what it is."""
     name, layout, source, theirs = case
-    ours = cnnfast.create_model(name, num_classes=7)
+    options = dict(aux_logits=True) if name == "inception_v3" else {}
+    ours = cnnfast.create_model(name, **options)
     cnnfast.load_weights(ours, theirs.state_dict(), source)
     path = tmp_path / f"weights{suffix}"
     cnnfast.save_weights(ours, path, layout)
@@ -119,7 +146,7 @@ def test_round_trip(case, tmp_path, suffix):
     theirs.load_state_dict(state, strict=True)
     for key, value in theirs.state_dict().items():
         assert torch.equal(value, expected[key]), key
-    again = cnnfast.create_model(name, num_classes=7)
+    again = cnnfast.create_model(name, **options)
     cnnfast.load_weights(again, path)
     for key, value in again.state_dict().items():
         assert torch.equal(value, ours.state_dict()[key]), key
