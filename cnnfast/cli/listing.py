@@ -57,22 +57,28 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("network", no_wrap=True)
-    for heading in ("M params", "GMACs", "input", "year"):
+    for heading in ("params", "MACs", "input", "year"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("checkpoints of")
     for row in rows:
         channels, height, width = row["input_size"]
         size = str(height) if height == width else f"{height} x {width}"
         size = size if channels == 3 else f"{channels} x {size}"  # digits are grey
-        parameters, macs = (
-            f"{n:.2f}" if n >= 0.1 else f"{n:.2g}" for n in (row["parameters"] / 1e6, row["macs"] / 1e9)
-        )
         table.add_row(
             row["name"],
-            parameters,
-            macs,
+            short(row["parameters"]),
+            short(row["macs"]),
             size,
             str(row["year"] or ""),
             ", ".join(row["checkpoints"]),
         )
     Console(highlight=False).print(table)
+
+
+def short(number: int) -> str:
+    """Three digits: 5290000 as 5.29M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:
+            value = number / unit
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{letter}"
+    return str(number)

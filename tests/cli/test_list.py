@@ -10,6 +10,7 @@ import random
 import pytest
 
 import cnnfast
+from cnnfast.cli.listing import short
 from cnnfast.cli.main import main
 from cnnfast.models.figures import count, figures, table
 
@@ -50,8 +51,23 @@ def test_table(run):
     assert (status, err) == (0, "") and max(map(len, lines)) <= 80 and "…" not in out
     rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows.keys() >= set(cnnfast.list_models())
-    assert rows["mobilenet_v2"][1:] == ["3.50", "0.30", "224", "2018", "torchvision,", "timm"]
-    assert rows["xception"][1:5] == ["22.86", "8.36", "299", "2016"]
+    assert rows["mobilenet_v2"][1:] == ["3.50M", "301M", "224", "2018", "torchvision,", "timm"]
+    assert rows["xception"][1:5] == ["22.9M", "8.36G", "299", "2016"]
+
+
+@pytest.mark.parametrize(
+    "number, says",
+    [
+        (99_960_000, "100M"),
+        (9_996_000, "10.0M"),
+        (999_600, "1.00M"),
+        (61_706, "61.7k"),
+        (480_309_308, "480M"),
+        (7, "7"),
+    ],
+)
+def test_three_digits(number, says):
+    assert short(number) == says
 
 
 def test_pattern_and_json(run):
