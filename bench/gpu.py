@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import cnnfast
+from cnnfast._peers import checkpoint_source
 from cnnfast.ops import can_run
 
 from . import ops as op_suite
@@ -174,7 +175,7 @@ def measure_model(case: ModelCase, settings: Settings, device: Device) -> Measur
         layout = torch.contiguous_format if name == "eager" else torch.channels_last
         if name == OURS:
             network = cnnfast.create_model(case.name)
-            cnnfast.load_weights(network, plain.state_dict())
+            cnnfast.load_weights(network, plain.state_dict(), checkpoint_source(case.name))
             network = network.to(device.name, x.dtype).eval()
         else:
             network = copy.deepcopy(plain).to(memory_format=layout)  # type: ignore[call-overload]

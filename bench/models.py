@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
-from cnnfast._peers import plain_network
+from cnnfast._peers import checkpoint_source, plain_network
 from cnnfast.models.registry import model_entry
 from cnnfast.nn import set_backend
 
@@ -39,7 +39,7 @@ class ModelCase:
 
     def _ours(self, plain: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         model = cnnfast.create_model(self.name)
-        cnnfast.load_weights(model, plain.state_dict())
+        cnnfast.load_weights(model, plain.state_dict(), checkpoint_source(self.name))
         model = model.to(x.dtype).eval()
         model(x)  # packs the weights
         return lambda: model(x)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from cnnfast import _library as _library  # first: what is missing is said here
 from cnnfast import models, nn, ops, reference
 from cnnfast._version import __version__
-from cnnfast.checkpoints import load_weights
+from cnnfast.checkpoints import load_weights, save_weights
 from cnnfast.models import XceptionFused, create_model, list_models
 from cnnfast.nn import repack
 from cnnfast.ops import (
@@ -77,6 +77,7 @@ __all__ = [
     "preprocessing_for",
     "reference",
     "repack",
+    "save_weights",
     "separable_conv2d",
     "separable_conv2d_packed",
     "separable_conv2d_stats",

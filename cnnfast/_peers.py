@@ -46,16 +46,25 @@ def plain_networks() -> list[str]:
 def plain_network(name: str, package: str | None = None, **options: Any) -> nn.Module:
     """The network by which our `name` is judged, with fresh weights: that of `package`, "timm" or "torchvision", or the
     one whose state-dict keys ours has, or the only one. `options` are the package's."""
-    entry = model_entry(name)
-    if package is None:
-        source = key_source(name)
-        package = source if source in entry.peers else next(iter(entry.peers))
-    theirs = entry.peers[package]
+    package = package or first_peer(name)
+    theirs = model_entry(name).peers[package or ""]
     if package == "timm":
         return import_timm().create_model(theirs, **options)
     if "inception" in theirs or "googlenet" in theirs:
         options = dict(init_weights=True, aux_logits=False) | options
     return getattr(import_torchvision().models, theirs)(**options)
+
+
+def first_peer(name: str) -> str | None:
+    """The package whose network is ours's first peer: whose state-dict keys ours has, or the only one."""
+    peers, source = model_entry(name).peers, key_source(name)
+    return source if source in peers else next(iter(peers), None)
+
+
+def checkpoint_source(name: str, package: str | None = None) -> str | None:
+    """load_weights's source for the state dict of plain_network; None if there is no such network."""
+    package = package or first_peer(name)
+    return f"{package}:{model_entry(name).peers[package]}" if package else None
 
 
 def key_source(name: str) -> str:

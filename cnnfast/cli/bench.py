@@ -15,7 +15,8 @@ from cnnfast.models import list_models
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     summary = "time cnnfast against eager PyTorch and torch.compile, after comparing the outputs"
-    parser = subparsers.add_parser("bench", help=summary, description=summary)
+    example = "example: cnnfast bench models --model mobilenet_v2 --quick"
+    parser = subparsers.add_parser("bench", help=summary, description=summary, epilog=example)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models|gpu")
     ops = kinds.add_parser("ops", help="each op at the real networks' shapes")
     ops.add_argument("--op", action="append", dest="names", metavar="NAME", help="only this op (repeatable)")

@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "classify",
         help=summary,
         description=f"{summary}; exit status 1 if some images could not be read, 2 if nothing could be done.",
+        epilog="example: cnnfast classify --topk 3 photos/",
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, or directories to walk")
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="(default: %(default)s)")

@@ -10,7 +10,7 @@ import cnnfast.info
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     summary = "what was built, what this machine has, which backend each op takes here and why not the others"
-    parser = subparsers.add_parser("info", help=summary, description=summary)
+    parser = subparsers.add_parser("info", help=summary, description=summary, epilog="example: cnnfast info --json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -1,4 +1,4 @@
-"""`cnnfast classify | evaluate | summary | info | bench | tune`."""
+"""`cnnfast classify | evaluate | verify | ...`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cnnfast.cli import bench, classify, evaluate, info, summary, tune
+from cnnfast.cli import bench, classify, completion, evaluate, info, listing, summary, tune, verify
 from cnnfast.cli.errors import UsageError
 
 SUBCOMMANDS = {
     "classify": classify,
     "evaluate": evaluate,
+    "list": listing,
     "summary": summary,
+    "verify": verify,
     "info": info,
     "bench": bench,
     "tune": tune,
+    "completion": completion,
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cnnfast", description="Fused kernels for convolutional networks in PyTorch.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(SUBCOMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="cnnfast",
+        description="Fused kernels for convolutional networks in PyTorch.",
+        epilog="`cnnfast COMMAND --help` has an example; `cnnfast completion --help` says how a shell completes all.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in SUBCOMMANDS.items():
         module.add_parser(subparsers).set_defaults(run=module.run, prog=f"cnnfast {name}")
     return parser

@@ -39,6 +39,7 @@ class AlexNet(FullyConnectedNetwork):
     """
 
     key_source = "torchvision"
+    in_pretrainedmodels = True
     classifier_name = "classifier.6"
     grid = 6
     min_size = 63

@@ -101,6 +101,7 @@ class AuxiliaryNetwork(Network):
     auxiliary: tuple[tuple[str, str, str], ...]  # (layer, classifier on its output, its field of `outputs`)
     outputs: Callable[..., tuple[Tensor, ...]]  # a namedtuple with the field `logits`
     aux_logits: bool
+    published_options = {"aux_logits": True}  # noqa: RUF012
     aux_sizes: tuple[int, int] = (1, 1 << 30)  # least and largest height and width of x that the classifiers take
 
     def forward(self, x: Tensor) -> Any:

@@ -96,8 +96,8 @@ class EfficientNet(Network):
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         norm = dict(eps=eps, momentum=momentum, **factory)
         self.in_chans = in_chans
-        same = padding == "same"
-        if same:
+        self.same, self.gated = padding == "same", se_ratio > 0
+        if self.same:
             self.conv_stem: nn.Conv2d = Conv2dSame(in_chans, stem_size, 3, 2, bias=False, **factory)
         else:
             self.conv_stem = nn.Conv2d(in_chans, stem_size, 3, 2, 1, bias=False, **factory)
@@ -113,7 +113,7 @@ class EfficientNet(Network):
                 options: dict[str, Any] = dict(
                     kernel_size=stage.kernel_size,
                     stride=stride if i == 0 else 1,
-                    padding="same" if same else dilated * (stage.kernel_size // 2),
+                    padding="same" if self.same else dilated * (stage.kernel_size // 2),
                     dilation=dilated,
                     squeezed_channels=round(channels * se_ratio),
                     drop_path=drop_path_rate * index / total,
@@ -134,14 +134,17 @@ class EfficientNet(Network):
         self.act2 = activation_module(activation)
         self.steps = [("conv_stem", "bn1", "act1"), "blocks", ("conv_head", "bn2", "act2")]
         self.feature_info = FeatureInfo(self._maps(stages, [stride for stride, _, _ in geometry]))
+        self.told_apart = dict.fromkeys(("cnnfast", "timm"), "tf_efficientnet_*" if self.same else "efficientnet_*")
         self._make_head(num_features, num_classes, drop_rate, global_pool, factory)
         init_by_fan_out(self)
 
     def checkpoint_keys(self, source: str) -> dict[str, str]:
-        """efficientnet_lite_pytorch counts blocks through; batch normalisations are numbered from 0, from 1 where
-        nothing is expanded."""
-        if source != "efficientnet_lite_pytorch":
+        """efficientnet_pytorch and, for Lite forms, efficientnet_lite_pytorch have TensorFlow's padding. They count
+        blocks through; batch normalisations are numbered from 0, from 1 where nothing is expanded."""
+        if not source.endswith("_pytorch"):
             return super().checkpoint_keys(source)
+        if not self.same or source != ("efficientnet_pytorch" if self.gated else "efficientnet_lite_pytorch"):
+            return {}
         modules = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
         modules["classifier"] = "_fc"
         separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
@@ -151,6 +154,7 @@ class EfficientNet(Network):
         blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(stages) for b, block in enumerate(stage)]
         for n, (prefix, block) in enumerate(blocks):
             names = separable if isinstance(block, SeparableConv2d) else inverted
+            names = names | {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
             modules.update({f"{prefix}.{ours}": f"_blocks.{n}.{theirs}" for ours, theirs in names.items()})
         return renamed(self.state_dict(), modules)
 

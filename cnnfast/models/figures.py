@@ -1,15 +1,23 @@
-"""What a network costs, without its weights: parameters and multiply-adds."""
+"""What a network costs, without its weights: parameters and multiply-adds; and of the registered ones a table of that,
+since building them all takes a minute."""
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnfast.models.registry import create_model, model_entry
+from cnnfast.models.layouts import SOURCES, Layouts
+from cnnfast.models.registry import create_model, list_models, model_entry
 from cnnfast.nn import set_backend
+
+_TABLE = "network_figures.json"
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -32,3 +40,34 @@ def count_macs(name: str, size: int | None = None, **options: Any) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty(shape))
     return counter.get_total_flops() // 2
+
+
+def count(name: str) -> dict[str, Any]:
+    """`parameters`, `macs` at the network's input, and `checkpoints`, the sources that load_weights takes for it."""
+    with torch.device("meta"):
+        network = create_model(name)
+    sources = [s for s in SOURCES[1:] if network.checkpoint_keys(s)] if isinstance(network, Layouts) else []
+    sources = [s for s in sources if s in model_entry(name).peers or s not in ("timm", "torchvision")]
+    return dict(parameters=count_parameters(network), macs=count_macs(name), checkpoints=sources)
+
+
+def figures(name: str) -> dict[str, Any]:
+    """The same, of the package's own networks from its table."""
+    return table()[name] if name in table() else count(name)
+
+
+@cache
+def table() -> dict[str, dict[str, Any]]:
+    """Of each of the package's networks what `count` gives, as it was when the table was written."""
+    return json.loads(resources.files("cnnfast").joinpath(f"data/{_TABLE}").read_text(encoding="utf-8"))
+
+
+def write_table() -> None:
+    """`python -m cnnfast.models.figures` after a network was added or changed; tests compare."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(count(name))}" for name in list_models()]
+    path = Path(str(resources.files("cnnfast"))) / "data" / _TABLE
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_table()

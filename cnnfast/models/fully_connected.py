@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cnnfast.models.features import FeatureInfo
-from cnnfast.models.network import Network
+from cnnfast.models.network import Network, renamed
 from cnnfast.nn.layers import GlobalPool
 
 
@@ -42,6 +42,18 @@ class FullyConnectedNetwork(Network):
     classifier: nn.Sequential
     grid: int
     head_hidden_size: int
+
+    def checkpoint_keys(self, source: str) -> dict[str, str]:
+        """pretrainedmodels takes torchvision's linear layers out of their Sequential."""
+        if source != "pretrainedmodels" or not self.in_pretrainedmodels:
+            return super().checkpoint_keys(source)
+        own = self.state_dict()
+        linear = dict.fromkeys(key.rpartition(".")[0] for key in own if key.startswith("classifier."))
+        hidden = [module for module in linear if module != self.classifier_name]
+        modules = {module: f"linear{n}" for n, module in enumerate(hidden)}
+        modules[self.classifier_name] = "last_linear"
+        names = renamed(own, modules)
+        return {key: f"_{name}" if name.startswith("features.") else name for key, name in names.items()}
 
     def _make_layers(
         self, features: nn.Sequential, maps: Sequence[tuple[str, int, int]], num_features: int, **head: Any

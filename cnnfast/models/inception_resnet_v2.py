@@ -152,6 +152,7 @@ class InceptionResNetV2(Network):
     """
 
     classifier_name = "classif"
+    in_pretrainedmodels = True
     min_size = 75  # convolutions and poolings without padding
 
     def __init__(

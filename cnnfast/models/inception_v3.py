@@ -152,6 +152,7 @@ class InceptionV3(AuxiliaryNetwork):
     """
 
     classifier_name = "fc"
+    in_pretrainedmodels = True
     min_size = 75  # convolutions and poolings without padding
     auxiliary = (("Mixed_6e", "AuxLogits", "aux_logits"),)
     outputs = InceptionOutputs

@@ -135,6 +135,7 @@ class InceptionV4(Network):
     """
 
     classifier_name = "last_linear"
+    in_pretrainedmodels = True
     min_size = 75  # convolutions and poolings without padding
 
     def __init__(

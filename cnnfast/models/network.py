@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cnnfast.models.features import FeatureInfo
+from cnnfast.models.layouts import Layouts
+from cnnfast.models.layouts import renamed as renamed
 from cnnfast.nn import FusedModule, FusedSequential, GlobalPool
 from cnnfast.nn.fused import only_calls
 from cnnfast.nn.sequential import Call, Chain, fuse_run
@@ -21,7 +23,7 @@ from cnnfast.nn.sequential import Call, Chain, fuse_run
 Step = str | tuple[str, ...]
 
 
-class Network(FusedModule):
+class Network(Layouts, FusedModule):
     """A classifier: forward_features, then forward_head.
 
     A subclass names its layers in `steps`, in the order of calls: a module ("blocks", a Sequential opens by itself), or
@@ -30,12 +32,9 @@ class Network(FusedModule):
     and `feature_info`, a list of dicts as in timm (num_chs, reduction, module).
     """
 
-    classifier_name: str
-    key_source = "timm"  # whose state-dict keys these are
     min_size = 1  # least height and width of x
     steps: list[Step]
     feature_info: Any  # a FeatureInfo after __init__
-    pretrained_cfg: dict[str, Any]
     out_indices: tuple[int, ...] | None = None  # of the maps that forward returns instead of logits
     grad_checkpointing = False
 
@@ -128,10 +127,6 @@ class Network(FusedModule):
     def _tap(self, module: str) -> tuple[str, Call | None]:
         """The layer after which feature_info's `module` is taken, and what is done to its output, if anything."""
         return module, None
-
-    def checkpoint_keys(self, source: str) -> dict[str, str]:
-        """The names of this network's own keys in the checkpoints of `source`; none if it doesn't have the network."""
-        return {key: key for key in self.state_dict()} if source == self.key_source else {}
 
     # The order of calls
 
@@ -266,12 +261,6 @@ def _kept_statistics(block: nn.Module) -> Iterator[None]:
             for norm, buffers in zip(norms, kept, strict=True):
                 for buffer, value in zip(norm.buffers(), buffers, strict=True):
                     buffer.copy_(value)
-
-
-def renamed(keys: Iterable[str], modules: Mapping[str, str]) -> dict[str, str]:
-    """Each key, and its name once each module has the name that `modules` gives it."""
-    parts = {key: key.rpartition(".") for key in keys}
-    return {key: f"{modules.get(module, module)}.{name}" for key, (module, _, name) in parts.items()}
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -111,6 +112,7 @@ def create_model(
     cfg = dict(entry.pretrained_cfg)
     cfg["classifier"] = getattr(network, "classifier_name", None)
     network.pretrained_cfg = cfg  # type: ignore[assignment]
+    network.made_by = functools.partial(create_model, name, **options)  # type: ignore[assignment]
     if features_only:
         if not hasattr(network, "keep_features"):
             raise ValueError(f"features_only must be False for {name!r}, whose {type(network).__name__} has no maps")

@@ -74,6 +74,7 @@ class ResNet(Network):
             raise ValueError(f"drop_path_rate must be 0 without shortcuts, got {drop_path_rate}")
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.in_chans = in_chans
+        self.in_pretrainedmodels = shortcut == "B"
         channels = self.widths[0]
         reduction = self._make_stem(channels, factory)
         self.steps = [("conv1", "bn1", "relu"), *(["maxpool"] if hasattr(self, "maxpool") else [])]

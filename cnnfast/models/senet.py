@@ -138,6 +138,7 @@ class SENet(Network):
     """
 
     classifier_name = "last_linear"
+    in_pretrainedmodels = True
     min_size = 3  # pooling without padding
 
     def __init__(

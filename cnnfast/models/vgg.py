@@ -70,7 +70,7 @@ class VGG(FullyConnectedNetwork):
             raise ValueError(f"depths must be {len(WIDTHS)} positive numbers, got {depths!r}")
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.in_chans = in_chans
-        self.in_timm = norm != "lrn" and not pointwise
+        self.in_timm = self.in_pretrainedmodels = norm != "lrn" and not pointwise
         features, channels = FusedSequential(), in_chans
         maps: list[tuple[str, int, int]] = []
         for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True)):
@@ -110,6 +110,14 @@ class VGG(FullyConnectedNetwork):
             return super().checkpoint_keys(source)
         modules = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
         return renamed(self.state_dict(), modules)
+
+    def checkpoint_shapes(self, source: str) -> dict[str, tuple[int, ...]]:
+        """timm's hidden linear layers are convolutions."""
+        if source != "timm":
+            return {}
+        own = self.state_dict()
+        maps = {"classifier.0.weight": self.grid, "classifier.3.weight": 1}
+        return {key: (own[key].shape[0], -1, size, size) for key, size in maps.items() if key in own}
 
 
 @register_model("vgg11", timm="vgg11", torchvision="vgg11", **_CFG)

@@ -185,6 +185,7 @@ class XceptionFused(Network):
     """
 
     classifier_name = "fc"
+    in_pretrainedmodels = True
     min_size = 7  # two convolutions without padding
 
     def __init__(

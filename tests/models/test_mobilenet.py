@@ -86,8 +86,8 @@ def test_sources_of_v2():
     timm = import_timm().create_model("mobilenetv2_035").state_dict()
     before = copy.deepcopy(ours.state_dict())
     for weights, source, says in [
-        (theirs, "timm", r"missing \(conv_stem.weight"),
-        (timm, "torchvision", r"missing \(features.0.0.weight"),
+        (theirs, "timm", r"missing \(all, conv_stem.weight to"),
+        (timm, "torchvision", r"missing \(all, features.0.0.weight to"),
         ({**theirs, "classifier.bias": timm["classifier.bias"]}, None, r"1 not wanted \(classifier.bias"),
         ({k: v for k, v in timm.items() if k != "blocks.5.2.bn3.bias"}, None, r"1 missing \(blocks.5.2.bn3.bias"),
     ]:

@@ -15,7 +15,7 @@ from networks import assert_as_exact_over, assert_same_gradients, draw_batch_nor
 from torch import nn
 
 import cnnfast
-from cnnfast._peers import plain_network, plain_networks
+from cnnfast._peers import checkpoint_source, plain_network, plain_networks
 from cnnfast.checkpoints import same_numbers
 from cnnfast.models.registry import model_entry
 
@@ -70,7 +70,7 @@ def twins(request):
         _drawn.cache_clear()  # large ones fill the memory
     theirs = copy.deepcopy(_drawn(name, package))
     ours = cnnfast.create_model(name, drop_rate=0.0).eval()
-    cnnfast.load_weights(ours, theirs.state_dict(), source=package)
+    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name, package))
     return name, theirs, ours, ours.checkpoint_keys(package)
 
 

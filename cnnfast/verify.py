@@ -1,0 +1,292 @@
+"""A network of ours against the one that it takes the place of, with the same weights, stage by stage."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnfast._peers import checkpoint_source, first_peer, plain_network
+from cnnfast.checkpoints import load_weights
+from cnnfast.checkpoints.faults import find_faults
+from cnnfast.checkpoints.recognise import Layout, layout_of, layouts
+from cnnfast.exactness import FLOAT64_BOUND, Error, draw_batch_norms, errors, in_float64, relative
+from cnnfast.models import create_model
+from cnnfast.models.network import Network
+from cnnfast.models.registry import model_entry
+from cnnfast.nn import set_backend
+
+LAST_MAP, LOGITS = "last map", "logits"
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One output of both networks. Errors are of the worst channel, RMS, relative to its size, against float64."""
+
+    name: str  # the module after which it is taken, or LAST_MAP or LOGITS
+    shape: tuple[int, ...]
+    error: float
+    theirs: float  # PyTorch's own, in the same dtype
+    bound_part: float  # the largest part of what the policy allows, over its measures
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    name: str
+    against: str
+    weights: str
+    stages: list[Stage]
+    # The last layer to which the two agree (None: the input) and the first where they don't, if they have layers of one
+    # form.
+    layers: tuple[str | None, str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def first_fault(self) -> Stage | None:
+        return next((stage for stage in self.stages if not stage.agrees), None)
+
+
+def verify(
+    name: str,
+    against: str | None = None,
+    weights: str | os.PathLike | None = None,
+    source: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+    size: int | None = None,
+    batch: int = 2,
+    inputs: int = 8,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Gives both networks the same weights and compares their feature maps, last maps and logits.
+
+    Args:
+        name: of cnnfast.list_models.
+        against: "timm", "torchvision", "module:factory" (called without arguments), or "reference", this network's own
+            layers run by plain PyTorch; None for the package whose keys ours has, or "reference" if none has it.
+        weights, source: load_weights's; None for fresh ones, with batch normalisation as after training.
+        size: of the images, height and width; None for pretrained_cfg's.
+        inputs: batches over which errors are averaged.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: a network, weights, size or package that there isn't, or outputs that aren't finite in `dtype`.
+    """
+    progress(f"building {name}")
+    entry, known = model_entry(name), layouts(_on_meta(name))
+    size = size or entry.pretrained_cfg["input_size"][-1]
+    shape = (batch, entry.pretrained_cfg["input_size"][0], size, size)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    against = against or first_peer(name) or "reference"
+    ours: Any = create_model(name).eval()
+    if size < ours.min_size:
+        raise ValueError(f"size must be at least {ours.min_size} for {name}, got {size}")
+    theirs = _other(name, against).eval()
+    layout = _layout(ours, theirs, known, against)
+    if weights is None:
+        draw_batch_norms(theirs, torch.randn(max(batch, 2), *shape[1:], generator=generator))
+        state, own = theirs.state_dict(), ours.state_dict()
+        ours.load_state_dict({key: state[n].reshape(own[key].shape) for key, n in layout.names.items()})
+    else:
+        load_weights(ours, weights, source)
+        own = theirs.state_dict()
+        values = {layout.names[key]: value for key, value in ours.state_dict().items()}
+        theirs.load_state_dict({key: values[key].reshape(value.shape) for key, value in own.items()})
+    ours, theirs = (network.to(device, dtype) for network in (ours, theirs))
+    set_backend(ours, backend)
+    xs = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(inputs)]
+    stages, layers = compare(ours, theirs, xs, layout.names, progress)
+    settings: dict[str, Any] = dict(device=str(device), dtype=str(dtype).removeprefix("torch."), backend=backend)
+    settings |= dict(size=size, batch=batch, inputs=inputs, seed=seed)
+    title = checkpoint_source(name, against) if against in entry.peers else None
+    return Report(name, title or against, str(weights) if weights else "drawn", stages, layers, settings)
+
+
+def compare(
+    ours: Network,
+    theirs: nn.Module,
+    xs: list[Tensor],
+    names: Mapping[str, str],
+    progress: Callable[[str], None] = lambda what: None,
+) -> tuple[list[Stage], tuple[str | None, str] | None]:
+    """The stages of two networks with the same weights, in eval mode, and between which layers they begin to disagree.
+
+    Theirs runs in channels_last, as ours does inside: the two memory formats add up in other orders, and PyTorch's own
+    error in a dense 3x3 convolution of float32 is 2 (64 channels) to 4 times (512) as large there as in the other.
+
+    Args:
+        names: of each of our keys that in theirs.
+    """
+    theirs = theirs.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
+    exact = in_float64(theirs)
+    outputs: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    with torch.no_grad():
+        for n, x in enumerate(xs, 1):
+            progress(f"input {n} of {len(xs)}")
+            mine = _our_stages(ours, x)
+            other, ref = (_their_stages(net, y, ours, names) for net, y in ((theirs, x), (exact, x.double())))
+            for stage in [stage for stage in mine if stage in other]:
+                outputs.setdefault(stage, []).append((mine[stage], other[stage], ref[stage]))
+        stages = [_stage(name, triples) for name, triples in outputs.items()]
+        fault = next((stage for stage in stages if not stage.agrees), None)
+        layers = _first_layers(ours, theirs, exact, xs[:2], names) if fault else None
+    return stages, layers
+
+
+def _stage(name: str, triples: list[tuple[Tensor, Tensor, Tensor]]) -> Stage:
+    ours, theirs, ref = triples[0]
+    shape = tuple(ref.shape[1:])
+    if ours.shape != ref.shape:
+        raise ValueError(f"against must be a network of the same shapes, got {shape} for {tuple(ours.shape[1:])}")
+    if not all(bool(output.isfinite().all()) for _, *both in triples for output in both):
+        raise ValueError(f"dtype must be one that holds the network's outputs: {theirs.dtype} doesn't, at {name}")
+    if ours.dtype == torch.float64:
+        found = [Error("relative", 1.0, relative(o, r), 0.0, FLOAT64_BOUND) for o, _, r in triples]
+    else:
+        found = errors(triples)
+    worst = next(error for error in found if error.rank == 1.0)
+    part = max(error.part for error in found)
+    return Stage(name, shape, worst.ours, worst.theirs, part, all(error.allowed for error in found))
+
+
+# What is compared
+
+
+def _our_stages(network: Network, x: Tensor) -> Outputs:
+    last, maps = network.forward_intermediates(x)
+    taps = [info["module"] for info in network.feature_info]
+    return {**dict(zip(taps, maps, strict=True)), LAST_MAP: last, LOGITS: network(x)}
+
+
+def _their_stages(network: nn.Module, x: Tensor, ours: Network, names: Mapping[str, str]) -> Outputs:
+    """Under our names; of a network without feature maps, what its modules of the same names give."""
+    taps = [info["module"] for info in ours.feature_info]
+    if hasattr(network, "forward_intermediates"):
+        call: Callable[[Tensor], Any] = network.forward_intermediates  # type: ignore[assignment]
+        last, maps = call(x)
+        stages = dict(zip(taps, maps, strict=True)) if len(maps) == len(taps) else {}
+        return {**stages, LAST_MAP: last, LOGITS: network(x)}
+    same = {tap for tap in taps if ours._tap(tap) == (tap, None) and _has_same(network, tap, names)}
+    outputs, logits = _outputs_of(network, x, {tap: tap for tap in taps if tap in same})
+    return {**outputs, LOGITS: logits}
+
+
+def _has_same(network: nn.Module, module: str, names: Mapping[str, str]) -> bool:
+    """Whether `network` has the module under the same name."""
+    own_names = all(name == key for key, name in names.items() if key.startswith(module + "."))
+    return own_names and module in dict(network.named_modules())
+
+
+def _outputs_of(network: nn.Module, x: Tensor, modules: Mapping[str, str]) -> tuple[Outputs, Tensor]:
+    """What each of `modules` gives, by the name that it is mapped from; and what the network gives."""
+    outputs: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Callable:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs.setdefault(name, []).append(output.clone())  # a ReLU behind it may work in place
+
+        return hook
+
+    handles = [network.get_submodule(theirs).register_forward_hook(keep(name)) for name, theirs in modules.items()]
+    try:
+        y = network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[0] for name, found in outputs.items() if len(found) == 1}, y  # not of a ReLU that many share
+
+
+def _twin(module: str, theirs: nn.Module, names: Mapping[str, str]) -> str | None:
+    """The module of theirs that has the parameters of our `module`, these and no others: of the same name, or else the
+    outermost."""
+    mine = [name for key, name in names.items() if key.startswith(module + ".")]
+    if not mine:
+        return None
+    parts, known = mine[0].split("."), dict(theirs.named_modules())
+    for twin in (module, *(".".join(parts[:n]) for n in range(1, len(parts)))):
+        held = [name for name in names.values() if name.startswith(twin + ".")]
+        if twin in known and sorted(held) == sorted(mine):
+            return twin
+    return None
+
+
+def _first_layers(
+    ours: Network, theirs: nn.Module, exact: nn.Module, xs: list[Tensor], names: Mapping[str, str]
+) -> tuple[str | None, str] | None:
+    """The last of our layers that agrees with its twin, and the first that doesn't."""
+    calls = [name for name, _ in ours._calls() if ours._tap(name) == (name, None)]
+    twins = {name: twin for name in calls if (twin := _twin(name, theirs, names))}
+    triples: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for x in xs if twins else ():
+        mine = ours._run(x, list(twins))[1]
+        other, ref = (_outputs_of(net, y, twins)[0] for net, y in ((theirs, x), (exact, x.double())))
+        for name in [name for name in twins if name in other and other[name].shape == mine[name].shape]:
+            triples.setdefault(name, []).append((mine[name], other[name], ref[name]))
+    agree = None
+    for name, found in triples.items():
+        if not _stage(name, found).agrees:
+            return agree, name
+        agree = name
+    return None
+
+
+# The two networks
+
+
+def _on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return create_model(name)
+
+
+def _other(name: str, against: str) -> nn.Module:
+    peers = model_entry(name).peers
+    if against == "reference":
+        network = create_model(name)
+        set_backend(network, "reference")
+        return network
+    if against in peers:
+        return plain_network(name, against)
+    module, colon, factory = against.partition(":")
+    if not colon:
+        known = [*peers, "reference", "module:factory"]
+        raise ValueError(f"against must be one of {', '.join(known)} for {name}, got {against!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as for python -m
+    try:
+        network = getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"against must name a function that makes a network, got {against!r}: {error}") from None
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"against must make a torch.nn.Module, got {type(network).__name__} of {against!r}")
+    return network
+
+
+def _layout(ours: nn.Module, theirs: nn.Module, known: list[Layout], against: str) -> Layout:
+    """That of `theirs`."""
+    if against in model_entry(_name_of(ours)).peers:
+        return layout_of(ours, checkpoint_source(_name_of(ours), against) or against)
+    state = theirs.state_dict()
+    best = max(known, key=lambda layout: len(state.keys() & set(layout.names.values())))
+    faults = list(find_faults(ours.state_dict(), best.names, state))
+    if faults:
+        raise ValueError(f"against must have the weights of {_name_of(ours)}, got {against!r}: {'; '.join(faults)}")
+    return best
+
+
+def _name_of(network: nn.Module) -> str:
+    return network.pretrained_cfg["architecture"]  # type: ignore[index, return-value]

@@ -1,0 +1,89 @@
+"""`cnnfast completion`: the scripts, and bash completing with one. Every command's help.
+
+Fails if a command, an option, a choice, a network or a file isn't completed, or a command has no example in its help.
+"""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import cnnfast
+from cnnfast.cli.main import SUBCOMMANDS, main
+
+pytest.importorskip("shtab")
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """What bash offers after `cnnfast WORD...`, of which the last is begun, in an own folder."""
+    bash = shutil.which("bash") or pytest.skip("needs bash")
+    folder = tmp_path_factory.mktemp("completion")
+    command = [sys.executable, "-m", "cnnfast", "completion", "bash"]
+    (folder / "cnnfast.bash").write_bytes(subprocess.run(command, check=True, capture_output=True, timeout=120).stdout)
+    (folder / "weights.pth").touch()
+    (folder / "photos").mkdir()
+
+    def offered(*words):
+        line = " ".join(f"'{word}'" for word in ("cnnfast", *words))
+        code = f"""
+        source ./cnnfast.bash
+        function=$(complete -p cnnfast | sed -E 's/.*-F ([^ ]+).*/\\1/')
+        COMP_WORDS=({line}); COMP_CWORD={len(words)}
+        "$function" cnnfast '{words[-1]}' '{words[-2] if len(words) > 1 else "cnnfast"}'
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        run = subprocess.run([bash, "-c", code], cwd=folder, check=True, capture_output=True, text=True, timeout=60)
+        return run.stdout.split()
+
+    return offered
+
+
+def test_commands(complete):
+    assert set(complete("")) >= set(SUBCOMMANDS)
+    assert complete("cla") == ["classify"]
+
+
+def test_options_and_choices(complete):
+    assert complete("verify", "--aga") == ["--against"]
+    assert complete("classify", "--dtype", "bf") == ["bfloat16"]
+    assert complete("completion", "z") == ["zsh"]
+    assert complete("bench", "mod") == ["models"]
+
+
+@pytest.mark.parametrize("words", [("verify",), ("classify", "--model"), ("tune",), ("bench", "models", "--model")])
+def test_networks(complete, words):
+    assert complete(*words, "mobilenet_") == cnnfast.list_models("mobilenet_*")
+
+
+def test_files(complete):
+    assert complete("verify", "--weights", "wei") == ["weights.pth"]
+    assert set(complete("classify", "")) >= {"weights.pth", "photos"}
+
+
+def test_zsh(capsys):
+    assert main(["completion", "zsh"]) == 0
+    script = capsys.readouterr().out
+    assert script.startswith("#compdef cnnfast") and "_files" in script
+    assert f"compadd {' '.join(cnnfast.list_models())}\n" in script
+
+
+def test_without_shtab(monkeypatch, capsys):
+    find = cnnfast.cli.errors.importlib.util.find_spec
+    monkeypatch.setattr(
+        "cnnfast.cli.errors.importlib.util.find_spec", lambda name: None if name == "shtab" else find(name)
+    )
+    assert main(["completion", "bash"]) == 2
+    assert 'pip install "cnnfast[completion]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", SUBCOMMANDS)
+def test_help_has_an_example(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "example" in out
+    assert f"cnnfast {command} " in " ".join(out[out.index("example") :].split())
+    assert max(map(len, out.splitlines())) <= 80
