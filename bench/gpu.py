@@ -24,19 +24,19 @@ import cnnfast
 from cnnfast._peers import checkpoint_source
 from cnnfast.ops import can_run
 
+from . import models as model_suite
 from . import ops as op_suite
 from . import report
 from .device import Device
 from .gpu_tests import BACKENDS, Deadline, find_sanitizer, run_tests, verdict
 from .measure import ALLOWED, OURS, Contender, Measurement, Settings, mismatch
-from .models import ModelCase
 from .timing import Call, interleave
 
 PARTS = ("tests", "ops", "models")
 PEERS = ("eager", "eager_channels_last", "inductor")
 OP_RUNS = ((torch.bfloat16, 32), (torch.float32, 32), (torch.bfloat16, 256), (torch.float16, 32))  # (dtype, batch)
 MODEL_RUNS = ((torch.bfloat16, 32), (torch.bfloat16, 1), (torch.float32, 32))
-MODELS = tuple(ModelCase(*case) for case in (("xception", 299), ("mobilenet_v2", 224), ("efficientnet_b0", 224)))
+MODELS = tuple(map(model_suite.case, ("xception", "mobilenet_v2", "efficientnet_b0")))
 
 
 Way = Callable[[], list[torch.Tensor]]  # computes a result, and the gradients behind it
@@ -164,7 +164,7 @@ def name_of(case: str, settings: Settings) -> str:
 # ---- models
 
 
-def measure_model(case: ModelCase, settings: Settings, device: Device) -> Measurement:
+def measure_model(case: model_suite.ModelCase, settings: Settings, device: Device) -> Measurement:
     """The network's forward pass in eval mode; peers as a user has them, and all in a CUDA graph."""
     torch.manual_seed(0)
     with torch.no_grad():

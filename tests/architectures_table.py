@@ -1,11 +1,12 @@
-"""docs/architectures.md: its table of all networks, made by `python tests/architectures_table.py`; the text around it
-is written by hand. test_architectures.py holds both to the networks."""
+"""docs/architectures.md: its table of all networks, made by `python tests/architectures_table.py` from the package's
+table of figures (`python -m cnnfast.models.figures`); the text around it is written by hand. test_architectures.py
+holds both to the networks."""
 
 import re
 from pathlib import Path
+from typing import Any
 
-import cnnfast
-from cnnfast.models.figures import count_macs, count_parameters
+from cnnfast.models.figures import table
 from cnnfast.models.registry import model_entry
 
 ROOT = Path(__file__).parents[1]
@@ -23,12 +24,14 @@ TESTED_WITH = {  # families that share a file of tests
 }
 
 
-def row(name: str, parameters: int, macs: int) -> str:
+def row(name: str, figures: dict[str, Any]) -> str:
+    """`figures`: as cnnfast.models.figures has them."""
     entry = model_entry(name)
     size = " x ".join(map(str, entry.pretrained_cfg["input_size"][1:]))
     peers = ", ".join(f"{package} `{theirs}`" for package, theirs in entry.peers.items()) or "-"
     paper = f"[{entry.year}]({entry.paper})"
-    return f"| `{name}` | {paper} | {size} | {parameters:,} | {macs:,} | {peers} | {tests_of(name)} |\n"
+    counts = f"{figures['parameters']:,} | {figures['macs']:,}"
+    return f"| `{name}` | {paper} | {size} | {counts} | {peers} | {tests_of(name)} |\n"
 
 
 def tests_of(name: str) -> str:
@@ -39,13 +42,6 @@ def tests_of(name: str) -> str:
     return ", ".join(f"[{Path(file).stem.removeprefix('test_')}](../{file})" for file in files)
 
 
-def figures(name: str) -> tuple[int, int]:
-    import torch
-
-    with torch.device("meta"):
-        return count_parameters(cnnfast.create_model(name)), count_macs(name)
-
-
 def rows() -> dict[str, str]:
     """By name, of the table as it stands in the file."""
     found = re.findall(r"^(\| `(\w+)` \| \[.*\n)", FILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -54,10 +50,10 @@ def rows() -> dict[str, str]:
 
 def main() -> None:
     text = FILE.read_text(encoding="utf-8")
-    table = HEADER + "".join(row(name, *figures(name)) for name in cnnfast.list_models())
+    lines = HEADER + "".join(row(name, figures) for name, figures in table().items())
     start = text.index(HEADER.split("\n")[0])
     end = start + len(re.match(r"(\|.*\n)+", text[start:])[0])
-    FILE.write_text(text[:start] + table + text[end:], encoding="utf-8")
+    FILE.write_text(text[:start] + lines + text[end:], encoding="utf-8")
 
 
 if __name__ == "__main__":

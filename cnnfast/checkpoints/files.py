@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnfast.files import whole_file
 from cnnfast.models.layouts import MARK
 
 # Where training scripts put the state dict; moving averages first, which are what is evaluated (as in timm).
@@ -71,21 +71,8 @@ def write(path: str | os.PathLike, state: Mapping[str, Tensor], source: str) -> 
         save = lambda name: torch.save(marked, name)  # noqa: E731
     else:
         raise ValueError(f"path must end in {', '.join(_SUFFIXES)} or .safetensors, got {path}")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        os.fchmod(handle, 0o666 & ~_umask())  # mkstemp's file is for its owner alone
-        os.close(handle)
-        save(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(path) as partial:
+        save(str(partial))
 
 
 def _mark(state: Any, source: str | None) -> None:

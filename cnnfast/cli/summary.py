@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 
 from cnnfast.cli.errors import UsageError, require
 from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
+from cnnfast.files import whole_file
 
 if TYPE_CHECKING:
     from cnnfast.summary import Ceilings
@@ -103,11 +103,8 @@ def _plot(report: Any, path: Path) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Has `write` fill a file that is `path` only once it is complete."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        write(partial)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            write(partial)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)

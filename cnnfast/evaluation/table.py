@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cnnfast.evaluation.predictions import TOP, Prediction
+from cnnfast.files import whole_file
 
 HEADER = ["path", "true_index", "true_label", "top1", "top5"] + [
     f"{what}_{n}" for n in range(1, TOP + 1) for what in ("index", "label", "probability")
@@ -97,9 +98,5 @@ def _as_csv(rows: Iterable[Sequence[object]]) -> str:
 
 def replace_file(path: Path, text: str) -> None:
     """`path` has `text`, or what it had: never a part."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -141,9 +141,7 @@ class BNInception(Network):
             names.append(f"inception_{name}")
         taps[names[-1]] = channels
         self.steps = [*names]
-        self.feature_info = FeatureInfo(
-            dict(num_chs=width, reduction=2 << n, module=module) for n, (module, width) in enumerate(taps.items())
-        )
+        self.feature_info = FeatureInfo.halving(taps)
         self._make_head(channels, num_classes, drop_rate, global_pool, factory)
         for layer in self.modules():  # as Caffe's models
             if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -13,6 +13,13 @@ class FeatureInfo(Sequence):
     def __init__(self, info: Iterable[dict[str, Any]], out_indices: Sequence[int] | None = None):
         self.info = [dict(one, index=index) for index, one in enumerate(info)]
         self.out_indices = tuple(range(len(self.info)) if out_indices is None else out_indices)
+
+    @classmethod
+    def halving(cls, taps: Mapping[str, int]) -> FeatureInfo:
+        """Of {module: channels}, the first at half the input's size and each at half that of the one before."""
+        return cls(
+            dict(num_chs=channels, reduction=2 << n, module=module) for n, (module, channels) in enumerate(taps.items())
+        )
 
     def __len__(self) -> int:
         return len(self.info)

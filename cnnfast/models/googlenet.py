@@ -134,9 +134,7 @@ class GoogLeNet(AuxiliaryNetwork):
             self.aux_sizes = (223, 270)
             last_of_conv3 = "lrn2"
         taps = {"conv1": 64, last_of_conv3: 192, "inception3b": 480, "inception4e": 832, "inception5b": 1024}
-        self.feature_info = FeatureInfo(
-            dict(num_chs=width, reduction=2 << n, module=module) for n, (module, width) in enumerate(taps.items())
-        )
+        self.feature_info = FeatureInfo.halving(taps)
         self._make_head(channels, num_classes, drop_rate, global_pool, factory)
         self.aux1: nn.Module | None = None
         self.aux2: nn.Module | None = None

@@ -184,7 +184,5 @@ class InceptionResNetV2(Network):
         self.conv2d_7b = conv_bn(2080, 1536, 1, **factory)
         self.steps = [name for name, _ in self.named_children()]
         taps = {"conv2d_2b": 64, "conv2d_4a": 192, "repeat": 320, "repeat_1": 1088, "conv2d_7b": 1536}
-        self.feature_info = FeatureInfo(
-            dict(num_chs=width, reduction=2 << n, module=module) for n, (module, width) in enumerate(taps.items())
-        )
+        self.feature_info = FeatureInfo.halving(taps)
         self._make_head(1536, num_classes, drop_rate, global_pool, factory)

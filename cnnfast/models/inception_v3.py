@@ -193,9 +193,7 @@ class InceptionV3(AuxiliaryNetwork):
         self.Mixed_7c = inception_e(2048, **factory)
         self.steps = [name for name, _ in self.named_children()]
         taps = {"Conv2d_2b_3x3": 64, "Conv2d_4a_3x3": 192, "Mixed_5d": 288, "Mixed_6e": 768, "Mixed_7c": 2048}
-        self.feature_info = FeatureInfo(
-            dict(num_chs=width, reduction=2 << n, module=module) for n, (module, width) in enumerate(taps.items())
-        )
+        self.feature_info = FeatureInfo.halving(taps)
         self._make_head(2048, num_classes, drop_rate, global_pool, factory)
         self.AuxLogits = AuxiliaryClassifier(768, num_classes, **factory) if aux_logits else None
         self._init_weights()

@@ -165,7 +165,5 @@ class InceptionV4(Network):
         )
         self.steps = ["features"]
         taps = {2: 64, 3: 160, 9: 384, 17: 1024, 21: 1536}
-        self.feature_info = FeatureInfo(
-            dict(num_chs=width, reduction=2 << n, module=f"features.{i}") for n, (i, width) in enumerate(taps.items())
-        )
+        self.feature_info = FeatureInfo.halving({f"features.{i}": width for i, width in taps.items()})
         self._make_head(1536, num_classes, drop_rate, global_pool, factory)

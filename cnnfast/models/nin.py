@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnnfast.models.features import FeatureInfo
 from cnnfast.models.network import Network
-from cnnfast.models.registry import register_model
+from cnnfast.models.registry import CIFAR10_MEAN, CIFAR10_STD, register_model
 from cnnfast.nn import FusedSequential, GlobalPool, PointwiseConv2d, set_backend
 
 _PAPER = "https://arxiv.org/abs/1312.4400"
@@ -143,8 +143,8 @@ class ImageNetNIN(NIN):
     input_size=(3, 32, 32),
     crop_pct=1.0,
     interpolation="bilinear",
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
+    mean=CIFAR10_MEAN,
+    std=CIFAR10_STD,
     num_classes=10,
     label_set="cifar-10",
 )

@@ -13,6 +13,7 @@ from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 _CFG: dict[str, Any] = dict(
     input_size=(3, 224, 224),
@@ -39,6 +40,7 @@ class Entry:
 
 
 _MODELS: dict[str, Entry] = {}
+_EXAMPLES = ("mobilenet_v2", "resnet50", "xception")  # for who asks for a name like none of them
 
 
 def register_model(
@@ -81,7 +83,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def model_entry(name: str) -> Entry:
     """What is known of the network `name` without building it."""
     if name not in _MODELS:
-        close = difflib.get_close_matches(str(name), _MODELS) or list_models()
+        close = difflib.get_close_matches(str(name), _MODELS) or _EXAMPLES
         raise ValueError(f"name must be one of cnnfast.list_models(), such as {' or '.join(close)}, got {name!r}")
     return _MODELS[name]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cnnfast.models.registry import register_model
+from cnnfast.models.registry import CIFAR10_MEAN, CIFAR10_STD, register_model
 from cnnfast.models.resnet import BasicBlock, ResNet
 
 
@@ -61,8 +61,8 @@ _CIFAR: dict[str, Any] = dict(
     year=2015,
     input_size=(3, 32, 32),
     crop_pct=1.0,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
+    mean=CIFAR10_MEAN,
+    std=CIFAR10_STD,
     num_classes=10,
     label_set="cifar10",
 )

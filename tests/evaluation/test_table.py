@@ -88,7 +88,7 @@ def test_other_settings(file):
 
 def test_replace_file_leaves_the_old_one(tmp_path, monkeypatch):
     replace_file(tmp_path / "x", "old")
-    monkeypatch.setattr("cnnfast.evaluation.table.os.replace", lambda *_: 1 / 0)
+    monkeypatch.setattr("cnnfast.files.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         replace_file(tmp_path / "x", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "old")]
