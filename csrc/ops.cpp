@@ -59,7 +59,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       "conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride,"
       " int[] padding, int[] dilation, int activation, int output_mask, int backend=0)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("pack_conv2d(Tensor weight, Tensor? bias) -> Tensor");
+  m.def("pack_conv2d(Tensor weight, Tensor? bias, bool winograd=False) -> Tensor");
   m.def(
       "conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int activation, int backend=0) -> Tensor");

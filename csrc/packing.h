@@ -11,14 +11,16 @@
 // inverted_residual = expand (pointwise; unless no_expansion), depthwise, with squeeze-excite its
 // reduction and expansion (pointwise), project (pointwise); squeeze_excite = reduction, expansion; conv2d = pointwise
 // with taps * C for C, the channels of a tap side by side.
+// conv2d for Winograd's F(2x2, 3x3) = bias[Kp], then 16 times weight[Kp / kPanel][C][kPanel], always floats.
 // The layout is the same for every ISA, so that a packing (and an exported program that holds one) is portable.
 #pragma once
 #include <cstdint>
 
 namespace cnnfast {
 
-constexpr int64_t kPanel = 16;      // output channels side by side: one AVX-512 vector of floats, two of AVX2
-constexpr int64_t kPairDepth = 32;  // input channels: one tile of AMX
+constexpr int64_t kPanel = 16;         // output channels side by side: one AVX-512 vector of floats, two of AVX2
+constexpr int64_t kPairDepth = 32;     // input channels: one tile of AMX
+constexpr int64_t kWinogradTaps = 16;  // products of F(2x2, 3x3)
 constexpr uint32_t kPackedMagic = 0x46'4e'4e'43;  // "CNNF", little endian
 constexpr uint16_t kPackedVersion = 1;
 
@@ -42,7 +44,8 @@ struct PackedHeader {
   int32_t mid_channels;  // of the tensor between two stages: inverted_residual's depthwise output
   int32_t out_channels;  // of the op's output
   int32_t kernel_h, kernel_w;
-  uint8_t reserved[24];
+  uint8_t reserved[20];
+  int32_t winograd;           // conv2d: 1 where its weights are those of Winograd's 16 products
   int32_t squeezed_channels;  // between squeeze-excite's reduction and expansion; 0 without one
   int32_t no_expansion;       // inverted_residual: 1 where x goes straight into the depthwise stage
 };

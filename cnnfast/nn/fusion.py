@@ -35,6 +35,7 @@ _IN_PLACE: dict[str | None, Call] = {
 # Up to which copying windows costs less than padding x for ATen and clamping what it returns.
 _FEW_CHANNELS = 4
 _TILE_CHANNELS = 32  # kPairDepth in csrc/packing.h
+_WINOGRAD_CHANNELS = 16  # from which on transforming tiles costs less than the multiplications that it saves
 _ACTIVATIONS: dict[type[nn.Module], str | None] = {
     nn.Identity: None,
     nn.ReLU: "relu",
@@ -162,7 +163,8 @@ def fuse_conv2d(
             options["padding"] = "same"
         elif conv.padding == "valid":
             options["padding"] = 0
-        call = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options)
+        packing = dict(winograd=_by_winograd(conv))
+        call = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options, packing=packing)
     else:
         low: Any
         low, bias = _low_precision(weight, bias, conv.weight.dtype)
@@ -187,6 +189,15 @@ def _multiplied_as_such(conv: Layer) -> bool:
     return conv.weight.dtype == torch.float32
 
 
+def _by_winograd(conv: Layer) -> bool:
+    """Whether Winograd's algorithm computes `conv`, and faster than a product of its windows."""
+    return (
+        conv.weight.dtype == torch.float32
+        and (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+        and min(conv.in_channels, conv.out_channels) >= _WINOGRAD_CHANNELS
+    )
+
+
 def _fuse(
     op: str,
     convs: list[Layer],
@@ -194,9 +205,10 @@ def _fuse(
     shape: dict[str, Any],
     options: dict[str, Any],
     more: dict[str, Tensor | None] | None = None,
+    packing: dict[str, Any] | None = None,
 ) -> Call:
-    """The call of `op` with its weights inside; `shape` is what only the packed form has to be told, `more` are weights
-    and biases that go by name."""
+    """The call of `op` with its weights inside; `shape` is what only the packed form has to be told, `packing` what
+    only pack_<op> has, `more` are weights and biases that go by name."""
     first, named = convs[0], more or {}
     if _takes_packed(op, first.weight.device, options["backend"]):
         if first.weight.dtype == torch.bfloat16:  # multiplied as such, where there is an instruction
@@ -204,7 +216,7 @@ def _fuse(
             named = {n: t if t is None or n.endswith("bias") else t.to(torch.bfloat16) for n, t in named.items()}
         weights, biases = zip(*folded, strict=True)
         order = {"order": options["order"]} if "order" in options else {}
-        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named, **order)
+        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named, **order, **(packing or {}))
         options = dict(shape, **options)
         if op != "squeeze_excite":
             options["out_channels"] = convs[-1].out_channels

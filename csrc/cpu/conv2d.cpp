@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "channels.h"
+#include "conv2d_winograd.h"
 #include "ops.h"
 #include "stages.h"
 
@@ -74,12 +75,20 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   const Conv conv = conv_of(x, kernel_size[0], kernel_size[1], stride, padding, dilation);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
   PackedReader reader(packed, PackedOp::conv2d, x, conv.c, out_channels, kernel_size[0], kernel_size[1]);
-  const PointwiseWeights weights = reader.pointwise(conv.c * kernel_size[0] * kernel_size[1], out_channels);
+  const bool winograd = reader.header().winograd != 0;
+  STD_TORCH_CHECK(!winograd || (stride[0] == 1 && stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1),
+                  "packed was made with winograd=True, which wants stride 1 and dilation 1");
+  const PointwiseWeights weights =
+      reader.pointwise(conv.c * (winograd ? kWinogradTaps : kernel_size[0] * kernel_size[1]), out_channels);
   const Tensor xs = channels_last(x);
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
 
+  if (winograd) {
+    conv2d_winograd(conv, xs, weights, rs, activation_code, y);
+    return in_format_of(x, y);
+  }
   const KernelTable& table = kernels(storage);
   const Window& w = conv.window;
   const Lines lines{table, storage, operand_storage(table, storage, weights), conv, xs};
@@ -216,8 +225,8 @@ Tensor conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, 
   const Conv conv = conv_of(x, weight.size(2), weight.size(3), stride, padding, dilation);
   const AtenConv aten_conv(conv);
   if (!trusted(aten_conv, conv.window, storage_of(x, "x")) || conv.n == 0)
-    return conv2d_packed(x, pack_conv2d(weight, bias), residual, out_channels, {weight.size(2), weight.size(3)}, stride,
-                         padding, dilation, activation_code, backend);
+    return conv2d_packed(x, pack_conv2d(weight, bias, false), residual, out_channels, {weight.size(2), weight.size(3)},
+                         stride, padding, dilation, activation_code, backend);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_channels), "bias must have shape (", out_channels,
                   ")");

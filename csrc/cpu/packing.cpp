@@ -10,11 +10,11 @@ template <class S>
 class Writer {
  public:
   Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like,
-         int64_t squeezed = 0, bool no_expansion = false)
+         int64_t squeezed = 0, bool no_expansion = false, bool winograd = false)
       : pairs_(like.scalar_type() == ScalarType::BFloat16 && has_pairs(op, in)),
-        packed_(torch::stable::empty(
-            Ints{packed_bytes(op, in, mid, out, kernel_h * kernel_w, itemsize(), squeezed, no_expansion)},
-            ScalarType::Byte, std::nullopt, like.device())) {
+        packed_(torch::stable::empty(Ints{packed_bytes(op, in, mid, out, winograd ? kWinogradTaps : kernel_h * kernel_w,
+                                                       itemsize(), squeezed, no_expansion)},
+                                     ScalarType::Byte, std::nullopt, like.device())) {
     PackedHeader header{};
     header.magic = kPackedMagic;
     header.version = kPackedVersion;
@@ -27,6 +27,7 @@ class Writer {
     header.kernel_w = static_cast<int32_t>(kernel_w);
     header.squeezed_channels = static_cast<int32_t>(squeezed);
     header.no_expansion = no_expansion ? 1 : 0;
+    header.winograd = winograd ? 1 : 0;
     std::memcpy(packed_.mutable_data_ptr(), &header, sizeof(header));
     next_ = mutable_bytes_of(packed_) + sizeof(header);
   }
@@ -43,6 +44,25 @@ class Writer {
 
   void pointwise(const Tensor& weight, const Maybe& bias) { panels(weight, bias, pairs_); }
   void excite(const Tensor& weight, const Maybe& bias) { panels(weight, bias, false); }
+
+  // The products' weights G g G^T, in double before they are rounded.
+  void winograd(const Tensor& weight, const Maybe& bias) {
+    const int64_t out = weight.size(0), in = weight.size(1);
+    write_bias(bias, out, round_up(out, kPanel));
+    const Tensor dense = scalars(weight);
+    const S* w = static_cast<const S*>(dense.const_data_ptr());
+    constexpr double kTransform[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+    std::vector<S> product(out * in);
+    for (const auto& vertical : kTransform)
+      for (const auto& horizontal : kTransform) {
+        for (int64_t i = 0; i < out * in; ++i) {
+          double sum = 0;
+          for (int tap = 0; tap < 9; ++tap) sum += vertical[tap / 3] * horizontal[tap % 3] * w[i * 9 + tap];
+          product[i] = static_cast<S>(sum);
+        }
+        panels_of<S, 1>(product.data(), in, in, out, round_up(out, kPanel));
+      }
+  }
 
   Tensor done() const { return packed_; }
 
@@ -74,15 +94,15 @@ class Writer {
     write_bias(bias, out, padded);
     const Tensor dense = pairs ? torch::stable::contiguous(weight) : scalars(weight);
     if (pairs)
-      panels_of<uint16_t, 2>(dense, in, round_up(in, kPairDepth), out, padded);
+      panels_of<uint16_t, 2>(static_cast<const uint16_t*>(dense.const_data_ptr()), in, round_up(in, kPairDepth), out,
+                             padded);
     else
-      panels_of<S, 1>(dense, in, in, out, padded);
+      panels_of<S, 1>(static_cast<const S*>(dense.const_data_ptr()), in, in, out, padded);
   }
 
   // T: what a weight is copied as; Together: how many of the depth lie side by side.
   template <class T, int64_t Together>
-  void panels_of(const Tensor& dense, int64_t in, int64_t depth, int64_t out, int64_t padded) {
-    const T* w = static_cast<const T*>(dense.const_data_ptr());
+  void panels_of(const T* w, int64_t in, int64_t depth, int64_t out, int64_t padded) {
     for (int64_t first = 0; first < padded; first += kPanel)
       for (int64_t k = 0; k < depth; k += Together)
         for (int64_t lane = 0; lane < kPanel; ++lane)
@@ -129,10 +149,17 @@ Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias) {
   });
 }
 
-Tensor pack_conv2d(const Tensor& weight, const Maybe& bias) {
+Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, bool winograd) {
   STD_TORCH_CHECK(weight.dim() == 4, "weight must have shape (K, C, kh, kw)");
   check_bias(bias, weight.size(0), "bias");
   const int64_t out = weight.size(0), in = weight.size(1), kernel_h = weight.size(2), kernel_w = weight.size(3);
+  if (winograd) {
+    STD_TORCH_CHECK(kernel_h == 3 && kernel_w == 3 && weight.scalar_type() == ScalarType::Float,
+                    "winograd wants float32 weights of 3 x 3 windows");
+    Writer<float> writer(PackedOp::conv2d, in, in, out, 3, 3, weight, 0, false, true);
+    writer.winograd(weight, bias);
+    return writer.done();
+  }
   // (K, kh, kw, C) in memory, seen as a pointwise weight.
   const Tensor by_taps = torch::stable::contiguous(
       torch::stable::transpose(torch::stable::transpose(weight, 1, 3), 1, 2), MemoryFormat::Contiguous);
@@ -254,8 +281,9 @@ PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, i
   STD_TORCH_CHECK(header_->itemsize == wanted || (header_->itemsize == 2 && storage == Storage::bf16), "packed holds ",
                   header_->itemsize * 8, "-bit weights, x wants ", wanted * 8, "-bit ones");
   STD_TORCH_CHECK(
-      packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out, kernel_h * kernel_w,
-                                     header_->itemsize, header_->squeezed_channels, header_->no_expansion != 0),
+      packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,
+                                     header_->winograd ? kWinogradTaps : kernel_h * kernel_w, header_->itemsize,
+                                     header_->squeezed_channels, header_->no_expansion != 0),
       "packed is truncated");
   next_ = bytes_of(packed) + sizeof(PackedHeader);
 }

@@ -20,7 +20,7 @@ struct PointwiseWeights {
 };
 
 Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias);
-Tensor pack_conv2d(const Tensor& weight, const Maybe& bias);
+Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, bool winograd);
 Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias);
 Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
                              const Maybe& pw_bias, bool pointwise_first);

@@ -6,16 +6,16 @@
 //
 // Bound of an element: that of tests/numerics.py, and the errors that csrc/cpu/kernels/activations.h states. Inputs end
 // at a guard page, outputs besides; elements between the pixels of an output have to stay as they were.
-#include "tester.h"
+#include "winograd.h"
 
 namespace host {
 namespace {
 
 constexpr int64_t kSizes[] = {1, 3, 15, 16, 17, 31, 40, 64, 97};  // channels
 
-class Kernels : public Tester {
+class Kernels : public WinogradTester {
  public:
-  using Tester::Tester;
+  using WinogradTester::WinogradTester;
 
   void run(int64_t cases) {
     for (int64_t i = 0; i < cases; ++i) {
@@ -24,7 +24,9 @@ class Kernels : public Tester {
         if (table_.widen[static_cast<int>(s)]) widen(s);
         if (table_.channel_sums[static_cast<int>(s)]) channel_sums(s);
         if (table_.scale_channels[static_cast<int>(s)]) scale_channels(s);
+        if (table_.winograd_input[static_cast<int>(s)]) winograd_input(s, random_.one_of(kSizes));
       }
+      if (table_.winograd_output) winograd_output(random_.one_of(kSizes));
       unpair();
       if (table_.gemm_bf16) gemm_bf16();
       for (Storage s : {Storage::f32, Storage::f64}) {
@@ -197,9 +199,27 @@ class Kernels : public Tester {
     Buffer bias(compute_, packed ? panels * kPanel : cols), y(output_storage(), (rows - 1) * y_row + cols);
     Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
     a.draw(random_), b.draw(random_), bias.draw(random_), residual.draw(random_);
-    table_.gemm[pair()]({a.data(), a_row, a_depth, b.data(), b_panel, b_depth, biased ? bias.data() : nullptr,
-                         added ? residual.data() : nullptr, residual_row, y.data(), y_row, compute_, compute_,
-                         y.storage(), rows, depth, cols, packed, activation(act)});
+    GemmTile tile{a.data(),
+                  a_row,
+                  a_depth,
+                  b.data(),
+                  b_panel,
+                  b_depth,
+                  biased ? bias.data() : nullptr,
+                  added ? residual.data() : nullptr,
+                  residual_row,
+                  y.data(),
+                  y_row,
+                  compute_,
+                  compute_,
+                  y.storage(),
+                  rows,
+                  depth,
+                  cols,
+                  packed,
+                  activation(act)};
+    tile.chain = random_.one_of({0, 0, 5, 64});
+    table_.gemm[pair()](tile);
     for (int64_t i = 0; i < y.count(); ++i) {
       const int64_t row = i / y_row, column = i % y_row;
       if (column >= cols) {

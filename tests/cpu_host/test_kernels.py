@@ -19,7 +19,7 @@ from cnnfast import _C
 
 FUNCTIONS = (
     *("depthwise", "widen", "gemm", "depthwise_grad_input", "depthwise_grad_weight", "activation_grad", "max_pool"),
-    *("unpair", "channel_sums", "scale_channels", "gap", "rounding"),
+    *("unpair", "channel_sums", "scale_channels", "gap", "rounding", "winograd_input", "winograd_output"),
 )
 # In the sources, what drawn cases have to find: file, what stands there, what stands there instead.
 FAULTS = {
@@ -38,6 +38,9 @@ FAULTS = {
     "a tail that is stored whole": ("vec.h", "i < count; ++i) p[i] = narrow", "i < kPanel; ++i) p[i] = narrow"),
     "ties that are rounded up": ("vec.h", "(bits + 0x7fffu + (bits >> 16 & 1u))", "(bits + 0x8000u)"),
     "NaN that a maximum drops": ("vec.h", "b.v > a.v || b.v != b.v", "b.v > a.v"),
+    "a sign of Winograd's input": ("winograd.h", "v[3] = sub(d[1], d[3])", "v[3] = sub(d[3], d[1])"),
+    "a sign of Winograd's output": ("winograd.h", "sub(difference, m[3])", "add(difference, m[3])"),
+    "a tile beyond the image": ("winograd.h", "h < t.out_height && w < t.out_width", "h < t.out_height"),
 }
 
 

@@ -4,6 +4,7 @@
 #include "pointwise_conv2d.h"
 #include "separable_conv2d.h"
 #include "squeeze_excite.h"
+#include "winograd.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -29,6 +30,8 @@ const KernelTable table = {
     .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
     .activation_grad = {activation_grad<float>, nullptr},
     .max_pool = {max_pool<float>, nullptr},
+    .winograd_input = {winograd_input<float>, nullptr, winograd_input<bf16>, winograd_input<f16>},
+    .winograd_output = winograd_output<float>,
 #else
     .depthwise = {depthwise<float>, depthwise<double>, depthwise<bf16>, depthwise<f16>},
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
@@ -45,6 +48,8 @@ const KernelTable table = {
     .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},
     .activation_grad = {activation_grad<float>, activation_grad<double>},
     .max_pool = {max_pool<float>, max_pool<double>},
+    .winograd_input = {winograd_input<float>, nullptr, winograd_input<bf16>, winograd_input<f16>},
+    .winograd_output = winograd_output<float>,
 #endif
 };
 

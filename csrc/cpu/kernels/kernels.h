@@ -82,6 +82,27 @@ struct GemmTile {
   // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
+  int64_t chain;  // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
+};
+
+// Winograd's F(2x2, 3x3): a row of tiles of one image, channels_last, into a row of each of 16 matrices.
+struct WinogradInputTile {
+  const void* x;  // the image
+  int64_t height, width, channels, pad_top, pad_left;
+  int64_t tile_row, tiles;  // tiles in a row
+  void* v;                  // S: its first tile in the first matrix
+  int64_t v_row, v_matrix;  // from tile to tile (whole panels), from matrix to matrix
+};
+// And back: y = activation(tiles + bias + residual).
+struct WinogradOutputTile {
+  const void* m;  // S: the row's first tile in the first matrix
+  int64_t m_row, m_matrix;
+  const void* bias;      // S [channels rounded up to kPanel]
+  const void* residual;  // like y, or null
+  void* y;               // the image
+  Storage y_storage;
+  int64_t out_height, out_width, channels, tile_row, tiles;
+  Activation activation;
 };
 
 // Max pooling of rows [row_begin, row_end) of one image, channels_last; padding counts as -inf, a NaN stays.
@@ -158,6 +179,8 @@ struct KernelTable {
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
   void (*max_pool[2])(const MaxPoolTile&);
+  void (*winograd_input[kStorages])(const WinogradInputTile&);  // none for f64
+  void (*winograd_output)(const WinogradOutputTile&);           // S is float
 };
 
 namespace generic {

@@ -131,6 +131,10 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
 
 // Where the chain ends that begins at `done`.
 CNNFAST_INLINE int64_t chain_end(const GemmTile& t, int64_t done) {
+  if (t.chain > 0) {
+    const int64_t parts = (t.depth + t.chain - 1) / t.chain;
+    return smaller(t.depth, done + (t.depth + parts - 1) / parts);
+  }
   if (t.tap_depth == 0) return smaller(t.depth, done + kChain);
   if (t.tap_depth <= kWindowChain) return smaller(t.depth, done + kWindowChain / t.tap_depth * t.tap_depth);
   const int64_t parts = (t.tap_depth + kWindowChain - 1) / kWindowChain, part = (t.tap_depth + parts - 1) / parts;
