@@ -7,6 +7,8 @@ A peer takes a module in eval mode and its input, and returns a call that comput
 from __future__ import annotations
 
 import copy
+import io
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -37,6 +39,50 @@ def inductor(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Ten
     return lambda: compiled(x)
 
 
+def onnxruntime(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """ONNX Runtime's CPU provider with all its graph optimisations, on as many threads as torch."""
+    import onnxruntime
+
+    if x.dtype != torch.float32:
+        raise TypeError(f"ONNX Runtime's CPU kernels compute no {str(x.dtype).removeprefix('torch.')}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    # Its threads spin while it runs, as they do by default, but not on into the next contender's time.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(_onnx(module, x), options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: x.contiguous().numpy()}
+    return lambda: torch.from_numpy(session.run(None, inputs)[0])
+
+
+def openvino(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """OpenVINO's CPU plugin, tuned for latency, on as many threads as torch; in bfloat16 by its precision hint, as it
+    does it: weights and x are given to it in float32."""
+    from openvino import Core
+    from openvino import properties as of
+
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"OpenVINO's precision hint has no {str(x.dtype).removeprefix('torch.')} here")
+    core = Core()
+    options = {
+        of.hint.performance_mode(): of.hint.PerformanceMode.LATENCY,
+        of.hint.inference_precision(): "bf16" if x.dtype == torch.bfloat16 else "f32",
+        of.inference_num_threads(): torch.get_num_threads(),
+    }
+    request = core.compile_model(core.read_model(io.BytesIO(_onnx(module, x))), "CPU", options).create_infer_request()
+    given = [x.float().contiguous().numpy()]
+    return lambda: torch.from_numpy(request.infer(given, share_inputs=True, share_outputs=True)[0]).to(x.dtype)
+
+
+def _onnx(module: torch.nn.Module, x: torch.Tensor) -> bytes:
+    """The module in ONNX, its weights and x widened to float32."""
+    module = copy.deepcopy(module).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the exporter's own
+        program = torch.onnx.export(module, (x.float().contiguous(),), dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
 def _in_layout(
     module: torch.nn.Module, x: torch.Tensor, layout: torch.memory_format
 ) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -45,5 +91,12 @@ def _in_layout(
     return module, x.contiguous(memory_format=layout)
 
 
-PEERS: dict[str, Peer] = {"eager": eager, "eager_channels_last": eager_channels_last, "inductor": inductor}
-TO_BEAT = ("eager_channels_last", "inductor")  # what is quoted is the ratio to the better of these
+ENGINES = ("onnxruntime", "openvino")  # packages of their own, of the extra `bench`
+PEERS: dict[str, Peer] = {
+    "eager": eager,
+    "eager_channels_last": eager_channels_last,
+    "inductor": inductor,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+}
+TO_BEAT = ("eager_channels_last", "inductor", "onnxruntime", "openvino")  # what is quoted: the ratio to their best

@@ -52,7 +52,7 @@ class Row:
 
     @property
     def best_peer(self) -> str | None:
-        """The faster of the peers that are to be beaten."""
+        """The fastest of the peers that are to be beaten."""
         there = [name for name in TO_BEAT if name in self.ratios]
         return min(there, key=lambda name: self.ratios[name].value, default=None)
 
@@ -107,7 +107,7 @@ def make_rows(measurements: Iterable[Measurement]) -> list[Row]:
 
 
 def geometric_means(rows: Sequence[Row]) -> dict[str, float]:
-    """Ratio to the better of the peers to be beaten, by group; rows without a ratio are left out."""
+    """Ratio to the fastest of the peers to be beaten, by group; rows without a ratio are left out."""
     by_group: dict[str, list[float]] = {}
     for row in rows:
         if row.ratio:
@@ -133,7 +133,7 @@ def print_report(rows: Sequence[Row], peers: Sequence[str], title: str, console:
             text = textwrap.shorten(f"{row.group} {row.name}: {name}: {problem}", 300)
             console.print(text, style="red", markup=False, highlight=False)
     to_beat = [name for name in TO_BEAT if name in peers]
-    better = f"the better of {' and '.join(to_beat)}" if len(to_beat) > 1 else "".join(to_beat)
+    better = f"the fastest of {', '.join(to_beat)}" if len(to_beat) > 1 else "".join(to_beat)
     for group, mean in geometric_means(rows).items():
         console.print(f"{group}: {mean:.2f}x {better} (geometric mean)", highlight=False)
     lost = losses(rows)

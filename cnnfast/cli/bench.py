@@ -1,9 +1,10 @@
-"""`cnnfast bench`: cnnfast against eager PyTorch and torch.compile, on this machine."""
+"""`cnnfast bench`: cnnfast against eager PyTorch, torch.compile, ONNX Runtime and OpenVINO, on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from cnnfast.models import list_models
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    summary = "time cnnfast against eager PyTorch and torch.compile, after comparing the outputs"
+    summary = "time cnnfast against PyTorch, torch.compile, ONNX Runtime and OpenVINO, after comparing outputs"
     example = "example: cnnfast bench models --model mobilenet_v2 --quick"
     parser = subparsers.add_parser("bench", help=summary, description=summary, epilog=example)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models|gpu")
@@ -26,7 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         kind.add_argument("--quick", action="store_true", help="few cases and rounds, under a minute")
         kind.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
         kind.add_argument("--batch", type=positive_int, default=1, metavar="N", help="(default: 1)")
-        kind.add_argument("--peers", metavar="A,B", help="only these peers: eager,eager_channels_last,inductor")
+        peers = "of eager,eager_channels_last,inductor,onnxruntime,openvino (default: all that are installed)"
+        kind.add_argument("--peers", metavar="A,B", help=peers)
         kind.add_argument("--rounds", type=positive_int, metavar="N", help="of interleaved samples (default: 15)")
         kind.add_argument("--processes", type=positive_int, default=1, metavar="N", help="repeat in N (default: 1)")
         kind.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in bench/results/)")
@@ -47,9 +49,12 @@ def run(args: argparse.Namespace) -> int:
     from cnnfast.bench.measure import Settings, run_cases
 
     cases = _cases(args)
-    names = tuple(args.peers.split(",")) if args.peers else tuple(peers.PEERS)
+    missing = {name for name in peers.ENGINES if not find_spec(name)}
+    names = tuple(args.peers.split(",")) if args.peers else tuple(name for name in peers.PEERS if name not in missing)
     if unknown := set(names) - set(peers.PEERS):
         raise UsageError(f"--peers: no peer {', '.join(sorted(unknown))}; there are {', '.join(peers.PEERS)}")
+    for name in missing.intersection(names):
+        require(name, "bench")
     threads = set_threads(args.threads)
     settings = Settings(threads, DTYPES[args.dtype], args.batch, args.rounds or (5 if args.quick else 15), peers=names)
 
