@@ -6,7 +6,7 @@
 //
 // Bound of an element: that of tests/numerics.py, and the errors that csrc/cpu/kernels/activations.h states. Inputs end
 // at a guard page, outputs besides; elements between the pixels of an output have to stay as they were.
-#include "winograd.h"
+#include "conv2d_winograd.h"
 
 namespace host {
 namespace {

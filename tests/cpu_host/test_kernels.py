@@ -38,9 +38,9 @@ FAULTS = {
     "a tail that is stored whole": ("vec.h", "i < count; ++i) p[i] = narrow", "i < kPanel; ++i) p[i] = narrow"),
     "ties that are rounded up": ("vec.h", "(bits + 0x7fffu + (bits >> 16 & 1u))", "(bits + 0x8000u)"),
     "NaN that a maximum drops": ("vec.h", "b.v > a.v || b.v != b.v", "b.v > a.v"),
-    "a sign of Winograd's input": ("winograd.h", "v[3] = sub(d[1], d[3])", "v[3] = sub(d[3], d[1])"),
-    "a sign of Winograd's output": ("winograd.h", "sub(difference, m[3])", "add(difference, m[3])"),
-    "a tile beyond the image": ("winograd.h", "h < t.out_height && w < t.out_width", "h < t.out_height"),
+    "a sign of Winograd's input": ("conv2d_winograd.h", "v[3] = sub(d[1], d[3])", "v[3] = sub(d[3], d[1])"),
+    "a sign of Winograd's output": ("conv2d_winograd.h", "sub(difference, m[3])", "add(difference, m[3])"),
+    "a tile beyond the image": ("conv2d_winograd.h", "h < t.out_height && w < t.out_width", "h < t.out_height"),
 }
 
 

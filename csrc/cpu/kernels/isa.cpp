@@ -1,10 +1,10 @@
 // Compiled once per ISA with -DCNNFAST_ISA=<name> and that ISA's flags; see kernels.h.
+#include "channels.h"
+#include "conv2d_winograd.h"
 #include "depthwise_conv2d.h"
 #include "local_response_norm.h"
+#include "max_pool.h"
 #include "pointwise_conv2d.h"
-#include "separable_conv2d.h"
-#include "squeeze_excite.h"
-#include "winograd.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)

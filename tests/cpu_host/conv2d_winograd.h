@@ -1,4 +1,4 @@
-// The transforms of csrc/cpu/kernels/winograd.h against their matrices in double.
+// The transforms of csrc/cpu/kernels/conv2d_winograd.h against their matrices in double.
 #pragma once
 #include "tester.h"
 

@@ -6,7 +6,7 @@
 // Bytes    input: x read once (pixels that neighbouring tiles share again, from L1), four times as much written, to L2;
 //          output: four times y read from L2, y written once, residual read once.
 // Rate     input: 32 additions for 16 loads and 16 stores; output: 24 for 16 and 4.
-// Rounding as tests/ops/test_conv2d.py bounds it: an output's error grows with all inputs of its own window times all
+// Rounding as tests/ops/test_conv2d_winograd.py bounds it: an output's error grows with all inputs of its own window times all
 //          weights of its channel, not with the products that it consists of.
 #pragma once
 #include "activations.h"
