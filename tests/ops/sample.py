@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from numerics import fresh_generator, nan_filled
 from op_cases import OPS, make
-from ops import test_stats
+from ops import test_conv2d_winograd, test_stats
 from ops.test_equality import check_both_forms
 from ops.test_gradients import check_gradients, make_away_from_kinks
 
@@ -54,6 +54,8 @@ def main(isa: str, cases: int = 0) -> None:
                 with nan_filled():
                     check_both_forms(make(op, fresh_generator(), **row, dtype=dtype, decades=3))
             check_gradients(make_away_from_kinks(op, fresh_generator(), **ROWS[-1], dtype=dtype))
+    for row in (ROWS[0], ROWS[2] | {"stride": 1, "dilation": 1, "residual": True}):
+        test_conv2d_winograd.check(make("conv2d", fresh_generator(), **row | {"k": (3, 3), "padding": 1}))
     for op, dtype in itertools.product(test_stats.OPS, DTYPES[:2]):
         test_stats.check(op, *test_stats.make(op, dtype=dtype))
     if cases:

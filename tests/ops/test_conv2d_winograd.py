@@ -8,6 +8,8 @@ depends on the batch or the threads, or if weights or geometry that it can't com
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume
+from hypothesis import strategies as st
 from numerics import (
     LAYOUTS,
     activations_as_bounds,
@@ -19,12 +21,14 @@ from numerics import (
     threads,
 )
 from op_cases import make
+from ops import fuzzing
 from torch import nn
 
 import cnnfast
 from cnnfast import reference
 from cnnfast.nn.fusion import fuse_conv2d
 from cnnfast.ops import arguments
+from cnnfast.ops._registration import empty_image
 from cnnfast.reference.common import ACTIVATIONS
 
 TO_TILE = torch.tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], dtype=torch.float64)
@@ -66,28 +70,48 @@ CASES = [
 ]
 
 
+def check(case):
+    """Against the reference; where x is narrower than float32, weights and bias are float32 beside it."""
+    tensors = {name: t.float() if name in ("weight", "bias") else t for name, t in case.tensors.items()}
+    options = {name: case.options[name] for name in ("padding", "activation")}
+    with nan_filled(), torch.no_grad():
+        ours = run(**tensors, **options)
+        doubles = {name: tensor.double() for name, tensor in tensors.items()}
+        ref = reference.conv2d(**doubles, **options)
+    x, weight = doubles.pop("x").abs(), doubles.pop("weight").abs()
+    sums = winograd(x, weight, options["padding"], ABSOLUTE)
+    for name, tensor in doubles.items():
+        sums = sums + (tensor[:, None, None] if name == "bias" else tensor).abs()
+    with activations_as_bounds():
+        scale = ACTIVATIONS[options["activation"]](sums)
+    assert ours.dtype == case.x.dtype
+    assert ours.stride() == empty_image(case.x, ours.shape).stride()
+    assert_within(ours, ref, scale, terms=9 * weight.shape[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_the_reference(case, layout, dtype):
-    """Channels' scales over three decades; x narrower than its weights is widened."""
-    case = make("conv2d", fresh_generator(), **({"k": (3, 3), "padding": 1} | case), layout=layout, decades=3)
-    x, residual = (t if t is None else t.to(dtype) for t in (case.x, case.tensors.get("residual")))
-    weight, bias = case.tensors["weight"], case.tensors.get("bias")
-    options = {name: case.options[name] for name in ("padding", "activation") if name in case.options}
-    with nan_filled(), torch.no_grad():
-        ours = run(x, weight, bias, residual, **options)
-        doubles = {"x": x, "weight": weight, "bias": bias, "residual": residual}
-        doubles = {name: tensor.double() for name, tensor in doubles.items() if tensor is not None}
-        ref = reference.conv2d(**doubles, **options)
-    own = winograd(x.abs(), weight.abs(), options["padding"], ABSOLUTE)
-    for tensor in (None if bias is None else bias[:, None, None], residual):
-        own = own if tensor is None else own + tensor.double().abs()
-    with activations_as_bounds():
-        scale = ACTIVATIONS[options.get("activation")](own)
-    assert ours.dtype == dtype
-    assert ours.is_contiguous(memory_format=torch.channels_last) or layout == "nchw"
-    assert_within(ours, ref, scale, terms=9 * weight.shape[1])
+@pytest.mark.parametrize("row", CASES, ids=str)
+def test_equals_the_reference(row, layout, dtype):
+    """Channels' scales over three decades."""
+    row = {"k": (3, 3), "padding": 1, "dtype": dtype, "layout": layout, "decades": 3} | row
+    check(make("conv2d", fresh_generator(), **row))
+
+
+@pytest.mark.parametrize("cases", [fuzzing.CASES // 200, pytest.param(fuzzing.CASES, marks=pytest.mark.slow)])
+def test_fuzz(cases):
+    """Shapes, padding, options, layouts, alignment and threads as for every other op."""
+    fixed = dict(k=(3, 3), stride=1, dilation=1, special=None, float_biases=True)
+    strategy = fuzzing.rows("conv2d", **{name: st.just(value) for name, value in fixed.items()})
+
+    def body(row):
+        assume(row["dtype"] != torch.float64)
+        case, _ = fuzzing.case_of("conv2d", row)
+        assume(0 not in case.x.shape)
+        with threads(row["threads"]):
+            check(case)
+
+    fuzzing.fuzz(strategy, body, cases)
 
 
 @pytest.mark.parametrize("decades", [2, 5])
