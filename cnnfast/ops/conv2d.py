@@ -21,6 +21,7 @@ from cnnfast.ops.arguments import (
     check_inference,
     check_packed,
     check_residual,
+    check_scale,
     check_weight,
     check_x,
     edges,
@@ -90,20 +91,23 @@ def conv2d(
     return _op(x, weight, bias, residual, strides, pads, dilations, post, code)
 
 
-def pack_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def pack_conv2d(weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
     """The weights of a dense convolution laid out for the kernel, as one opaque uint8 tensor for conv2d_packed.
 
-    weight (K, C, kh, kw), bias (K), as torch.nn.functional.conv2d takes them (one group); on CPU. Inference only: under
-    grad mode, weights that require grad are refused (ValueError).
+    weight (K, C, kh, kw), bias (K), as torch.nn.functional.conv2d takes them (one group); on CPU. scale (K), float32
+    (float64 beside float64): batch normalisation's, by which the sums are multiplied in that dtype, before the bias is
+    added; the weights are never rounded for it. Inference only: under grad mode, weights that require grad are refused
+    (ValueError).
     """
     check_weight("weight", weight)
     if 0 in weight.shape:
         raise ValueError(f"weight must have shape (K, C, kh, kw), none of them 0, got {tuple(weight.shape)}")
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    check_scale("scale", scale, weight, weight.shape[0], like="weight")
     if torch.is_grad_enabled():
-        check_inference("pack_conv2d", "detach it", weight=weight, bias=bias)
+        check_inference("pack_conv2d", "detach it", weight=weight, bias=bias, scale=scale)
     backends.code("conv2d_packed", "auto", weight.device.type)
-    return _pack_op(weight, bias)
+    return _pack_op(weight, bias, scale)
 
 
 def conv2d_packed(
@@ -175,7 +179,7 @@ def _(grad, x, weight, bias, residual, stride, padding, dilation, activation, ou
 
 
 @fake("pack_conv2d")
-def _(weight, bias):
+def _(weight, bias, scale=None):
     out, channels, kh, kw = weight.shape
     return empty_packed("conv2d", weight, channels, channels, out, kh * kw)
 

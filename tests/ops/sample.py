@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 from numerics import fresh_generator, nan_filled
-from op_cases import OPS, make
+from op_cases import OPS, WITH_SCALES, make
 from ops import test_stats
 from ops.test_equality import check_both_forms
 from ops.test_gradients import check_gradients, make_away_from_kinks
+from ops.test_scales import ROWS as SCALED
+from ops.test_scales import check_scaled
 
 import cnnfast
 from cnnfast import _C
@@ -54,6 +56,9 @@ def main(isa: str, cases: int = 0) -> None:
                 with nan_filled():
                     check_both_forms(make(op, fresh_generator(), **row, dtype=dtype, decades=3))
             check_gradients(make_away_from_kinks(op, fresh_generator(), **ROWS[-1], dtype=dtype))
+    for op, row in itertools.product(WITH_SCALES, SCALED):
+        with nan_filled():
+            check_scaled(make(op, fresh_generator(), **row, dtype=torch.bfloat16, decades=3))
     for op, dtype in itertools.product(test_stats.OPS, DTYPES[:2]):
         test_stats.check(op, *test_stats.make(op, dtype=dtype))
     if cases:
