@@ -164,7 +164,8 @@ def fuse_conv2d(
     backend: str = "auto",
 ) -> Call:
     """x, residual=None -> activation(bn(conv(x)) + residual), a dense convolution: ours in float32, in bfloat16 where
-    our product takes it as such, and for 'same' padding of few channels; else ATen's.
+    our product takes it as such, and for 'same' padding of few channels; else ATen's, which in bfloat16 and float16 on
+    a CPU leaves bn a pass of its own (in float32, rounding once more, as PyTorch's): see _fuse.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
@@ -184,7 +185,7 @@ def fuse_conv2d(
     else:
         low: Any
         dtype, apart = conv.weight.dtype, None
-        if bn is not None and dtype.itemsize == 2 and conv.weight.device.type == "cpu":  # apart: see _fuse
+        if bn is not None and dtype.itemsize == 2 and conv.weight.device.type != "cuda":  # apart: see _fuse
             low, shift, scale = fold_apart(conv, bn)
             assert scale is not None
             low, bias = low.detach(), None  # a parameter may be given other data

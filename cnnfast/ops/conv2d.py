@@ -123,9 +123,10 @@ def conv2d_packed(
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Dense convolution, activation(conv(x) + bias + residual), inference only: conv2d with its weights laid out once,
-    any padding without a copy of x. bfloat16 and float16 are storage, the arithmetic is float32 (float64 for float64),
-    no intermediate rounded; PyTorch's own is faster in bfloat16 where the CPU multiplies that as such.
+    """Dense convolution, activation(conv(x) * scale + bias + residual), inference only: conv2d with its weights laid
+    out once (scale is pack_conv2d's), any padding without a copy of x. bfloat16 and float16 are storage, the arithmetic
+    is float32 (float64 for float64), no intermediate rounded; PyTorch's own is faster in bfloat16 where the CPU
+    multiplies that as such.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, float64 exactly where the weights were; channels_last

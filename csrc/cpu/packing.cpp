@@ -59,6 +59,7 @@ class Writer {
     return torch::stable::contiguous(to_dtype(t, sizeof(S) == 8 ? ScalarType::Double : ScalarType::Float));
   }
 
+  // The scalars of a weight, each times its output channel's scale.
   static Tensor scaled(const Tensor& weight, const Maybe& scale) {
     if (!scale) return scalars(weight);
     const Tensor dense = scalars(weight), factors = scalars(*scale), product = torch::stable::empty_like(dense);
@@ -288,9 +289,8 @@ DepthwiseWeights PackedReader::depthwise(int64_t channels) {
 PointwiseWeights PackedReader::section(int64_t in, int64_t out, int64_t itemsize) {
   const Storage storage = itemsize == 8 ? Storage::f64 : itemsize == 2 ? Storage::bf16 : Storage::f32;
   const int64_t row = round_up(out, kPanel) * scalar_size(itemsize);
-  const bool scaled = storage == Storage::bf16;
-  const PointwiseWeights weights{next_,  scaled ? next_ + row : nullptr, next_ + (scaled ? 2 : 1) * row, in, out,
-                                 storage};
+  const char* const scale = storage == Storage::bf16 ? next_ + row : nullptr;
+  const PointwiseWeights weights{next_, scale, next_ + (scale ? 2 : 1) * row, in, out, storage};
   next_ += pointwise_section(in, out, itemsize);
   return weights;
 }

@@ -124,7 +124,7 @@ def test_in_float64(pair, nan_outputs):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision(pair, dtype):
     """In channels_last, as ours computes whatever x is: there PyTorch's float32 sums err as ours, in the other layout
-    0.6 times that, which these networks without projections carry to the end. At CIFAR's size, and over eight inputs."""
+    0.6 times that, which these networks without projections carry to the end. At CIFAR's size, over eight inputs."""
     theirs, ours, size, _ = pair
     for network in (theirs, ours):
         network.to(dtype).to(memory_format=torch.channels_last)

@@ -109,9 +109,8 @@ template <int P, class T>
 CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t panel, float* sums) {
   const int64_t column = panel * kPanel, left = smaller(t.cols - column, kPanel),
                 right = P > 1 ? smaller(t.cols - column - kPanel, kPanel) : 0;
-  const float *const scale = static_cast<const float*>(t.scale) + column, *const bias =
-                                                                              static_cast<const float*>(t.bias) +
-                                                                              column;
+  const float* scale = static_cast<const float*>(t.scale) + column;
+  const float* bias = static_cast<const float*>(t.bias) + column;
   const Vec<float> scale0 = load<float>(scale), scale1 = P > 1 ? load<float>(scale + kPanel) : scale0;
   const Vec<float> bias0 = load<float>(bias), bias1 = P > 1 ? load<float>(bias + kPanel) : bias0;
   // then(row, its columns, those of the second panel: without one the first again) for each row.
