@@ -10,6 +10,7 @@
 //   backend           a code of cnnfast.ops.backends: 0 auto, 1 cpu, 2 cuda, 3 triton
 //   max_pool          [kernel, stride, padding] of a max pooling of the result, or [-1] for none
 //   packed            what pack_<op> returned: uint8, opaque, a 64-byte header first (csrc/packing.h)
+//   *scale            of pack_<op>: by what a stage's output channels are multiplied before the bias is added
 // No str anywhere: the stable ABI's string conversion leaks. No empty list either: AOTInductor passes None for it
 // (pytorch/pytorch#194324).
 #include <torch/csrc/stable/library.h>
@@ -59,7 +60,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       "conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[] stride,"
       " int[] padding, int[] dilation, int activation, int output_mask, int backend=0)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("pack_conv2d(Tensor weight, Tensor? bias, bool winograd=False) -> Tensor");
+  m.def("pack_conv2d(Tensor weight, Tensor? bias, Tensor? scale=None, bool winograd=False) -> Tensor");
   m.def(
       "conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size, int[] stride,"
       " int[] padding, int[] dilation, int activation, int backend=0) -> Tensor");
@@ -84,7 +85,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual,"
       " int[] stride, int activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("pack_pointwise_conv2d(Tensor weight, Tensor? bias) -> Tensor");
+  m.def("pack_pointwise_conv2d(Tensor weight, Tensor? bias, Tensor? scale=None) -> Tensor");
   m.def(
       "pointwise_conv2d_packed(Tensor x, Tensor packed, Tensor? gate, Tensor? residual, int out_channels,"
       " int[] stride, int activation, int backend=0) -> Tensor");
@@ -120,7 +121,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "pack_separable_conv2d(Tensor dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor? pw_bias,"
-      " bool pointwise_first) -> Tensor");
+      " bool pointwise_first, Tensor? dw_scale=None, Tensor? pw_scale=None) -> Tensor");
   m.def(
       "separable_conv2d_packed(Tensor x, Tensor packed, Tensor? residual, int out_channels, int[] kernel_size,"
       " int[] stride, int[] padding, int[] dilation, bool pointwise_first, int pre_activation, int mid_activation,"
@@ -172,7 +173,8 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "pack_inverted_residual(Tensor? expand_weight, Tensor? expand_bias, Tensor dw_weight, Tensor? dw_bias,"
       " Tensor? se_reduce_weight, Tensor? se_reduce_bias, Tensor? se_expand_weight, Tensor? se_expand_bias,"
-      " Tensor project_weight, Tensor? project_bias) -> Tensor");
+      " Tensor project_weight, Tensor? project_bias, Tensor? expand_scale=None, Tensor? dw_scale=None,"
+      " Tensor? project_scale=None) -> Tensor");
   m.def(
       "inverted_residual_packed(Tensor x, Tensor packed, Tensor? residual, int expanded_channels, int out_channels,"
       " int[] kernel_size, int[] stride, int[] padding, int[] dilation, int activation, int se_activation,"

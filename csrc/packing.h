@@ -5,8 +5,9 @@
 //   depthwise section   bias[Cp], weight[taps][Cp]                Cp = channels rounded up to kPanel, zero-filled
 //   pointwise section   bias[Kp], weight[Kp / kPanel][C][kPanel]  Kp = out channels rounded up, zero-filled
 // For bfloat16 weights scalars are float, but those of pointwise sections (squeeze-excite's excepted) stay bfloat16, in
-// pairs of the depth: weight[Kp / kPanel][Cp / 2][kPanel][2], Cp = C rounded up to kPairDepth, zero-filled (conv2d's only
-// where a tap is whole kPairDepths; else they are floats).
+// pairs of the depth: bias[Kp], scale[Kp], weight[Kp / kPanel][Cp / 2][kPanel][2], Cp = C rounded up to kPairDepth,
+// zero-filled (conv2d's only where a tap is whole kPairDepths; else they are floats). Sums are multiplied by the scale
+// before the bias is added: weights that were exact in bfloat16 stay so. Scales of other sections are in the weights.
 // Ops: depthwise = depthwise; pointwise = pointwise; separable, in either order = depthwise, pointwise;
 // inverted_residual = expand (pointwise; unless no_expansion), depthwise, with squeeze-excite its
 // reduction and expansion (pointwise), project (pointwise); squeeze_excite = reduction, expansion; conv2d = pointwise
@@ -22,7 +23,7 @@ constexpr int64_t kPanel = 16;         // output channels side by side: one AVX-
 constexpr int64_t kPairDepth = 32;     // input channels: one tile of AMX
 constexpr int64_t kWinogradTaps = 16;  // products of F(2x2, 3x3)
 constexpr uint32_t kPackedMagic = 0x46'4e'4e'43;  // "CNNF", little endian
-constexpr uint16_t kPackedVersion = 1;
+constexpr uint16_t kPackedVersion = 2;
 
 enum class PackedOp : uint16_t {
   depthwise_conv2d = 1,
@@ -59,8 +60,8 @@ static constexpr int64_t depthwise_section(int64_t channels, int64_t taps, int64
   return round_up(channels, kPanel) * (1 + taps) * scalar_size(itemsize);
 }
 static constexpr int64_t pointwise_section(int64_t in, int64_t out, int64_t itemsize) {
-  const int64_t weights = itemsize == 2 ? 2 * round_up(in, kPairDepth) : in * itemsize;
-  return round_up(out, kPanel) * (scalar_size(itemsize) + weights);
+  const int64_t rows = itemsize == 2 ? 2 : 1, weights = itemsize == 2 ? 2 * round_up(in, kPairDepth) : in * itemsize;
+  return round_up(out, kPanel) * (rows * scalar_size(itemsize) + weights);
 }
 
 // A packing's size in bytes. squeezed: channels between squeeze-excite's two products, 0 without one.

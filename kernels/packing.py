@@ -10,7 +10,7 @@ import torch
 
 PANEL = 16
 HEADER = struct.Struct("<IHHiiiiii32x")  # magic, version, op, itemsize, in, mid, out channels, kernel height, width
-MAGIC, VERSION = 0x464E4E43, 1
+MAGIC, VERSION = 0x464E4E43, 2
 DEPTHWISE_CONV2D = 1
 
 

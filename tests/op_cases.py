@@ -27,6 +27,7 @@ WITH_KERNEL = (
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROUNDED = dict(zip(OPS, (0, 0, 1, 2, 0, 1), strict=True))  # as their docstrings say
 PACKED_ROUNDED = ROUNDED | {"conv2d": 0}  # and gradients: no result of ATen's is rounded in between
+WITH_SCALES = ("pointwise_conv2d", "separable_conv2d", "inverted_residual", "conv2d")  # ops whose packing takes them
 
 
 @dataclass
@@ -61,9 +62,37 @@ class Case:
     def run(self, **changes: Any) -> Tensor:
         return getattr(cnnfast.ops, self.op)(**{**self.absent, **self.tensors, **self.options, **changes})
 
-    def pack(self) -> Tensor:
+    def pack(self, **scales: Tensor) -> Tensor:
         order = {"order": self.options["order"]} if "order" in self.options else {}
-        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.absent, **self.parameters, **order)
+        return getattr(cnnfast.ops, f"pack_{self.op}")(**self.absent, **self.parameters, **order, **scales)
+
+    def draw_scales(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of each stage, over three decades, of both signs: what batch normalisation multiplies by."""
+        dtype = torch.float64 if self.x.dtype is torch.float64 else torch.float32
+        scales = {}
+        for name, weight in self.tensors.items():
+            if name.endswith("weight") and not name.startswith("se_"):
+                scale = channel_scales(generator, weight.shape[0], 3)
+                sign = torch.randint(0, 2, scale.shape, generator=generator) * 2 - 1
+                scales[name.replace("weight", "scale")] = (scale * sign).to(dtype)
+        return scales
+
+    def with_biases_times(self, scales: dict[str, Tensor]) -> Case:
+        """So that a bias doesn't dominate what it is added to (see make)."""
+        changed = {}
+        for name, scale in scales.items():
+            bias = self.tensors.get(name.replace("scale", "bias"))
+            if bias is not None:
+                changed[name.replace("scale", "bias")] = (bias * scale).to(bias.dtype)
+        return type(self)(self.op, {**self.tensors, **changed}, self.options)
+
+    def folded(self, scales: dict[str, Tensor]) -> Case:
+        """The case whose weights are multiplied by these, in float64: for `check`, not to be run."""
+        folded = {}
+        for name, scale in scales.items():
+            weight = name.replace("scale", "weight")
+            folded[weight] = self.tensors[weight].double() * scale.double()[:, None, None, None]
+        return type(self)(self.op, {**self.tensors, **folded}, self.options)
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnfast import _library, ops
-from cnnfast.nn.folding import fold
+from cnnfast.nn.folding import fold, fold_apart
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d
 from cnnfast.ops import activations, arguments, backends
 
 Call = Callable[..., Tensor]
-Layer = Any  # an nn.Module whose attributes are read by name; `_weights` and `_pooling` refuse what doesn't fit
+Layer = Any  # an nn.Module whose attributes are read by name; `_stage` and `_pooling` refuse what doesn't fit
 
 _CONV_FORWARDS = (nn.Conv2d.forward, Conv2dSame.forward, PointwiseConv2d.forward, FusedModule.forward)
 _IN_PLACE: dict[str | None, Call] = {
@@ -36,6 +36,12 @@ _IN_PLACE: dict[str | None, Call] = {
 _FEW_CHANNELS = 4
 _TILE_CHANNELS = 32  # kPairDepth in csrc/packing.h
 _WINOGRAD_CHANNELS = 16  # from which on transforming tiles costs less than the multiplications that it saves
+_TAKES_SCALES = (
+    "conv2d",
+    "pointwise_conv2d",
+    "separable_conv2d",
+    "inverted_residual",
+)  # whose bfloat16 is packed as such
 _ACTIVATIONS: dict[type[nn.Module], str | None] = {
     nn.Identity: None,
     nn.ReLU: "relu",
@@ -45,6 +51,20 @@ _ACTIVATIONS: dict[type[nn.Module], str | None] = {
     nn.GELU: "gelu",
     nn.Tanh: "tanh",
 }
+
+
+class _Stage(NamedTuple):
+    """A convolution, the batch normalisation after it and a factor: what is folded, as the op's form wants it."""
+
+    conv: Layer
+    bn: Layer | None = None
+    factor: float = 1.0
+
+    def fold(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = fold(self.conv, self.bn)
+        if self.factor == 1:
+            return weight, bias
+        return weight * self.factor, None if bias is None else bias * self.factor
 
 
 def activation_name(module: nn.Module) -> str | None:
@@ -66,17 +86,15 @@ def is_activation(module: nn.Module) -> bool:
 
 def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
     """x -> activation(bn(conv(pre_activation(x))))"""
-    weights = [_depthwise_weights(conv, bn)]
+    stages = [_depthwise(conv, bn)]
     shape = dict(kernel_size=conv.kernel_size)
-    return _fuse("depthwise_conv2d", [conv], weights, shape, dict(**_geometry(conv), **options))
+    return _fuse("depthwise_conv2d", [conv], stages, shape, dict(**_geometry(conv), **options))
 
 
 def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, *, scale: float = 1.0, **options: Any) -> Call:
     """x, residual=None -> activation(scale * bn(conv(x)) + residual)"""
-    weight, bias = _pointwise_weights(conv, bn, strided=True)
-    if scale != 1:
-        weight, bias = weight * scale, None if bias is None else bias * scale
-    return _fuse("pointwise_conv2d", [conv], [(weight, bias)], {}, dict(stride=conv.stride, **options))
+    stage = _pointwise(conv, bn, strided=True)._replace(factor=scale)
+    return _fuse("pointwise_conv2d", [conv], [stage], {}, dict(stride=conv.stride, **options))
 
 
 def fuse_separable_conv2d(
@@ -92,14 +110,14 @@ def fuse_separable_conv2d(
     With order="pointwise_first" pw and dw change places. Otherwise the pooling is part of the same pass where the
     packed form runs.
     """
-    weights = [_depthwise_weights(dw, dw_bn), _pointwise_weights(pw, pw_bn)]
+    stages = [_depthwise(dw, dw_bn), _pointwise(pw, pw_bn)]
     shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
     convs = [dw, pw]
     if options.get("order") == "pointwise_first":
         convs = [pw, dw]
     elif max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
         shape["max_pool"], max_pool = _pooling(max_pool), None
-    call = _fuse("separable_conv2d", convs, weights, shape, dict(**_geometry(dw), **options))
+    call = _fuse("separable_conv2d", convs, stages, shape, dict(**_geometry(dw), **options))
     return call if max_pool is None else lambda x: max_pool(call(x))
 
 
@@ -117,25 +135,25 @@ def fuse_inverted_residual(
 
     `expand` None: none; `excite`: a SqueezeExcite.
     """
-    weights = [
-        (None, None) if expand is None else _pointwise_weights(expand, expand_bn),
-        _depthwise_weights(dw, dw_bn),
-        _pointwise_weights(project, project_bn),
+    stages = [
+        None if expand is None else _pointwise(expand, expand_bn),
+        _depthwise(dw, dw_bn),
+        _pointwise(project, project_bn),
     ]
     shape = dict(expanded_channels=dw.out_channels, kernel_size=dw.kernel_size)
     more: dict[str, Tensor | None] = {}
     if excite is not None:
         options.update(se_activation=activation_name(excite.act1), gate_activation=activation_name(excite.gate))
-        more["se_reduce_weight"], more["se_reduce_bias"] = _pointwise_weights(excite.conv_reduce, None)
-        more["se_expand_weight"], more["se_expand_bias"] = _pointwise_weights(excite.conv_expand, None)
+        more["se_reduce_weight"], more["se_reduce_bias"] = _pointwise(excite.conv_reduce).fold()
+        more["se_expand_weight"], more["se_expand_bias"] = _pointwise(excite.conv_expand).fold()
     convs = [dw, project] if expand is None else [expand, dw, project]
-    return _fuse("inverted_residual", convs, weights, shape, dict(**_geometry(dw), **options), more)
+    return _fuse("inverted_residual", convs, stages, shape, dict(**_geometry(dw), **options), more)
 
 
 def fuse_squeeze_excite(reduce: Layer, expand: Layer, **options: Any) -> Call:
     """x, residual=None -> post_activation(x * gate_activation(expand(activation(reduce(mean of x)))) + residual)"""
-    weights = [_pointwise_weights(reduce, None), _pointwise_weights(expand, None)]
-    return _fuse("squeeze_excite", [reduce, expand], weights, {}, options)
+    stages = [_pointwise(reduce), _pointwise(expand)]
+    return _fuse("squeeze_excite", [reduce, expand], stages, {}, options)
 
 
 def fuse_conv2d(
@@ -147,11 +165,12 @@ def fuse_conv2d(
     backend: str = "auto",
 ) -> Call:
     """x, residual=None -> activation(bn(conv(x)) + residual), a dense convolution: ours in float32, in bfloat16 where
-    our product takes it as such, and for 'same' padding of few channels; else ATen's.
+    our product takes it as such, and for 'same' padding of few channels; else ATen's, which in bfloat16 and float16 on
+    a CPU leaves bn a pass of its own (in float32, rounding once more, as PyTorch's): see _fuse.
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
-    weight, bias = _weights(conv, bn)
+    stage = _stage(conv, bn)
     same = isinstance(conv, Conv2dSame)
     if (
         conv.groups == 1
@@ -164,10 +183,17 @@ def fuse_conv2d(
         elif conv.padding == "valid":
             options["padding"] = 0
         packing = dict(winograd=_by_winograd(conv))
-        call = _fuse("conv2d", [conv], [(weight, bias)], dict(kernel_size=conv.kernel_size), options, packing=packing)
+        call = _fuse("conv2d", [conv], [stage], dict(kernel_size=conv.kernel_size), options, packing=packing)
     else:
         low: Any
-        low, bias = _low_precision(weight, bias, conv.weight.dtype)
+        dtype, apart = conv.weight.dtype, None
+        if bn is not None and dtype.itemsize == 2 and conv.weight.device.type != "cuda":  # apart: see _fuse
+            low, shift, scale = fold_apart(conv, bn)
+            assert scale is not None
+            low, bias = low.detach(), None  # a parameter may be given other data
+            apart = torch.zeros_like(scale), torch.ones_like(scale), scale, shift
+        else:
+            low, bias = _low_precision(*stage.fold(), dtype)
         weight = low.contiguous(memory_format=torch.channels_last) if channels_last else low.contiguous()
         activate = _IN_PLACE.get(activation) or activations.FUNCTIONS[activation]
 
@@ -175,6 +201,8 @@ def fuse_conv2d(
             if same:
                 x = conv.pad(x)
             y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            if apart is not None:
+                y = F.batch_norm(y, *apart, eps=0.0)
             return activate(y if residual is None else y.add_(residual))
 
     if channels_last:
@@ -201,29 +229,35 @@ def _by_winograd(conv: Layer) -> bool:
 def _fuse(
     op: str,
     convs: list[Layer],
-    folded: Sequence[tuple[Tensor | None, Tensor | None]],
+    stages: Sequence[_Stage | None],
     shape: dict[str, Any],
     options: dict[str, Any],
     more: dict[str, Tensor | None] | None = None,
     packing: dict[str, Any] | None = None,
 ) -> Call:
     """The call of `op` with its weights inside; `shape` is what only the packed form has to be told, `packing` what
-    only pack_<op> has, `more` are weights and biases that go by name."""
+    only pack_<op> has, `more` are weights and biases that go by name.
+
+    bfloat16 weights stay as they are, the scales of batch normalisation apart: folded ones, rounded to bfloat16, would
+    err alike at every pixel, which a mean over pixels doesn't lessen.
+    """
     first, named = convs[0], more or {}
+    dtype = first.weight.dtype
     if _takes_packed(op, first.weight.device, options["backend"]):
-        if first.weight.dtype == torch.bfloat16:  # multiplied as such, where there is an instruction
-            folded = [(None if weight is None else weight.to(torch.bfloat16), bias) for weight, bias in folded]
-            named = {n: t if t is None or n.endswith("bias") else t.to(torch.bfloat16) for n, t in named.items()}
-        weights, biases = zip(*folded, strict=True)
+        if dtype == torch.bfloat16 and op in _TAKES_SCALES:  # multiplied as such, where there is an instruction
+            folded: Any = [(None, None, None) if stage is None else fold_apart(*stage) for stage in stages]
+            named = {n: t if t is None or n.endswith("bias") else t.to(dtype) for n, t in named.items()}
+        else:
+            folded = [(None, None) if stage is None else stage.fold() for stage in stages]
+        rows = [tensor for row in zip(*folded, strict=True) for tensor in row]  # weights, biases, scales
         order = {"order": options["order"]} if "order" in options else {}
-        packed = getattr(ops, f"pack_{op}")(*weights, *biases, **named, **order, **(packing or {}))
+        packed = getattr(ops, f"pack_{op}")(*rows, **named, **order, **(packing or {}))
         options = dict(shape, **options)
         if op != "squeeze_excite":
             options["out_channels"] = convs[-1].out_channels
-        dtype = torch.float64 if first.weight.dtype == torch.float64 else torch.float32
         return _packed_call(op, packed, options, first.in_channels, dtype)
-    dtype = first.weight.dtype
-    weights, biases = zip(*(_low_precision(*pair, dtype) for pair in folded), strict=True)
+    low = [(None, None) if stage is None else _low_precision(*stage.fold(), dtype) for stage in stages]
+    weights, biases = zip(*low, strict=True)
     named = {name: _low_precision(tensor, None, dtype)[0] for name, tensor in named.items()}
     plain = getattr(ops, op)
     return lambda x, **residual: plain(x, *weights, *biases, **named, **residual, **options)
@@ -276,7 +310,8 @@ def _check_fits(x: Tensor, in_channels: int, dtype: torch.dtype) -> None:
     if x.shape[1] != in_channels:
         raise ValueError(f"x must have shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
     if (x.dtype == torch.float64) != (dtype == torch.float64):
-        raise TypeError(f"x must have the dtype of the weights, {dtype} or lower, got {x.dtype}")
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        raise TypeError(f"x must have the dtype of the weights, {wanted} or lower, got {x.dtype}")
 
 
 def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
@@ -303,26 +338,26 @@ def _geometry(conv: Layer) -> dict[str, Any]:
     return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation)
 
 
-def _weights(conv: Layer, bn: Layer | None) -> tuple[Tensor, Tensor | None]:
+def _stage(conv: Layer, bn: Layer | None = None) -> _Stage:
     if getattr(type(conv), "forward", None) not in _CONV_FORWARDS or conv.padding_mode != "zeros":
         raise NotFusable(f"{type(conv).__name__} isn't a zero-padded nn.Conv2d")
     if bn is not None and type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
         raise NotFusable(f"{type(bn).__name__} isn't batch normalisation")
-    return fold(conv, bn)
+    return _Stage(conv, bn)
 
 
-def _depthwise_weights(conv: Layer, bn: Layer | None) -> tuple[Tensor, Tensor | None]:
-    weights = _weights(conv, bn)
+def _depthwise(conv: Layer, bn: Layer | None = None) -> _Stage:
+    stage = _stage(conv, bn)
     if conv.groups != conv.in_channels:
         raise NotFusable(f"{type(conv).__name__} isn't a depthwise convolution")
-    return weights
+    return stage
 
 
-def _pointwise_weights(conv: Layer, bn: Layer | None, strided: bool = False) -> tuple[Tensor, Tensor | None]:
-    weights = _weights(conv, bn)
+def _pointwise(conv: Layer, bn: Layer | None = None, strided: bool = False) -> _Stage:
+    stage = _stage(conv, bn)
     if (conv.kernel_size, conv.padding, conv.groups) != ((1, 1), (0, 0), 1) or (conv.stride != (1, 1) and not strided):
         raise NotFusable(f"{type(conv).__name__} isn't a 1x1 convolution")
-    return weights
+    return stage
 
 
 def _low_precision(

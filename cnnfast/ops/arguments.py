@@ -152,6 +152,21 @@ def check_bias(name: str, bias: Tensor | None, x: Tensor, channels: int, like: s
         raise ValueError(f"{name} must have shape ({channels},), got {tuple(bias.shape)}")
 
 
+def check_scale(name: str, scale: Tensor | None, weight: Tensor, channels: int, like: str) -> None:
+    """scale: (channels), of the arithmetic's dtype: float32, float64 beside float64 weights."""
+    if scale is None:
+        return
+    dtype = torch.float64 if weight.dtype is torch.float64 else torch.float32
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(scale).__name__}")
+    if scale.device != weight.device:
+        raise ValueError(f"{name} must be on {weight.device} like {like}, got {scale.device}")
+    if scale.dtype is not dtype:
+        raise TypeError(f"{name} must have dtype {dtype} beside a {like} of {weight.dtype}, got {scale.dtype}")
+    if scale.dim() != 1 or scale.shape[0] != channels:
+        raise ValueError(f"{name} must have shape ({channels},), got {tuple(scale.shape)}")
+
+
 def check_excite(
     x: Tensor,
     channels: int,

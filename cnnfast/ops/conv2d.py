@@ -21,6 +21,7 @@ from cnnfast.ops.arguments import (
     check_inference,
     check_packed,
     check_residual,
+    check_scale,
     check_weight,
     check_x,
     edges,
@@ -91,11 +92,15 @@ def conv2d(
     return _op(x, weight, bias, residual, strides, pads, dilations, post, code)
 
 
-def pack_conv2d(weight: Tensor, bias: Tensor | None = None, *, winograd: bool = False) -> Tensor:
+def pack_conv2d(
+    weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, *, winograd: bool = False
+) -> Tensor:
     """The weights of a dense convolution laid out for the kernel, as one opaque uint8 tensor for conv2d_packed.
 
-    weight (K, C, kh, kw), bias (K), as torch.nn.functional.conv2d takes them (one group); on CPU. Inference only: under
-    grad mode, weights that require grad are refused (ValueError).
+    weight (K, C, kh, kw), bias (K), as torch.nn.functional.conv2d takes them (one group); on CPU. scale (K), float32
+    (float64 beside float64): batch normalisation's, by which the sums are multiplied in that dtype, before the bias is
+    added; the weights are never rounded for it. Inference only: under grad mode, weights that require grad are refused
+    (ValueError).
 
     winograd: for 3 x 3 windows of stride and dilation 1 and float32 weights (else ValueError): lays out the weights of
     Winograd's F(2x2, 3x3) (Lavin and Gray, 2016, https://arxiv.org/abs/1509.09308), 16 / 9 as many, with which
@@ -109,14 +114,15 @@ def pack_conv2d(weight: Tensor, bias: Tensor | None = None, *, winograd: bool = 
     if 0 in weight.shape:
         raise ValueError(f"weight must have shape (K, C, kh, kw), none of them 0, got {tuple(weight.shape)}")
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    check_scale("scale", scale, weight, weight.shape[0], like="weight")
     if winograd and (weight.shape[2:] != (3, 3) or weight.dtype != torch.float32):
         raise ValueError(
             f"winograd=True wants a float32 weight (K, C, 3, 3), got {weight.dtype} and {tuple(weight.shape)}"
         )
     if torch.is_grad_enabled():
-        check_inference("pack_conv2d", "detach it", weight=weight, bias=bias)
+        check_inference("pack_conv2d", "detach it", weight=weight, bias=bias, scale=scale)
     backends.code("conv2d_packed", "auto", weight.device.type)
-    return _pack_op(weight, bias, winograd)
+    return _pack_op(weight, bias, scale, winograd)
 
 
 def conv2d_packed(
@@ -132,10 +138,10 @@ def conv2d_packed(
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Dense convolution, activation(conv(x) + bias + residual), inference only: conv2d with its weights laid out once,
-    any padding without a copy of x. bfloat16 and float16 are storage, the arithmetic is float32 (float64 for float64),
-    no intermediate rounded; PyTorch's own is faster in bfloat16 where the CPU multiplies that as such. For weights
-    packed with winograd=True, stride and dilation must be 1.
+    """Dense convolution, activation(conv(x) * scale + bias + residual), inference only: conv2d with its weights laid
+    out once (scale is pack_conv2d's), any padding without a copy of x. bfloat16 and float16 are storage, the arithmetic
+    is float32 (float64 for float64), no intermediate rounded; PyTorch's own is faster in bfloat16 where the CPU
+    multiplies that as such. For weights packed with winograd=True, stride and dilation must be 1.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, float64 exactly where the weights were; channels_last
@@ -189,7 +195,7 @@ def _(grad, x, weight, bias, residual, stride, padding, dilation, activation, ou
 
 
 @fake("pack_conv2d")
-def _(weight, bias, winograd=False):
+def _(weight, bias, scale=None, winograd=False):
     out, channels, kh, kw = weight.shape
     return empty_packed("conv2d", weight, channels, channels, out, _WINOGRAD_TAPS if winograd else kh * kw)
 

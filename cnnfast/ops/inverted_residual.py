@@ -25,6 +25,7 @@ from cnnfast.ops.arguments import (
     check_packed,
     check_pointwise_weight,
     check_residual,
+    check_scale,
     check_together,
     check_weight,
     check_x,
@@ -143,6 +144,9 @@ def pack_inverted_residual(
     expand_bias: Tensor | None = None,
     dw_bias: Tensor | None = None,
     project_bias: Tensor | None = None,
+    expand_scale: Tensor | None = None,
+    dw_scale: Tensor | None = None,
+    project_scale: Tensor | None = None,
     *,
     se_reduce_weight: Tensor | None = None,
     se_expand_weight: Tensor | None = None,
@@ -151,8 +155,10 @@ def pack_inverted_residual(
 ) -> Tensor:
     """The weights laid out for the kernel, as one opaque uint8 tensor for inverted_residual_packed.
 
-    Weights and biases as inverted_residual takes them; on CPU. Inference only: under grad mode, weights that require
-    grad are refused (ValueError).
+    Weights and biases as inverted_residual takes them; on CPU. expand_scale, dw_scale, project_scale: a number for each
+    channel that their stage makes, float32 (float64 beside float64): batch normalisation's, by which the sums are
+    multiplied in that dtype, before the bias is added; the weights are never rounded for it. Inference only: under grad
+    mode, weights that require grad are refused (ValueError).
     """
     weights: dict[str, Any] = dict(
         expand_weight=expand_weight,
@@ -169,10 +175,17 @@ def pack_inverted_residual(
     first, name = (dw_weight, "dw_weight") if expand_weight is None else (expand_weight, "expand_weight")
     check_weight(name, first)
     _check_weights(first, first.shape[0 if expand_weight is None else 1], name, **weights)
+    scales = dict(expand_scale=expand_scale, dw_scale=dw_scale, project_scale=project_scale)
+    if expand_weight is not None:
+        check_scale("expand_scale", expand_scale, first, expand_weight.shape[0], name)
+    elif expand_scale is not None:
+        raise ValueError(f"expand_scale must be None where expand_weight is, got a {type(expand_scale).__name__}")
+    check_scale("dw_scale", dw_scale, first, dw_weight.shape[0], name)
+    check_scale("project_scale", project_scale, first, project_weight.shape[0], name)
     if torch.is_grad_enabled():
-        check_inference("pack_inverted_residual", "detach it", **weights)
+        check_inference("pack_inverted_residual", "detach it", **weights, **scales)
     backends.code("inverted_residual_packed", "auto", dw_weight.device.type)
-    return _pack_op(*_in_schema_order(**weights))
+    return _pack_op(*_in_schema_order(**weights), *scales.values())
 
 
 def inverted_residual_packed(

@@ -22,6 +22,7 @@ from cnnfast.ops.arguments import (
     check_packed,
     check_pointwise_weight,
     check_residual,
+    check_scale,
     check_weight,
     check_x,
     pair,
@@ -85,19 +86,22 @@ def pointwise_conv2d(
     return _op(x, weight, bias, gate, residual, strides, post, code)
 
 
-def pack_pointwise_conv2d(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def pack_pointwise_conv2d(weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
     """The weights laid out for the kernel, as one opaque uint8 tensor for pointwise_conv2d_packed.
 
-    weight (out_channels, C, 1, 1) and bias (out_channels) as pointwise_conv2d takes them; on CPU. Inference only:
-    under grad mode, weights that require grad are refused (ValueError).
+    weight (out_channels, C, 1, 1) and bias (out_channels) as pointwise_conv2d takes them; on CPU. scale (out_channels),
+    float32 (float64 beside float64): batch normalisation's, by which the sums are multiplied in that dtype, before the
+    bias is added; the weights are never rounded for it. Inference only: under grad mode, weights that require grad are
+    refused (ValueError).
     """
     check_weight("weight", weight)
     check_pointwise_weight("weight", weight, weight, weight.shape[1])
     check_bias("bias", bias, weight, weight.shape[0], like="weight")
+    check_scale("scale", scale, weight, weight.shape[0], like="weight")
     if torch.is_grad_enabled():
-        check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias)
+        check_inference("pack_pointwise_conv2d", "detach it", weight=weight, bias=bias, scale=scale)
     backends.code("pointwise_conv2d_packed", "auto", weight.device.type)
-    return _pack_op(weight, bias)
+    return _pack_op(weight, bias, scale)
 
 
 def pointwise_conv2d_packed(
@@ -142,7 +146,7 @@ def _(grad, x, weight, bias, gate, residual, stride, activation, output_mask, ba
 
 
 @fake("pack_pointwise_conv2d")
-def _(weight, bias):
+def _(weight, bias, scale=None):
     out_channels, channels = weight.shape[0], weight.shape[1]
     return empty_packed("pointwise_conv2d", weight, channels, channels, out_channels, 1)
 

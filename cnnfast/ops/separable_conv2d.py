@@ -25,6 +25,7 @@ from cnnfast.ops.arguments import (
     check_packed,
     check_pointwise_weight,
     check_residual,
+    check_scale,
     check_weight,
     check_x,
     edges,
@@ -129,12 +130,16 @@ def pack_separable_conv2d(
     pw_weight: Tensor,
     dw_bias: Tensor | None = None,
     pw_bias: Tensor | None = None,
+    dw_scale: Tensor | None = None,
+    pw_scale: Tensor | None = None,
     *,
     order: str = "depthwise_first",
 ) -> Tensor:
     """The weights laid out for the kernel, as one opaque uint8 tensor for separable_conv2d_packed.
 
-    Weights, biases and order as separable_conv2d takes them; on CPU. Inference only: under grad mode, weights that
+    Weights, biases and order as separable_conv2d takes them; on CPU. dw_scale, pw_scale: a number for each channel that
+    their stage makes, float32 (float64 beside float64): batch normalisation's, by which the sums are multiplied in that
+    dtype, before the bias is added; the weights are never rounded for it. Inference only: under grad mode, weights that
     require grad are refused (ValueError).
     """
     check_weight("dw_weight", dw_weight)
@@ -142,6 +147,8 @@ def pack_separable_conv2d(
     pointwise_first = _pointwise_first(order)
     channels = pw_weight.shape[1] if pointwise_first else 1
     _check_weights(dw_weight, channels, dw_weight, pw_weight, dw_bias, pw_bias, pointwise_first, like="dw_weight")
+    check_scale("dw_scale", dw_scale, dw_weight, dw_weight.shape[0], like="dw_weight")
+    check_scale("pw_scale", pw_scale, dw_weight, pw_weight.shape[0], like="dw_weight")
     if torch.is_grad_enabled():
         check_inference(
             "pack_separable_conv2d",
@@ -150,9 +157,11 @@ def pack_separable_conv2d(
             pw_weight=pw_weight,
             dw_bias=dw_bias,
             pw_bias=pw_bias,
+            dw_scale=dw_scale,
+            pw_scale=pw_scale,
         )
     backends.code("separable_conv2d_packed", "auto", dw_weight.device.type)
-    return _pack_op(dw_weight, dw_bias, pw_weight, pw_bias, pointwise_first)
+    return _pack_op(dw_weight, dw_bias, pw_weight, pw_bias, pointwise_first, dw_scale, pw_scale)
 
 
 def _pointwise_first(order: str) -> bool:
@@ -264,7 +273,7 @@ def _(grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, *options):
 
 
 @fake("pack_separable_conv2d")
-def _(dw_weight, dw_bias, pw_weight, pw_bias, pointwise_first):
+def _(dw_weight, dw_bias, pw_weight, pw_bias, pointwise_first, dw_scale=None, pw_scale=None):
     channels, taps = dw_weight.shape[0], dw_weight.shape[2] * dw_weight.shape[3]
     if pointwise_first:
         sizes = pw_weight.shape[1], pw_weight.shape[0], channels

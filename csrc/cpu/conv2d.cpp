@@ -225,8 +225,8 @@ Tensor conv2d(Tensor x, Tensor weight, Maybe bias, Maybe residual, Ints stride, 
   const Conv conv = conv_of(x, weight.size(2), weight.size(3), stride, padding, dilation);
   const AtenConv aten_conv(conv);
   if (!trusted(aten_conv, conv.window, storage_of(x, "x")) || conv.n == 0)
-    return conv2d_packed(x, pack_conv2d(weight, bias, false), residual, out_channels, {weight.size(2), weight.size(3)},
-                         stride, padding, dilation, activation_code, backend);
+    return conv2d_packed(x, pack_conv2d(weight, bias), residual, out_channels, {weight.size(2), weight.size(3)}, stride,
+                         padding, dilation, activation_code, backend);
   check_residual(residual, x, conv.n, out_channels, conv.out_h, conv.out_w);
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out_channels), "bias must have shape (", out_channels,
                   ")");

@@ -32,24 +32,26 @@ class Writer {
     next_ = mutable_bytes_of(packed_) + sizeof(header);
   }
 
-  void depthwise(const Tensor& weight, const Maybe& bias) {
+  void depthwise(const Tensor& weight, const Maybe& bias, const Maybe& scale = std::nullopt) {
     const int64_t channels = weight.size(0), taps = weight.size(2) * weight.size(3);
     const int64_t padded = round_up(channels, kPanel);
-    write_bias(bias, channels, padded);
-    const Tensor dense = scalars(weight);
+    write_row(bias, 0, channels, padded);
+    const Tensor dense = scaled(weight, scale);
     const S* w = static_cast<const S*>(dense.const_data_ptr());
     for (int64_t t = 0; t < taps; ++t)
       for (int64_t c = 0; c < padded; ++c) write(c < channels ? w[c * taps + t] : S{0});
   }
 
-  void pointwise(const Tensor& weight, const Maybe& bias) { panels(weight, bias, pairs_); }
-  void excite(const Tensor& weight, const Maybe& bias) { panels(weight, bias, false); }
+  void pointwise(const Tensor& weight, const Maybe& bias, const Maybe& scale = std::nullopt) {
+    panels(weight, bias, scale, pairs_);
+  }
+  void excite(const Tensor& weight, const Maybe& bias) { panels(weight, bias, std::nullopt, false); }
 
   // The products' weights G g G^T, in double before they are rounded.
-  void winograd(const Tensor& weight, const Maybe& bias) {
+  void winograd(const Tensor& weight, const Maybe& bias, const Maybe& scale) {
     const int64_t out = weight.size(0), in = weight.size(1);
-    write_bias(bias, out, round_up(out, kPanel));
-    const Tensor dense = scalars(weight);
+    write_row(bias, 0, out, round_up(out, kPanel));
+    const Tensor dense = scaled(weight, scale);
     const S* w = static_cast<const S*>(dense.const_data_ptr());
     constexpr double kTransform[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
     std::vector<S> product(out * in);
@@ -77,22 +79,35 @@ class Writer {
     return torch::stable::contiguous(to_dtype(t, sizeof(S) == 8 ? ScalarType::Double : ScalarType::Float));
   }
 
+  // The scalars of a weight, each times its output channel's scale.
+  static Tensor scaled(const Tensor& weight, const Maybe& scale) {
+    if (!scale) return scalars(weight);
+    const Tensor dense = scalars(weight), factors = scalars(*scale), product = torch::stable::empty_like(dense);
+    const int64_t out = dense.size(0), each = dense.numel() / std::max<int64_t>(1, out);
+    const S *w = static_cast<const S*>(dense.const_data_ptr()), *s = static_cast<const S*>(factors.const_data_ptr());
+    S* const p = static_cast<S*>(product.mutable_data_ptr());
+    for (int64_t i = 0; i < out * each; ++i) p[i] = w[i] * s[i / each];
+    return product;
+  }
+
   template <class T>
   void write(T value) {
     std::memcpy(next_, &value, sizeof(value));
     next_ += sizeof(value);
   }
 
-  void write_bias(const Maybe& bias, int64_t channels, int64_t padded) {
-    const Tensor dense = bias ? scalars(*bias) : Tensor();
-    const S* b = bias ? static_cast<const S*>(dense.const_data_ptr()) : nullptr;
-    for (int64_t c = 0; c < padded; ++c) write(b && c < channels ? b[c] : S{0});
+  // A bias or a scale; `absent` for each channel where there is none.
+  void write_row(const Maybe& row, S absent, int64_t channels, int64_t padded) {
+    const Tensor dense = row ? scalars(*row) : Tensor();
+    const S* values = row ? static_cast<const S*>(dense.const_data_ptr()) : nullptr;
+    for (int64_t c = 0; c < padded; ++c) write(c >= channels ? S{0} : values ? values[c] : absent);
   }
 
-  void panels(const Tensor& weight, const Maybe& bias, bool pairs) {
+  void panels(const Tensor& weight, const Maybe& bias, const Maybe& scale, bool pairs) {
     const int64_t out = weight.size(0), in = weight.size(1), padded = round_up(out, kPanel);
-    write_bias(bias, out, padded);
-    const Tensor dense = pairs ? torch::stable::contiguous(weight) : scalars(weight);
+    write_row(bias, 0, out, padded);
+    if (pairs) write_row(scale, 1, out, padded);
+    const Tensor dense = pairs ? torch::stable::contiguous(weight) : scaled(weight, scale);
     if (pairs)
       panels_of<uint16_t, 2>(static_cast<const uint16_t*>(dense.const_data_ptr()), in, round_up(in, kPairDepth), out,
                              padded);
@@ -115,19 +130,21 @@ class Writer {
   char* next_;
 };
 
-void check_bias(const Maybe& bias, int64_t channels, const char* name) {
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == channels), name, " must have shape (", channels, ",)");
+void check_row(const Maybe& row, int64_t channels, const char* name) {
+  STD_TORCH_CHECK(!row || (row->dim() == 1 && row->size(0) == channels), name, " must have shape (", channels, ",)");
 }
 
-void check_depthwise(const Tensor& weight, const Maybe& bias) {
+void check_depthwise(const Tensor& weight, const Maybe& bias, const Maybe& scale = std::nullopt) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == 1, "a depthwise weight must have shape (C, 1, kh, kw)");
-  check_bias(bias, weight.size(0), "the depthwise bias");
+  check_row(bias, weight.size(0), "the depthwise bias");
+  check_row(scale, weight.size(0), "the depthwise scale");
 }
 
-void check_pointwise(const Tensor& weight, const Maybe& bias) {
+void check_pointwise(const Tensor& weight, const Maybe& bias, const Maybe& scale = std::nullopt) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1,
                   "a pointwise weight must have shape (K, C, 1, 1)");
-  check_bias(bias, weight.size(0), "the pointwise bias");
+  check_row(bias, weight.size(0), "the pointwise bias");
+  check_row(scale, weight.size(0), "the pointwise scale");
 }
 
 // f(S{}) with the compute type of the weight.
@@ -149,15 +166,16 @@ Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias) {
   });
 }
 
-Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, bool winograd) {
+Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, const Maybe& scale, bool winograd) {
   STD_TORCH_CHECK(weight.dim() == 4, "weight must have shape (K, C, kh, kw)");
-  check_bias(bias, weight.size(0), "bias");
+  check_row(bias, weight.size(0), "bias");
+  check_row(scale, weight.size(0), "scale");
   const int64_t out = weight.size(0), in = weight.size(1), kernel_h = weight.size(2), kernel_w = weight.size(3);
   if (winograd) {
     STD_TORCH_CHECK(kernel_h == 3 && kernel_w == 3 && weight.scalar_type() == ScalarType::Float,
                     "winograd wants float32 weights of 3 x 3 windows");
     Writer<float> writer(PackedOp::conv2d, in, in, out, 3, 3, weight, 0, false, true);
-    writer.winograd(weight, bias);
+    writer.winograd(weight, bias, scale);
     return writer.done();
   }
   // (K, kh, kw, C) in memory, seen as a pointwise weight.
@@ -166,25 +184,25 @@ Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, bool winograd) {
   const Tensor flat = torch::stable::view(by_taps, {out, kernel_h * kernel_w * in, 1, 1});
   return with_compute_type(weight, [&](auto s) {
     Writer<decltype(s)> writer(PackedOp::conv2d, in, in, out, kernel_h, kernel_w, weight);
-    writer.pointwise(flat, bias);
+    writer.pointwise(flat, bias, scale);
     return writer.done();
   });
 }
 
-Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias) {
-  check_pointwise(weight, bias);
+Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias, const Maybe& scale) {
+  check_pointwise(weight, bias, scale);
   return with_compute_type(weight, [&](auto s) {
     Writer<decltype(s)> writer(PackedOp::pointwise_conv2d, weight.size(1), weight.size(1), weight.size(0), 1, 1,
                                weight);
-    writer.pointwise(weight, bias);
+    writer.pointwise(weight, bias, scale);
     return writer.done();
   });
 }
 
 Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
-                             const Maybe& pw_bias, bool pointwise_first) {
-  check_depthwise(dw_weight, dw_bias);
-  check_pointwise(pw_weight, pw_bias);
+                             const Maybe& pw_bias, bool pointwise_first, const Maybe& dw_scale, const Maybe& pw_scale) {
+  check_depthwise(dw_weight, dw_bias, dw_scale);
+  check_pointwise(pw_weight, pw_bias, pw_scale);
   const int64_t channels = dw_weight.size(0), pw_in = pw_weight.size(1), pw_out = pw_weight.size(0);
   if (pointwise_first) {
     STD_TORCH_CHECK(pw_out > 0 && channels % pw_out == 0, "dw_weight must have a multiple of ", pw_out, " channels");
@@ -197,8 +215,8 @@ Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, cons
     W writer = pointwise_first
                    ? W(PackedOp::separable_conv2d_pointwise_first, pw_in, pw_out, channels, kh, kw, dw_weight)
                    : W(PackedOp::separable_conv2d, channels, channels, pw_out, kh, kw, dw_weight);
-    writer.depthwise(dw_weight, dw_bias);
-    writer.pointwise(pw_weight, pw_bias);
+    writer.depthwise(dw_weight, dw_bias, dw_scale);
+    writer.pointwise(pw_weight, pw_bias, pw_scale);
     return writer.done();
   });
 }
@@ -234,11 +252,12 @@ Tensor pack_squeeze_excite(const Tensor& reduce_weight, const Maybe& reduce_bias
 Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
                               const Maybe& dw_bias, const Maybe& se_reduce_weight, const Maybe& se_reduce_bias,
                               const Maybe& se_expand_weight, const Maybe& se_expand_bias, const Tensor& project_weight,
-                              const Maybe& project_bias) {
-  check_depthwise(dw_weight, dw_bias);
-  check_pointwise(project_weight, project_bias);
+                              const Maybe& project_bias, const Maybe& expand_scale, const Maybe& dw_scale,
+                              const Maybe& project_scale) {
+  check_depthwise(dw_weight, dw_bias, dw_scale);
+  check_pointwise(project_weight, project_bias, project_scale);
   const int64_t expanded = dw_weight.size(0);
-  if (expand_weight) check_pointwise(*expand_weight, expand_bias);
+  if (expand_weight) check_pointwise(*expand_weight, expand_bias, expand_scale);
   STD_TORCH_CHECK((!expand_weight || expand_weight->size(0) == expanded) && project_weight.size(1) == expanded,
                   "expand_weight must have ", expanded, " output channels, project_weight as many input channels");
   STD_TORCH_CHECK(se_reduce_weight.has_value() == se_expand_weight.has_value(),
@@ -250,13 +269,13 @@ Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bi
     Writer<decltype(s)> writer(PackedOp::inverted_residual, expand_weight ? expand_weight->size(1) : expanded, expanded,
                                project_weight.size(0), dw_weight.size(2), dw_weight.size(3), dw_weight, squeezed,
                                !expand_weight);
-    if (expand_weight) writer.pointwise(*expand_weight, expand_bias);
-    writer.depthwise(dw_weight, dw_bias);
+    if (expand_weight) writer.pointwise(*expand_weight, expand_bias, expand_scale);
+    writer.depthwise(dw_weight, dw_bias, dw_scale);
     if (squeezed) {
       writer.excite(*se_reduce_weight, se_reduce_bias);
       writer.excite(*se_expand_weight, se_expand_bias);
     }
-    writer.pointwise(project_weight, project_bias);
+    writer.pointwise(project_weight, project_bias, project_scale);
     return writer.done();
   });
 }
@@ -297,7 +316,9 @@ DepthwiseWeights PackedReader::depthwise(int64_t channels) {
 
 PointwiseWeights PackedReader::section(int64_t in, int64_t out, int64_t itemsize) {
   const Storage storage = itemsize == 8 ? Storage::f64 : itemsize == 2 ? Storage::bf16 : Storage::f32;
-  const PointwiseWeights weights{next_, next_ + round_up(out, kPanel) * scalar_size(itemsize), in, out, storage};
+  const int64_t row = round_up(out, kPanel) * scalar_size(itemsize);
+  const char* const scale = storage == Storage::bf16 ? next_ + row : nullptr;
+  const PointwiseWeights weights{next_, scale, next_ + (scale ? 2 : 1) * row, in, out, storage};
   next_ += pointwise_section(in, out, itemsize);
   return weights;
 }

@@ -12,6 +12,7 @@ struct DepthwiseWeights {
 };
 struct PointwiseWeights {
   const char* bias;
+  const char* scale;  // of panels in bfloat16, else null
   const char* panels;
   int64_t in, out;
   Storage storage;  // of the panels
@@ -20,15 +21,18 @@ struct PointwiseWeights {
 };
 
 Tensor pack_depthwise_conv2d(const Tensor& weight, const Maybe& bias);
-Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, bool winograd);
-Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias);
+// A scale multiplies a stage's output channels before the bias is added.
+Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, const Maybe& scale = std::nullopt, bool winograd = false);
+Tensor pack_pointwise_conv2d(const Tensor& weight, const Maybe& bias, const Maybe& scale = std::nullopt);
 Tensor pack_separable_conv2d(const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
-                             const Maybe& pw_bias, bool pointwise_first);
+                             const Maybe& pw_bias, bool pointwise_first, const Maybe& dw_scale = std::nullopt,
+                             const Maybe& pw_scale = std::nullopt);
 // Without expand_weight x goes straight into the depthwise stage; without se_ weights there is no squeeze-excite.
 Tensor pack_inverted_residual(const Maybe& expand_weight, const Maybe& expand_bias, const Tensor& dw_weight,
                               const Maybe& dw_bias, const Maybe& se_reduce_weight, const Maybe& se_reduce_bias,
                               const Maybe& se_expand_weight, const Maybe& se_expand_bias, const Tensor& project_weight,
-                              const Maybe& project_bias);
+                              const Maybe& project_bias, const Maybe& expand_scale = std::nullopt,
+                              const Maybe& dw_scale = std::nullopt, const Maybe& project_scale = std::nullopt);
 Tensor pack_squeeze_excite(const Tensor& reduce_weight, const Maybe& reduce_bias, const Tensor& expand_weight,
                            const Maybe& expand_bias);
 

@@ -110,6 +110,7 @@ GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage
   g.b_panel = weights.panel();
   g.b_depth = kPanel;
   g.bias = weights.bias;
+  g.scale = weights.scale;
   g.a_storage = a_storage;
   g.b_storage = weights.storage;
   g.y_storage = y_storage;
@@ -136,11 +137,21 @@ void copy_padded(const GemmTile& tile, const char* from, char* rows, int64_t pix
   clear_tail(tile, rows, pixels);
 }
 
+namespace {
+
+template <class P>
+P* offset(P* p, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return p ? static_cast<Byte*>(p) + bytes : p;
+}
+
+}  // namespace
+
 void multiply(const KernelTable& table, const GemmTile& tile) {
   if (tile.a_storage == Storage::bf16) return table.gemm_bf16(tile);
   const auto gemm = table.gemm[compute_index(tile.b_storage)];
   if (tile.b_storage != Storage::bf16) return gemm(tile);
-  // Panels as floats, a few at a time.
+  // Panels as floats, times their scales, a few at a time.
   constexpr int64_t kTogether = 4;
   const int64_t panels = ceil_div(tile.cols, kPanel);
   for (int64_t panel = 0; panel < panels; panel += kTogether) {
@@ -149,8 +160,8 @@ void multiply(const KernelTable& table, const GemmTile& tile) {
     GemmTile g = columns_of(tile, panel * kPanel, cols);
     char* const floats = scratch(Slot::panels, count * tile.b_panel * 4);
     for (int64_t p = 0; p < count; ++p)
-      table.unpair(static_cast<const char*>(g.b) + p * tile.b_panel * 2, floats + p * tile.b_panel * 4,
-                   tile.b_panel / kPanel / 2);
+      table.unpair(static_cast<const char*>(g.b) + p * tile.b_panel * 2, offset(g.scale, p * kPanel * 4),
+                   floats + p * tile.b_panel * 4, tile.b_panel / kPanel / 2);
     g.b = floats;
     g.b_storage = Storage::f32;
     gemm(g);
@@ -158,12 +169,6 @@ void multiply(const KernelTable& table, const GemmTile& tile) {
 }
 
 namespace {
-
-template <class P>
-P* offset(P* p, int64_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
-  return p ? static_cast<Byte*>(p) + bytes : p;
-}
 
 GemmTile rows_of(const GemmTile& whole, int64_t row, int64_t rows) {
   GemmTile g = whole;
@@ -196,6 +201,7 @@ GemmTile columns_of(const GemmTile& whole, int64_t col, int64_t cols) {
   const int64_t stored = storage_size(whole.y_storage);
   g.b = offset(whole.b, col / kPanel * whole.b_panel * storage_size(whole.b_storage));
   g.bias = offset(whole.bias, col * compute_size(whole.b_storage));
+  g.scale = offset(whole.scale, col * 4);
   g.residual = offset(whole.residual, col * stored);
   g.y = offset(whole.y, col * stored);
   g.cols = cols;

@@ -246,11 +246,12 @@ class Kernels : public WinogradTester {
   void unpair() {
     const int64_t pairs = 1 + random_.below(40);
     context("pairs", pairs);
-    Buffer from(Storage::bf16, pairs * 2 * kPanel), to(Storage::f32, pairs * 2 * kPanel);
-    from.draw(random_);
-    table_.unpair(from.data(), to.data(), pairs);
+    Buffer from(Storage::bf16, pairs * 2 * kPanel), to(Storage::f32, pairs * 2 * kPanel), scale(Storage::f32, kPanel);
+    from.draw(random_), scale.draw(random_);
+    table_.unpair(from.data(), scale.data(), to.data(), pairs);
     for (int64_t i = 0; i < to.count(); ++i) {
-      const double ref = from[pair_index(2 * pairs, i / kPanel, i % kPanel)];
+      const double product = from[pair_index(2 * pairs, i / kPanel, i % kPanel)] * scale[i % kPanel];
+      const double ref = static_cast<float>(product);
       if (to[i] != ref || fault_ == "unpair") fail("unpair", i, to[i], ref, 0);
     }
   }
@@ -280,9 +281,9 @@ class Kernels : public WinogradTester {
       return row / line * a_line + row % line * a_row + tap / taps * a_tap_line + tap % taps * a_tap + k % tap_depth;
     };
     Buffer a(Storage::bf16, a_at(rows - 1, padded - 1) + 1), b(Storage::bf16, panels * padded * kPanel);
-    Buffer bias(Storage::f32, panels * kPanel), y(output_storage(), (rows - 1) * y_row + cols);
-    Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
-    a.draw(random_), bias.draw(random_), residual.draw(random_);
+    Buffer bias(Storage::f32, panels * kPanel), scale(Storage::f32, panels * kPanel);
+    Buffer y(output_storage(), (rows - 1) * y_row + cols), residual(y.storage(), (rows - 1) * residual_row + cols);
+    a.draw(random_), bias.draw(random_), scale.draw(random_), residual.draw(random_);
     for (int64_t k = 0; k < padded; ++k)
       for (int64_t column = 0; column < panels * kPanel; ++column)
         b.set(pair_index(padded, k, column), k < depth && column < cols ? random_.number() : 0);
@@ -305,6 +306,7 @@ class Kernels : public WinogradTester {
                   cols,
                   true,
                   activation(act)};
+    tile.scale = scale.data();
     if (windows) {
       tile.line = line, tile.a_line = a_line, tile.tap_depth = tap_depth;
       tile.taps = taps, tile.a_tap = a_tap, tile.a_tap_line = a_tap_line;
@@ -319,7 +321,7 @@ class Kernels : public WinogradTester {
       double sum = bias[column] + (added ? residual[row * residual_row + column] : 0);
       double size = std::abs(bias[column]) + std::abs(added ? residual[row * residual_row + column] : 0);
       for (int64_t k = 0; k < depth; ++k) {
-        const double term = a[a_at(row, k)] * b[pair_index(padded, k, column)];
+        const double term = a[a_at(row, k)] * b[pair_index(padded, k, column)] * scale[column];
         sum += term;
         size += std::abs(term);
       }

@@ -35,6 +35,11 @@ FAULTS = {
         "total = row;\n    }",
     ),
     "the first chain of a long sum": ("pointwise_conv2d.h", "if (done > 0)", "if (false)"),
+    "the scale of every second depth": (
+        "pointwise_conv2d.h",
+        "widen(from[2 * c + 1]) * factors[c]",
+        "widen(from[2 * c + 1])",
+    ),
     "a tail that is stored whole": ("vec.h", "i < count; ++i) p[i] = narrow", "i < kPanel; ++i) p[i] = narrow"),
     "ties that are rounded up": ("vec.h", "(bits + 0x7fffu + (bits >> 16 & 1u))", "(bits + 0x8000u)"),
     "NaN that a maximum drops": ("vec.h", "b.v > a.v || b.v != b.v", "b.v > a.v"),

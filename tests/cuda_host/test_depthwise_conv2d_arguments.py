@@ -18,7 +18,7 @@ def pack(weight, bias, op=1, magic=0x464E4E43):
     channels, _, kh, kw = weight.shape
     rows = torch.cat([bias.to(scalar)[None], weight.to(scalar).reshape(channels, -1).t()])
     rows = torch.nn.functional.pad(rows, (0, -channels % 16))
-    header = torch.tensor([magic, 1 | op << 16, scalar.itemsize, *[channels] * 3, kh, kw, *[0] * 8], dtype=torch.int32)
+    header = torch.tensor([magic, 2 | op << 16, scalar.itemsize, *[channels] * 3, kh, kw, *[0] * 8], dtype=torch.int32)
     return torch.cat([header.view(torch.uint8), rows.contiguous().view(torch.uint8).flatten()])
 
 

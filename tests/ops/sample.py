@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 from numerics import fresh_generator, nan_filled
-from op_cases import OPS, make
+from op_cases import OPS, WITH_SCALES, make
 from ops import test_conv2d_winograd, test_stats
 from ops.test_equality import check_both_forms
 from ops.test_gradients import check_gradients, make_away_from_kinks
+from ops.test_scales import ROWS as SCALED
+from ops.test_scales import check_scaled
 
 import cnnfast
 from cnnfast import _C
@@ -56,6 +58,9 @@ def main(isa: str, cases: int = 0) -> None:
             check_gradients(make_away_from_kinks(op, fresh_generator(), **ROWS[-1], dtype=dtype))
     for row in (ROWS[0], ROWS[2] | {"stride": 1, "dilation": 1, "residual": True}):
         test_conv2d_winograd.check(make("conv2d", fresh_generator(), **row | {"k": (3, 3), "padding": 1}))
+    for op, row in itertools.product(WITH_SCALES, SCALED):
+        with nan_filled():
+            check_scaled(make(op, fresh_generator(), **row, dtype=torch.bfloat16, decades=3))
     for op, dtype in itertools.product(test_stats.OPS, DTYPES[:2]):
         test_stats.check(op, *test_stats.make(op, dtype=dtype))
     if cases:

@@ -62,12 +62,12 @@ def test_pairs_of_channels(changes, layout):
 
 
 def test_packings_of_bfloat16():
-    """Half the size where a tap is whole tiles of AMX; one of floats, of before, still fits."""
+    """Half the size, beside a row of scales, where a tap is whole tiles of AMX; one of floats still fits."""
     for channels, itemsize in ((32, 2), (64, 2), (33, 4), (16, 4)):
         weight = torch.randn(16, channels, 3, 3)
         packed, floats = (cnnfast.pack_conv2d(w, None) for w in (weight.bfloat16(), weight.bfloat16().float()))
         assert cnnfast.pack_conv2d(weight.bfloat16().to("meta"), None).shape == packed.shape  # the fake's
-        assert floats.numel() - packed.numel() == (4 - itemsize) * weight.numel()
+        assert floats.numel() - packed.numel() == (4 - itemsize) * weight.numel() - (itemsize == 2) * 4 * 16
         x = torch.randn(1, channels, 5, 5).bfloat16()
         options = dict(out_channels=16, kernel_size=3, padding=1)
         y, expected = (cnnfast.conv2d_packed(x, p, **options) for p in (packed, floats))

@@ -169,7 +169,7 @@ def test_packing():
     packed = cnnfast.pack_conv2d(weight, bias, winograd=True)
     assert packed.numel() == 64 + 48 * 4 + 16 * 24 * 48 * 4  # header, bias and 16 products, columns in whole panels
     assert cnnfast.pack_conv2d(weight.to("meta"), bias.to("meta"), winograd=True).shape == packed.shape
-    torch.library.opcheck(torch.ops.cnnfast.pack_conv2d.default, (weight, bias, True))
+    torch.library.opcheck(torch.ops.cnnfast.pack_conv2d.default, (weight, bias, None, True))
     arguments = (torch.randn(2, 24, 9, 9), packed, None, 40, [3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1)
     torch.library.opcheck(torch.ops.cnnfast.conv2d_packed.default, arguments)
     with pytest.raises(RuntimeError, match="truncated"):
@@ -185,7 +185,7 @@ def test_weights_that_it_does_not_take(weight, winograd):
     with pytest.raises(ValueError, match=r"winograd=True wants a float32 weight \(K, C, 3, 3\), got torch.float"):
         cnnfast.pack_conv2d(weight, winograd=winograd)
     with pytest.raises(RuntimeError, match="winograd wants float32 weights of 3 x 3"):
-        torch.ops.cnnfast.pack_conv2d(weight, None, True)
+        torch.ops.cnnfast.pack_conv2d(weight, None, None, True)
     with pytest.raises(TypeError, match="winograd must be a bool, got 1"):
         cnnfast.pack_conv2d(weight, winograd=1)
 

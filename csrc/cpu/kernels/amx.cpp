@@ -10,8 +10,8 @@
 // Loops    panels outside, rows inside: two panels (depth * 64 bytes) stay in L1 while the rows stream past, read with the
 //          hint that they need not stay there; the next two panels, used once a call and so far away, are fetched into L2
 //          meanwhile.
-// Sums     an accumulator starts with the bias; pairs of the depth are added in order, in float32; then the residual. An
-//          output's bits depend on its row of a and its column of b alone.
+// Sums     pairs of the depth are added in order, in float32; the sum is multiplied by its column's scale and the bias
+//          added, in one rounding; then the residual. An output's bits depend on its row of a and its column of b alone.
 // Rate     4 tile products of 16 cycles for 32 x 32 x 32: 8192 multiply-adds in 16 cycles, where FMA does 512.
 // Limits   The unit, and AVX-512's rounding to bfloat16, take subnormals as zero and flush results below 2^-126.
 #include <immintrin.h>
@@ -67,11 +67,10 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
   const char* b0 = static_cast<const char*>(t.b) + panel * t.b_panel * 2;
   const char* b1 = b0 + (P > 1 ? t.b_panel * 2 : 0);
   const char* next = b0 + 2 * t.b_panel * 2;
-  const float* bias = static_cast<const float*>(t.bias) + panel * kPanel;
-  _tile_loadd(0, bias, 0);  // each row the same: a distance of 0
-  if constexpr (P > 1) _tile_loadd(1, bias + kPanel, 0);
-  if constexpr (R > 1) _tile_loadd(2, bias, 0);
-  if constexpr (R > 1 && P > 1) _tile_loadd(3, bias + kPanel, 0);
+  _tile_zero(0);
+  if constexpr (P > 1) _tile_zero(1);
+  if constexpr (R > 1) _tile_zero(2);
+  if constexpr (R > 1 && P > 1) _tile_zero(3);
   const int64_t together = t.taps ? t.tap_depth : t.depth;
   for (int64_t tap = 0, done = 0; done < t.depth; ++tap, done += together) {
     const char* at0 = a0 + tap_bytes(t, tap);
@@ -105,42 +104,53 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
   written(sums);
 }
 
-// sums to y: residual, activation, storage T.
+// sums to y: scale, bias, residual, activation, storage T.
 template <int P, class T>
 CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t panel, float* sums) {
   const int64_t column = panel * kPanel, left = smaller(t.cols - column, kPanel),
                 right = P > 1 ? smaller(t.cols - column - kPanel, kPanel) : 0;
-  const Clamp<float> clamp(t.activation);
-  const T* residual = t.residual ? static_cast<const T*>(t.residual) + row * t.residual_row + column : nullptr;
-  T* y = static_cast<T*>(t.y) + row * t.y_row + column;
-  if (!is_clamp(t.activation)) {
-    if (residual)
-      for (int64_t r = 0; r < rows; ++r) {
-        float* const at = sums + 2 * r * kPanel;
-        store(at, add(load<float>(at), load<float>(residual + r * t.residual_row, left)));
-        if (P > 1)
-          store(at + kPanel, add(load<float>(at + kPanel), load<float>(residual + r * t.residual_row + kPanel, right)));
+  const float* scale = static_cast<const float*>(t.scale) + column;
+  const float* bias = static_cast<const float*>(t.bias) + column;
+  const Vec<float> scale0 = load<float>(scale), scale1 = P > 1 ? load<float>(scale + kPanel) : scale0;
+  const Vec<float> bias0 = load<float>(bias), bias1 = P > 1 ? load<float>(bias + kPanel) : bias0;
+  // then(row, its columns, those of the second panel: without one the first again) for each row.
+  const auto each_row = [&](auto then) {
+    const T* residual = t.residual ? static_cast<const T*>(t.residual) + row * t.residual_row + column : nullptr;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* const at = sums + 2 * r * kPanel;
+      Vec<float> v0 = fma(load<float>(at), scale0, bias0);
+      Vec<float> v1 = P > 1 ? fma(load<float>(at + kPanel), scale1, bias1) : v0;
+      if (residual) {
+        v0 = add(v0, load<float>(residual, left));
+        if (P > 1) v1 = add(v1, load<float>(residual + kPanel, right));
+        residual += t.residual_row;
       }
-    residual = nullptr;
-    curve(sums, 2 * rows, t.activation.code);
-  }
-  const __mmask32 kept = static_cast<__mmask32>((uint64_t{1} << (left + right)) - 1);
-  for (int64_t r = 0; r < rows; ++r, y += t.y_row, sums += 2 * kPanel) {
-    Vec<float> v0 = load<float>(sums), v1 = P > 1 ? load<float>(sums + kPanel) : v0;
-    if (residual) {
-      v0 = add(v0, load<float>(residual, left));
-      if (P > 1) v1 = add(v1, load<float>(residual + kPanel, right));
-      residual += t.residual_row;
+      then(r, v0, v1);
     }
-    v0 = clamp(v0);
-    v1 = clamp(v1);
+  };
+  const __mmask32 kept = static_cast<__mmask32>((uint64_t{1} << (left + right)) - 1);
+  T* const first = static_cast<T*>(t.y) + row * t.y_row + column;
+  const auto store_row = [&](int64_t r, Vec<float> v0, Vec<float> v1) {
+    T* const y = first + r * t.y_row;
     if constexpr (std::is_same_v<T, bf16>) {
       _mm512_mask_storeu_epi16(y, kept, (__m512i)_mm512_cvtne2ps_pbh(v1.v, v0.v));
     } else {
       store(y, v0, left);
       if (P > 1) store(y + kPanel, v1, right);
     }
+  };
+  if (is_clamp(t.activation)) {
+    const Clamp<float> clamp(t.activation);
+    each_row([&](int64_t r, Vec<float> v0, Vec<float> v1) { store_row(r, clamp(v0), clamp(v1)); });
+    return;
   }
+  each_row([&](int64_t r, Vec<float> v0, Vec<float> v1) {
+    store(sums + 2 * r * kPanel, v0);
+    store(sums + 2 * r * kPanel + kPanel, v1);
+  });
+  curve(sums, 2 * rows, t.activation.code);
+  for (int64_t r = 0; r < rows; ++r)
+    store_row(r, load<float>(sums + 2 * r * kPanel), load<float>(sums + 2 * r * kPanel + kPanel));
 }
 
 // Rows of a, a line of them cut into equal runs of up to a tile.
@@ -163,8 +173,6 @@ struct Runs {
 template <int P>
 void panels(const GemmTile& t, const Runs& runs, int64_t panel, bool another_pair) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
-  if constexpr (P == 1)
-    for (float& sum : sums) sum = 0;  // its other half goes through the activation too
   const auto done = [&](int64_t run, float* from) {
     const int64_t row = runs.first(run);
     if (t.y_storage == Storage::bf16)

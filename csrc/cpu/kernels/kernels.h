@@ -63,7 +63,7 @@ struct DepthwiseGradWeightTile {
   Activation pre_activation;
 };
 
-// y[rows][cols] = activation(a[rows][depth] * b[depth][cols] + bias + residual)
+// y[rows][cols] = activation(a[rows][depth] * b[depth][cols] * scale + bias + residual)
 struct GemmTile {
   const void* a;  // S, or bfloat16 for gemm_bf16
   int64_t a_row, a_depth;
@@ -82,7 +82,8 @@ struct GemmTile {
   // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
-  int64_t chain;  // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
+  int64_t chain;      // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
+  const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel]
 };
 
 // Winograd's F(2x2, 3x3): a row of tiles of one image, channels_last, into a row of each of 16 matrices.
@@ -173,8 +174,9 @@ struct KernelTable {
   void (*local_response_norm_backward[kStorages])(const LocalResponseNormTile&);
   // [0] float, [1] double
   void (*gemm[2])(const GemmTile&);
-  void (*unpair)(const void* pairs, void* panel, int64_t count);  // a bfloat16 panel to float, both b of a GemmTile
-  void (*gemm_bf16)(const GemmTile&);                             // a and b bfloat16; null: none
+  // a bfloat16 panel times scale [kPanel] to float, both b of a GemmTile
+  void (*unpair)(const void* pairs, const void* scale, void* panel, int64_t count);
+  void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16; null: none
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);

@@ -186,14 +186,16 @@ void gemm(const GemmTile& t) {
     gemm_panels<S, kPanels, false>(t, 0);
 }
 
-// `count` pairs of the depth of a panel: [pair][column][2] to [depth][column].
-void unpair(const void* pairs, void* panel, int64_t count) {
+// `count` pairs of the depth of a panel, times the columns' scales: [pair][column][2] to [depth][column].
+void unpair(const void* pairs, const void* scale, void* panel, int64_t count) {
+  float factors[kPanel];  // aligned
+  __builtin_memcpy(factors, scale, sizeof(factors));
   const bf16* from = static_cast<const bf16*>(pairs);
   float* to = static_cast<float*>(panel);
   for (int64_t i = 0; i < count; ++i, from += 2 * kPanel, to += 2 * kPanel)
     for (int64_t c = 0; c < kPanel; ++c) {
-      to[c] = widen(from[2 * c]);
-      to[kPanel + c] = widen(from[2 * c + 1]);
+      to[c] = widen(from[2 * c]) * factors[c];
+      to[kPanel + c] = widen(from[2 * c + 1]) * factors[c];
     }
 }
 
