@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cnnfast
 from cnnfast._peers import checkpoint_source, plain_network
+from cnnfast.exactness import draw_batch_norms
 from cnnfast.models.registry import model_entry
 from cnnfast.nn import set_backend
 
@@ -29,7 +30,9 @@ class ModelCase:
     def build(self, settings: Settings) -> Problem:
         channels = model_entry(self.name).pretrained_cfg["input_size"][0]
         x = torch.randn(settings.batch, channels, self.size, self.size).to(settings.dtype)
-        plain = _drawn(_plain(self.name), torch.randn(2, *x.shape[1:])).to(settings.dtype)
+        plain = _plain(self.name)
+        draw_batch_norms(plain, torch.randn(2, *x.shape[1:]))  # fresh ones do nothing: any logits would pass
+        plain = plain.eval().requires_grad_(False).to(settings.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         with FlopCounterMode(display=False) as counter:
             y = plain(x)
@@ -51,18 +54,6 @@ def _plain(name: str) -> nn.Module:
     network = cnnfast.create_model(name)
     set_backend(network, "reference")
     return network
-
-
-def _drawn(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    """Weights as initialised; BN parameters drawn, its statistics those of x: at initialisation BN does nothing, and
-    logits of any size would pass."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            module.momentum = 1.0
-    model.train()(x)
-    return model.eval().requires_grad_(False)
 
 
 # One of each family, or two where they differ; --model takes any.

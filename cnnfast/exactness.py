@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,24 +42,32 @@ class Error:
 def draw_batch_norms(model: nn.Module, x: Tensor, seed: int = 0) -> None:
     """Affine parameters and running statistics as after training: at initialisation they hide mistakes.
 
-    Statistics are those of x, so that activations keep their size through the network, and then moved at random.
+    Statistics are those of each layer's input, moved at random, layer by layer: what lies behind sees activations as
+    they will be in eval mode, and they keep their size through the deepest network. Biases are about 1. Around 0, half
+    of what a ReLU gets is cut off and its mean is taken away by the next layer, so that each layer enlarges rounding
+    1.2 times: in float32 PyTorch's logits of efficientnet_b7 at 65 x 65 were 0.5 off and inception_v4's maps 2e-3; so
+    they are 2e-6 and 8e-6.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def draw(norm: Any, inputs: tuple[Tensor]) -> None:
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.normal_(1.0, 0.3, generator=generator)
+        var, mean = torch.var_mean(inputs[0], (0, 2, 3))
+        moved = torch.empty_like(mean).normal_(0, 0.2, generator=generator) * var.sqrt()
+        norm.running_mean.copy_(mean + moved)
+        norm.running_var.copy_(var * torch.empty_like(var).uniform_(0.7, 1.5, generator=generator))
+
+    training, hooks = model.training, []
+    model.train()  # layer by layer, auxiliary classifiers too
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            hooks.append(module.eval().register_forward_pre_hook(draw))
     with torch.no_grad():
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.5, generator=generator)
-            norm.bias.normal_(0, 0.3, generator=generator)
-            norm.momentum = 1.0
-        training = model.training
-        model.train()(x)
-        model.train(training)
-        for norm in norms:
-            norm.momentum = 0.1
-            mean, var = norm.running_mean, norm.running_var
-            if mean is not None and var is not None:
-                mean.add_(torch.empty_like(mean).normal_(0, 0.2, generator=generator) * var.sqrt())
-                var.mul_(torch.empty_like(var).uniform_(0.7, 1.5, generator=generator))
+        model(x)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
 
 
 def in_float64(model: nn.Module) -> nn.Module:

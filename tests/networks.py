@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnfast.exactness import draw_batch_norms, errors, in_float64, relative
+from cnnfast.models.figures import figures
 from cnnfast.models.registry import list_models, model_entry
 
 __all__ = ["draw_batch_norms", "in_float64", "relative"]  # of the package, beside what is here
 
 
-def one_of_each_family() -> set[str]:
-    """Of each family (file) of networks the one with the shortest name."""
+def family(name: str) -> str:
+    """The module (file) of the network."""
+    return model_entry(name).factory.__module__
+
+
+def one_of_each_family() -> list[str]:
+    """Of each family of networks the one that costs least, of those that timm or torchvision has if there are any."""
     families: dict[str, list[str]] = {}
     for name in list_models():
-        families.setdefault(model_entry(name).factory.__module__, []).append(name)
-    return {min(family, key=lambda name: (len(name), name)) for family in families.values()}
+        families.setdefault(family(name), []).append(name)
+    cost = lambda name: (not model_entry(name).peers, figures(name)["macs"])  # noqa: E731
+    return sorted(min(names, key=cost) for names in families.values())
 
 
 class Recorder(TorchDispatchMode):
@@ -42,17 +50,32 @@ def ops_of(function: Callable, *args) -> list[str]:
     return recorder.ops
 
 
+def stages_of(network: nn.Module, x: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
+    """What one forward gives: the feature maps `taps` by name, the last map where the package returns it, the logits.
+    Of a package without feature maps the outputs of its modules of the same names are taken."""
+    if hasattr(network, "forward_intermediates"):
+        last, maps = network.forward_intermediates(x)
+        return {**dict(zip(taps, maps, strict=True)), "last map": last, "logits": network.forward_head(last)}
+    stages: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for tap in taps:
+            keep = lambda module, args, y, tap=tap: stages.update({tap: y})  # noqa: E731
+            stack.callback(network.get_submodule(tap).register_forward_hook(keep).remove)
+        logits = network(x)
+    return {**stages, "logits": logits}
+
+
 def assert_as_exact_as(ours: Tensor, theirs: Tensor, ref: Tensor) -> None:
     """The numerics policy for a network's output, as cnnfast.exactness.errors has it."""
     assert_as_exact_over([(ours, theirs, ref)])
 
 
-def assert_as_exact_over(outputs: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+def assert_as_exact_over(outputs: list[tuple[Tensor, Tensor, Tensor]], stage: str = "outputs") -> None:
     """The same for several inputs, by the geometric means of the errors over them."""
     for ours, theirs, ref in outputs:
         assert ours.dtype == theirs.dtype and ref.dtype == torch.float64 and ours.shape == theirs.shape == ref.shape
     for error in errors(outputs):
-        assert error.allowed, f"{error.measure} error of the channel at rank {error.rank}: {error}"
+        assert error.allowed, f"{stage}: {error.measure} error of the channel at rank {error.rank}: {error}"
 
 
 def assert_same_gradients(

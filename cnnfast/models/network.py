@@ -180,14 +180,14 @@ class Network(Layouts, FusedModule):
 
     def _drop_last_step(self, last: str) -> bool:
         """Removes the last layer unless it is `last`, inside it, or holds it; whether it did."""
-        names = [step if isinstance(step, str) else step[-1] for step in self.steps]
         step = self.steps[-1]
-        if names[-1] == last or (isinstance(step, tuple) and last in step):
+        layers = (step,) if isinstance(step, str) else step
+        if last in layers:
             return False
-        holder = self.get_submodule(names[-1])
-        if last.startswith(names[-1] + "."):
-            return _drop_after(holder, last[len(names[-1]) + 1 :])
-        for name in (step,) if isinstance(step, str) else step:
+        holder = layers[-1]
+        if last.startswith(holder + "."):
+            return _drop_after(self.get_submodule(holder), last[len(holder) + 1 :])
+        for name in layers:
             parent, _, child = name.rpartition(".")
             delattr(self.get_submodule(parent), child)
         self.steps = self.steps[:-1]

@@ -146,7 +146,7 @@ class ImageNetNIN(NIN):
     mean=CIFAR10_MEAN,
     std=CIFAR10_STD,
     num_classes=10,
-    label_set="cifar-10",
+    label_set="cifar10",
 )
 class CifarNIN(NIN):
     """Network in Network for CIFAR-10 (2013): 966,986 parameters, 0.22 GMACs at 32 x 32; input normalised by

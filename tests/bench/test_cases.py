@@ -34,6 +34,13 @@ def test_models_equal_the_plain_layers(case):
     assert {name: contender.problem for name, contender in found.contenders.items()} == {"cnnfast": None, "eager": None}
 
 
+@pytest.mark.slow
+def test_the_deepest_at_full_size():
+    """Where statistics that don't fit a network enlarge rounding beyond what is allowed."""
+    found = measure(models.case("inception_v4"), SETTINGS)
+    assert {name: contender.problem for name, contender in found.contenders.items()} == {"cnnfast": None, "eager": None}
+
+
 def test_counts():
     (case,) = [case for case in ops.CASES if case.group == "separable_conv2d" and case.name.startswith("728-728 @19")]
     problem = case.build(Settings(1, batch=2))

@@ -9,14 +9,19 @@ import math
 
 import pytest
 import torch
-from networks import assert_same_gradients, draw_batch_norms, ops_of, relative
-from torch import nn
+from networks import (
+    assert_as_exact_over,
+    assert_same_gradients,
+    draw_batch_norms,
+    ops_of,
+    relative,
+    stages_of,
+)
 
 import cnnfast
 from cnnfast._peers import import_timm
 from cnnfast.models.figures import count_macs, count_parameters
 from cnnfast.models.registry import model_entry
-from cnnfast.nn import set_backend
 
 NAMES = cnnfast.list_models("*efficientnet_*")
 # as published: millions of parameters, billions of multiply-adds (at 224, 240, 260, 300, 380, 456, 528, 600)
@@ -155,35 +160,65 @@ def test_mistaken_output_stride():
         on_meta("efficientnet_b0", output_stride=64)
 
 
-@pytest.mark.slow
-def test_l2():
-    """In float32, layer by layer and fused, as near to timm's as timm's is to itself in another memory format, times 4:
-    480 million parameters in float64 would fill the memory. Statistics are those of x itself: any others are amplified
-    by the 88 blocks until two memory formats have nothing in common."""
+@pytest.fixture(scope="module")
+def l2():
+    """timm's with drawn statistics, 480 million parameters, of which a test changes the dtype in place."""
     torch.manual_seed(2)
-    x = torch.randn(6, 3, 33, 35)
-    theirs = import_timm().create_model("tf_efficientnet_l2")
-    with torch.no_grad():
-        for norm in (module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, 0, 0.3)
-            norm.momentum = 1.0
-        theirs.train()(x)
-        theirs.eval()
-        ours = on_meta("tf_efficientnet_l2").eval()
-        ours.load_state_dict(theirs.state_dict(), assign=True)
-        expected, other, layers, fused = [], [], [], []
-        for network, results, backend, form in (
-            (theirs, expected, None, torch.contiguous_format),
-            (theirs, other, None, torch.channels_last),
-            (ours, layers, "reference", torch.contiguous_format),
-            (ours, fused, "auto", torch.contiguous_format),
-        ):
-            if backend:
-                set_backend(network, backend)
-            last, maps = network.forward_intermediates(x.to(memory_format=form))
-            results.extend([*maps, last, network.forward_head(last)])
-    for stage, (wanted, again, *got) in enumerate(zip(expected, other, layers, fused, strict=True)):
-        assert relative(again, wanted) <= 1e-3
-        for y in got:
-            assert y.shape == wanted.shape and relative(y, wanted) <= 4 * relative(again, wanted) + 1e-6, stage
+    theirs = import_timm().create_model("tf_efficientnet_l2", drop_rate=0.0)
+    draw_batch_norms(theirs, torch.randn(8, 3, 33, 35))
+    return theirs
+
+
+def with_parameters_of(theirs):
+    """Ours, with theirs's own parameters, and buffers like them."""
+    ours = on_meta("tf_efficientnet_l2", drop_rate=0.0)
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    for module in ours.modules():
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = buffer.clone()
+    return ours
+
+
+@pytest.mark.slow
+def test_training_of_l2(l2):
+    """Output, gradients and running statistics in float64. Gradients are compared as they come: two sets, and one of
+    parameters, are 12 GB."""
+    theirs = l2.double().train()
+    ours = with_parameters_of(theirs).train()
+    x = torch.randn(2, 3, 33, 33, dtype=torch.float64)
+    outputs = [theirs(x), ours(x)]
+    assert relative(*outputs) <= 1e-9
+    grad = torch.randn_like(outputs[0])
+    outputs[0].backward(grad)
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    total = torch.stack([one.norm() for one in expected.values()]).norm().item()
+    distances = {}
+
+    def compared(name, parameter):
+        wanted = expected.pop(name)
+        distances[name] = (parameter.grad - wanted).norm().item() / max(wanted.norm().item(), 1e-4 * total)
+        parameter.grad = None
+
+    for name, parameter in ours.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: compared(name, p))
+    outputs[1].backward(grad)
+    assert not expected and max(distances.values()) <= 1e-8
+    buffers = dict(theirs.named_buffers())
+    for key, buffer in ours.named_buffers():
+        assert relative(buffer.double(), buffers[key].double()) <= 1e-9, key
+    theirs.zero_grad()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@torch.no_grad()
+def test_eval_of_l2(l2, dtype):
+    theirs = l2.to(dtype).eval()
+    taps = [one["module"] for one in on_meta("tf_efficientnet_l2").feature_info]
+    xs = [torch.randn(shape).to(dtype) for shape in ((3, 3, 33, 35), (1, 3, 49, 33))]
+    exact = [stages_of(theirs.double(), x.double(), taps) for x in xs]
+    own = [stages_of(theirs.to(dtype), x, taps) for x in xs]
+    ours = with_parameters_of(theirs).eval()
+    got = [stages_of(ours, x, taps) for x in xs]
+    for stage in exact[0]:
+        assert_as_exact_over([(g[stage], o[stage], e[stage]) for g, o, e in zip(got, own, exact, strict=True)], stage)

@@ -1,8 +1,9 @@
 """Our networks are timm's and torchvision's: keys, outputs, gradients, running statistics, arguments.
 
 Statistics and affine parameters are drawn. Each network runs by default in one of the four combinations of dtype and
-layout; the others, and full resolutions, are slow ones. Fails if a layer, activation, padding, eps or residual differs,
-if a fused network is less exact than the policy allows, or if a block isn't the calls that it should be.
+layout; the others are slow ones, and full resolutions are in test_full_size.py. Fails if a layer, activation, padding,
+eps or residual differs, if a fused network is less exact than the policy allows, or if a block isn't the calls that it
+should be.
 """
 
 import copy
@@ -11,7 +12,6 @@ import pytest
 import torch
 from networks import (
     assert_as_exact_as,
-    assert_as_exact_over,
     assert_same_gradients,
     draw_batch_norms,
     in_float64,
@@ -55,22 +55,6 @@ def features(network):
     return getattr(network, "forward_features", None) or network.features
 
 
-def has_gates(network):
-    return any("reduce" in name or "fc1" in name for name, _ in network.named_modules())
-
-
-def assert_as_exact_outputs(ours, theirs, exact, draw, sizes, gated_inputs=8):
-    """Features and logits, size by size; over `gated_inputs` in all where a single one says little (see
-    assert_as_exact_over)."""
-    for together in [sizes * (gated_inputs // len(sizes))] if has_gates(ours) else [[size] for size in sizes]:
-        inputs = [draw(size) for size in together]
-        with torch.no_grad():
-            assert_as_exact_over(
-                [(features(ours)(x), features(theirs)(x), features(exact)(x.double())) for x in inputs]
-            )
-            assert_as_exact_over([(ours(x), theirs(x), exact(x.double())) for x in inputs])
-
-
 @pytest.mark.parametrize(
     "dtype, layout",
     [
@@ -85,25 +69,11 @@ def test_eval(pair, dtype, layout):
     layout = LAYOUTS[layout]
     theirs, ours = (network.to(dtype).to(memory_format=layout) for network in pair)
     exact = in_float64(theirs)
-    sizes = [(3, 3, 75, 97), (1, 3, 96, 96)]
-    assert_as_exact_outputs(
-        ours, theirs, exact, lambda size: torch.randn(size).to(dtype).to(memory_format=layout), sizes
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_eval_at_full_resolution(pair, dtype):
-    theirs, ours = (network.to(dtype) for network in pair)
-    gated = has_gates(ours)
-    if gated and dtype is torch.float16:  # with the drawn statistics PyTorch's own overflows
-        for network in pair:
-            for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-                norm.weight.data.mul_(0.5)
-    exact = in_float64(theirs)
-    sizes = [(1, 3, 224, 224)] if gated else [(1, 3, 224, 224), (3, 3, 299, 299)]
-    draw = lambda size: torch.randn(size).to(dtype)  # noqa: E731
-    assert_as_exact_outputs(ours, theirs, exact, draw, sizes, gated_inputs=24)
+    for size in ((3, 3, 75, 97), (1, 3, 96, 96)):
+        x = torch.randn(size).to(dtype).to(memory_format=layout)
+        with torch.no_grad():
+            assert_as_exact_as(features(ours)(x), features(theirs)(x), features(exact)(x.double()))
+            assert_as_exact_as(ours(x), theirs(x), exact(x.double()))
 
 
 def test_eval_in_float64(pair, nan_outputs):

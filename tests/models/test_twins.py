@@ -1,21 +1,27 @@
 """Every network that timm or torchvision has too is theirs: keys, maps, logits, gradients, running statistics.
 
 In the default run keys and shapes of all, and values of the first of each family; the others are slow. What
-test_networks.py does in depth to a few is done here to all, at small resolutions. Statistics and affine parameters are
-drawn. Fails if a layer, activation, padding, eps, shortcut or tap differs, or a fused network is less exact than the
-policy allows.
+test_networks.py does in depth to a few is done here to all, at small resolutions (at full ones: test_full_size.py).
+Statistics and affine parameters are drawn. Fails if a layer, activation, padding, eps, shortcut or tap differs, or a
+fused network is less exact than the policy allows.
 """
 
 import copy
-import functools
 
 import pytest
 import torch
-from networks import assert_as_exact_over, assert_same_gradients, draw_batch_norms, in_float64, relative
+from networks import (
+    assert_as_exact_over,
+    assert_same_gradients,
+    draw_batch_norms,
+    in_float64,
+    relative,
+    stages_of,
+)
 from torch import nn
 
 import cnnfast
-from cnnfast._peers import checkpoint_source, plain_network, plain_networks
+from cnnfast._peers import checkpoint_source, first_peer, plain_network, plain_networks
 from cnnfast.checkpoints import same_numbers
 from cnnfast.models.registry import model_entry
 
@@ -29,64 +35,57 @@ SIZES = {
     "resnet152": 43,
     **{f"efficientnet_b{n}": 33 for n in range(4, 9)},
 }
-DEEP = tuple(f"efficientnet_b{n}" for n in range(5, 9))  # by the end of the name: inference only, without bfloat16
 ELSEWHERE = ("efficientnet_l2", "vgg1")  # values: test_efficientnet.py, test_vgg.py
 
 
 def cases():
-    """(our name, package)"""
     for name in plain_networks():
-        if any(part in name for part in ELSEWHERE):
-            continue
-        for package in model_entry(name).peers:
-            marks = [pytest.mark.slow] * (name not in QUICK)
-            yield pytest.param((name, package), marks=marks, id=f"{name}-{package}")
+        if not any(part in name for part in ELSEWHERE):
+            yield pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
 
 
 def size_of(name):
     return next((size for part, size in SIZES.items() if part in name), 75)
 
 
-@functools.cache
-def _drawn(name, package):
+@pytest.fixture(scope="module", params=cases())
+def drawn(request):
+    """(name, their network with drawn statistics, in eval mode)"""
     torch.manual_seed(7)
-    network = plain_network(name, package, **(dict(drop_rate=0.0) if package == "timm" else {}))
+    name = request.param
+    network = plain_network(name, **(dict(drop_rate=0.0) if first_peer(name) == "timm" else {}))
     size = size_of(name)
-    # statistics of few values are far from those of another x, and in deep networks the distance grows block by block
-    draw_batch_norms(network, torch.randn(3 if size >= 75 else 32, 3, size, size))
+    draw_batch_norms(network, torch.randn(3 if size >= 75 else 8, 3, size, size))
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return network.eval()
+    return name, network.eval()
 
 
-@pytest.fixture(params=cases())
-def twins(request):
+@pytest.fixture
+def twins(drawn):
     """(name, theirs, ours, names of our keys in theirs) with one state, in eval mode."""
-    name, package = request.param
-    if name.endswith(DEEP) and (request.node.originalname == "test_training" or "bfloat16" in request.node.name):
-        pytest.skip("too large for every test")
-    if _drawn.cache_info().currsize > 1:
-        _drawn.cache_clear()  # large ones fill the memory
-    theirs = copy.deepcopy(_drawn(name, package))
-    ours = cnnfast.create_model(name, drop_rate=0.0).eval()
-    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name, package))
-    return name, theirs, ours, ours.checkpoint_keys(package)
+    name, theirs = drawn
+    with torch.device("meta"):
+        ours = cnnfast.create_model(name, drop_rate=0.0).eval()
+    ours.to_empty(device="cpu")
+    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name))
+    return name, copy.deepcopy(theirs), ours, ours.checkpoint_keys(first_peer(name))
 
 
-def maps_and_logits(network, x):
-    """Feature maps where the package has them, the last map and the logits."""
-    if hasattr(network, "forward_intermediates"):
-        last, maps = network.forward_intermediates(x)
-        return [*maps, last, network.forward_head(last)]
-    return [network(x)]
+def inputs(name, dtype):
+    size = size_of(name)
+    for shape in ((3, 3, size, size + 6), (1, 3, size + size // 8, size + 1)):
+        yield torch.randn(shape).to(dtype)
 
 
-def pairs(ours, theirs, x):
-    expected = maps_and_logits(theirs, x)
-    got = maps_and_logits(ours, x)[-len(expected) :]
-    assert len(got) == len(expected) and [g.shape for g in got] == [e.shape for e in expected]
-    return list(zip(got, expected, strict=True))
+def compare(ours, theirs, x):
+    """(ours, theirs) of each stage, by name."""
+    taps = [one["module"] for one in ours.feature_info]
+    expected, got = stages_of(theirs, x, taps), stages_of(ours, x, taps)
+    assert {*taps, "logits"} <= expected.keys() <= got.keys()
+    assert [got[stage].shape for stage in expected] == [y.shape for y in expected.values()]
+    return {stage: (got[stage], y) for stage, y in expected.items()}
 
 
 @pytest.mark.parametrize("name", plain_networks())
@@ -105,32 +104,39 @@ def test_keys_and_shapes(name):
                     assert ours.feature_info.get(key) == [one[key] for one in info]
 
 
-def test_in_float64(twins):
-    """Nothing hides behind rounding there."""
-    name, theirs, ours, _ = twins
-    theirs.double(), ours.double()
-    size = size_of(name)
-    for shape in ((3, 3, size, size + 6), (1, 3, size + size // 8, size + 1)):
-        x = torch.randn(shape, dtype=torch.float64)
-        with torch.no_grad():
-            for got, expected in pairs(ours, theirs, x):
-                assert relative(got, expected) <= 1e-10
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_low_precision(twins, dtype):
+@torch.no_grad()
+def test_eval(twins, dtype):
+    """Maps and logits as exact as the policy wants, and in float64, where nothing hides behind rounding, theirs."""
     name, theirs, ours, _ = twins
     theirs.to(dtype), ours.to(dtype)
-    exact = in_float64(theirs)
-    size, outputs = size_of(name), []
-    gated = any("reduce" in key or "fc1" in key for key in theirs.state_dict())
-    for shape in ((3, 3, size, size + 6), (1, 3, size + size // 8, size + 1)) * (4 if gated else 1):
-        x = torch.randn(shape).to(dtype)
-        with torch.no_grad():
-            both, expected = pairs(ours, theirs, x), maps_and_logits(exact, x.double())
-            outputs.append([(*pair, ref) for pair, ref in zip(both, expected, strict=True)])
-    for stage in zip(*outputs, strict=True):
-        assert_as_exact_over(list(stage))
+    exact, ours_exact = in_float64(theirs), in_float64(ours)
+    outputs = {}
+    for x in inputs(name, dtype):
+        pairs = compare(ours, theirs, x)
+        for stage, (got, ref) in compare(ours_exact, exact, x.double()).items():
+            assert relative(got, ref) <= 1e-10, stage
+            outputs.setdefault(stage, []).append((*pairs[stage], ref))
+    for stage, triples in outputs.items():
+        assert_as_exact_over(triples, stage)
+
+
+OF_BOTH = [name for name in plain_networks() if len(model_entry(name).peers) > 1 and not name.startswith("vgg")]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in OF_BOTH])
+@torch.no_grad()
+def test_the_other_package(name):
+    """Of a network that both packages have the second one is its twin too; in float64."""
+    ours = cnnfast.create_model(name)
+    draw_batch_norms(ours, torch.randn(3, 3, size_of(name), size_of(name)))
+    (package,) = model_entry(name).peers.keys() - {first_peer(name)}
+    theirs, keys = plain_network(name, package), ours.checkpoint_keys(package)
+    theirs.load_state_dict({keys[key]: value for key, value in ours.state_dict().items()})
+    ours.double().eval(), theirs.double().eval()
+    for x in inputs(name, torch.float64):
+        for stage, (got, expected) in compare(ours, theirs, x).items():
+            assert relative(got, expected) <= 1e-10, stage
 
 
 def test_training(twins):
@@ -139,13 +145,13 @@ def test_training(twins):
     theirs.double().train(), ours.double().train()
     size = size_of(name)
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    outputs = [network(i) for network, i in zip((ours, theirs), inputs, strict=True)]
+    xs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [network(x) for network, x in zip((ours, theirs), xs, strict=True)]
     assert relative(*outputs) <= 1e-9
     grad = torch.randn_like(outputs[0])
     for output in outputs:
         output.backward(grad)
-    assert relative(inputs[0].grad, inputs[1].grad) <= 1e-8
+    assert relative(xs[0].grad, xs[1].grad) <= 1e-8
     assert_same_gradients(ours, theirs, 1e-8, keys)
     expected = dict(theirs.named_buffers())
     for key, buffer in ours.named_buffers():

@@ -7,7 +7,7 @@
 //          taps some x are loaded twice. 3x3 and 5x5 at stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything
 //          else, and everything in the generic kernels, runs one output at a time.
 // Bytes    x is read kernel_h times (two rows: (kernel_h + 1) / 2) from L1/L2 and once from memory, y written once.
-// Sums     bias first, then the taps row by row: the same bits whatever the strip.
+// Sums     the taps row by row, then the bias: the same bits whatever the strip.
 // Padding  taps outside the image are skipped, not multiplied by zero: an infinite weight stays out of the border.
 #pragma once
 #include "activations.h"
@@ -34,11 +34,12 @@ CNNFAST_INLINE Vec<S> load_channels(const T* pixel, int64_t channel, int64_t cou
 
 // One output pixel, any window.
 template <class S, class T>
-CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, Vec<S> acc) {
+CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel) {
   const Window& win = t.window;
   const int64_t count = t.channels - channel;
   const T* x = static_cast<const T*>(t.x);
   const S* weight = static_cast<const S*>(t.weight) + channel;
+  Vec<S> acc = Vec<S>::zero();
   for (int64_t i = 0; i < win.kernel_h; ++i) {
     const int64_t ih = oh * win.stride_h - win.pad_top + i * win.dilation_h;
     if (ih < 0 || ih >= t.height) continue;
@@ -50,7 +51,7 @@ CNNFAST_INLINE Vec<S> depthwise_pixel(const DepthwiseTile& t, int64_t oh, int64_
       acc = fma(activated(load_channels<S>(pixel, channel, count, t.multiplier), t.pre_activation), w, acc);
     }
   }
-  return acc;
+  return t.bias ? add(acc, load<S>(static_cast<const S*>(t.bias) + channel, count)) : acc;
 }
 
 constexpr int64_t kCached = 1'000'000;  // bytes: an image that may be in L2 from the op before
@@ -73,11 +74,10 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
   const int64_t count = Full ? kPanel : t.channels - channel;
   const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
   const Clamp<S> pre(t.pre_activation);
-  const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[Rows * Strip];
 #pragma GCC unroll 16
-  for (int i = 0; i < Rows * Strip; ++i) acc[i] = bias;
+  for (int i = 0; i < Rows * Strip; ++i) acc[i] = Vec<S>::zero();
 
   // Rows that the blocks below will add are asked for now: the hardware follows fewer streams than this reads.
   if (t.height * t.x_row * static_cast<int64_t>(sizeof(T)) > kCached) {
@@ -126,6 +126,11 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
     add_row.template operator()<1, 1>(K);
   }
 
+  if (t.bias) {
+    const Vec<S> bias = load<S>(static_cast<const S*>(t.bias) + channel, count);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows * Strip; ++i) acc[i] = add(acc[i], bias);
+  }
   activate(acc, t.activation);
   // Which storage is asked once, not at every store.
   const auto store_as = [&](Storage storage) {
@@ -195,9 +200,8 @@ void depthwise_any(const DepthwiseTile& t) {
     for (int64_t ow = 0; ow < t.out_width; ++ow)
       for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
         const int64_t count = t.channels - channel;
-        const Vec<S> bias = t.bias ? load<S>(static_cast<const S*>(t.bias) + channel, count) : Vec<S>::zero();
         const int64_t y = (oh - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
-        const Vec<S> sum = depthwise_pixel<S, T>(t, oh, ow, channel, bias);
+        const Vec<S> sum = depthwise_pixel<S, T>(t, oh, ow, channel);
         store_storage(t.y, y, activated(sum, t.activation), count, t.y_storage);
       }
 }

@@ -8,10 +8,11 @@
 //          6 x 1, 12 accumulators of 16: a panel is two registers.
 // Loops    panels outside, pixels inside: the group of panels (depth * 4 * 64 bytes) stays in L1/L2 while the tile's
 //          pixels stream past it.
-// Sums     an output is a chain of fused multiply-adds over the depth, bias first, residual last; a depth beyond kChain
-//          (a convolution's: kWindowChain, as exact as PyTorch's in NCHW; whole taps, or even parts of one) is cut into
-//          chains that are added, for less rounding. The same bits whatever the tile, the thread or the neighbours in
-//          the batch.
+// Sums     an output is a chain of fused multiply-adds over the depth; a depth beyond kChain (a convolution's:
+//          kWindowChain, as exact as PyTorch's in NCHW; whole taps, or even parts of one) is cut into chains that are
+//          added, for less rounding; then the bias (first, it would make every partial sum as large as itself, and the
+//          error of a 7x7 stem twice PyTorch's), then the residual. The same bits whatever the tile, the thread or the
+//          neighbours in the batch.
 // Rate     at best 2 FMA of 16 lanes a cycle; a step of the depth loads 4 vectors and 7 broadcasts for 28 FMA.
 #pragma once
 #include "activations.h"
@@ -60,13 +61,8 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
 
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R * P];
-#pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) {
-    const Vec<S> start =
-        t.bias && done == 0 ? load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p)) : Vec<S>::zero();
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r * P + p] = start;
-  }
+#pragma GCC unroll 32
+  for (int i = 0; i < R * P; ++i) acc[i] = Vec<S>::zero();
   int64_t k = done;
   do {
     // A plain product's depth is side by side; a convolution's up to the next tap.
@@ -110,6 +106,13 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
     for (int i = 0; i < R * P; ++i) store(sums + i * kPanel, acc[i]);
     return;
   }
+  if (t.bias)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      const Vec<S> bias = load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r * P + p] = add(acc[r * P + p], bias);
+    }
   if (t.residual)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
