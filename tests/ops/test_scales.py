@@ -63,21 +63,21 @@ BLOCKS = {
 }
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("name", BLOCKS)
-def test_channels_do_not_shift(name):
+def test_channels_do_not_shift(name, dtype):
     """The error's mean over n pixels is that of n independent roundings, as a global pooling hopes: weights that were
-    rounded make it several times as large, since they are the same at every pixel."""
+    rounded made it 20 to 35 times as large, since they are the same at every pixel."""
     channels, make_block, op = BLOCKS[name]
     block = make_block()
     x = torch.randn(2, channels, 96, 96).relu()  # with a mean, as behind a ReLU
     draw_batch_norms(block, x)
-    block, x = block.bfloat16().eval(), x.bfloat16()
+    block, x = block.to(dtype).eval(), x.to(dtype)
     with torch.no_grad():
         error = (block(x).double() - in_float64(block).layers(x.double())).transpose(0, 1).flatten(1)
-        if op is None:
-            assert ops_of(block, x) == []
-        elif _C.isa == "amx" or op != "conv2d_packed":
-            assert ops_of(block, x) == [op]
+        if op == "conv2d_packed" and (dtype is torch.float16 or _C.isa != "amx"):
+            op = None  # ATen's
+        assert ops_of(block, x) == ([] if op is None else [op])
     shift, expected = error.mean(1).abs(), error.std(1) / error.shape[1] ** 0.5
     assert (shift / expected.clamp_min(1e-12)).median() <= 6  # neighbours share an inverted residual's roundings
 
