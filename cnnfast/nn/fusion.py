@@ -211,9 +211,11 @@ def fuse_conv2d(
 
 
 def _multiplied_as_such(conv: Layer) -> bool:
-    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, if channels fill tiles."""
+    """Whether conv2d_packed multiplies what conv's dtype stores: float32; bfloat16 on AMX, if a window's rows lie side
+    by side or channels fill tiles."""
     if conv.weight.dtype == torch.bfloat16:
-        return _library._C.isa == "amx" and conv.in_channels % _TILE_CHANNELS == 0
+        whole = conv.dilation[1] == 1 or conv.in_channels % _TILE_CHANNELS == 0
+        return whole and _library._C.isa == "amx"
     return conv.weight.dtype == torch.float32
 
 
@@ -244,7 +246,8 @@ def _fuse(
     first, named = convs[0], more or {}
     dtype = first.weight.dtype
     if _takes_packed(op, first.weight.device, options["backend"]):
-        if dtype == torch.bfloat16 and op in _TAKES_SCALES:  # multiplied as such, where there is an instruction
+        as_such = dtype == torch.bfloat16 and op in _TAKES_SCALES
+        if as_such and (op != "conv2d" or _multiplied_as_such(first)):
             folded: Any = [(None, None, None) if stage is None else fold_apart(*stage) for stage in stages]
             named = {n: t if t is None or n.endswith("bias") else t.to(dtype) for n, t in named.items()}
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,16 +65,15 @@ def empty_packed(
     in_channels: int,
     mid_channels: int,
     out_channels: int,
-    taps: int,
+    kernel: Sequence[int],
     squeezed_channels: int = 0,
     no_expansion: bool = False,
 ) -> Tensor:
     """What pack_<op> returns; the layout's sizes are csrc/packing.h's."""
     itemsize = {torch.float64: 8, torch.bfloat16: 2 if op in _IN_PAIRS else 4}.get(weight.dtype, 4)
     channels = int(in_channels), int(mid_channels), int(out_channels)
-    size = _library._C.packed_bytes(
-        PACKED_OPS[op], *channels, int(taps), itemsize, int(squeezed_channels), no_expansion
-    )
+    sizes = *channels, *map(int, kernel), itemsize, int(squeezed_channels)
+    size = _library._C.packed_bytes(PACKED_OPS[op], *sizes, no_expansion)
     return torch.empty((size,), dtype=torch.uint8, device=weight.device)
 
 

@@ -33,7 +33,7 @@ from cnnfast.ops.arguments import (
 _op = torch.ops.cnnfast.conv2d.default
 _packed_op = torch.ops.cnnfast.conv2d_packed.default
 _pack_op = torch.ops.cnnfast.pack_conv2d.default
-_WINOGRAD_TAPS = 16  # kWinogradTaps in csrc/packing.h
+_WINOGRAD_TILE = (4, 4)  # kWinogradTile in csrc/packing.h
 
 
 def conv2d(
@@ -140,8 +140,9 @@ def conv2d_packed(
 ) -> Tensor:
     """Dense convolution, activation(conv(x) * scale + bias + residual), inference only: conv2d with its weights laid
     out once (scale is pack_conv2d's), any padding without a copy of x. bfloat16 and float16 are storage, the arithmetic
-    is float32 (float64 for float64), no intermediate rounded; PyTorch's own is faster in bfloat16 where the CPU
-    multiplies that as such. For weights packed with winograd=True, stride and dilation must be 1.
+    is float32 (float64 for float64), no intermediate rounded; bfloat16 is multiplied as such where the CPU does (AMX).
+    For weights packed with winograd=True, stride and dilation must be 1. In bfloat16 a NaN or
+    Inf may reach neighbouring pixels, as PyTorch's does, unless C * kw is a multiple of 32.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16, float64 exactly where the weights were; channels_last
@@ -197,7 +198,7 @@ def _(grad, x, weight, bias, residual, stride, padding, dilation, activation, ou
 @fake("pack_conv2d")
 def _(weight, bias, scale=None, winograd=False):
     out, channels, kh, kw = weight.shape
-    return empty_packed("conv2d", weight, channels, channels, out, _WINOGRAD_TAPS if winograd else kh * kw)
+    return empty_packed("conv2d", weight, channels, channels, out, _WINOGRAD_TILE if winograd else (kh, kw))
 
 
 @fake("conv2d_packed")

@@ -222,8 +222,8 @@ def _(grad, x, weight, bias, stride, padding, dilation, pre_activation, activati
 
 @fake("pack_depthwise_conv2d")
 def _(weight, bias):
-    channels, taps = weight.shape[0], weight.shape[2] * weight.shape[3]
-    return empty_packed("depthwise_conv2d", weight, channels, channels, channels, taps)
+    channels = weight.shape[0]
+    return empty_packed("depthwise_conv2d", weight, channels, channels, channels, weight.shape[2:])
 
 
 @fake("depthwise_conv2d_packed")

@@ -293,12 +293,12 @@ def _(grad, x, *arguments):
 
 @fake("pack_inverted_residual")
 def _(expand_weight, expand_bias, dw_weight, dw_bias, se_reduce_weight, *others):
-    expanded, taps = dw_weight.shape[0], dw_weight.shape[2] * dw_weight.shape[3]
+    expanded, kernel = dw_weight.shape[0], dw_weight.shape[2:]
     channels = expanded if expand_weight is None else expand_weight.shape[1]
     squeezed = 0 if se_reduce_weight is None else se_reduce_weight.shape[0]
     out_channels = others[3].shape[0]
     return empty_packed(
-        "inverted_residual", dw_weight, channels, expanded, out_channels, taps, squeezed, expand_weight is None
+        "inverted_residual", dw_weight, channels, expanded, out_channels, kernel, squeezed, expand_weight is None
     )
 
 

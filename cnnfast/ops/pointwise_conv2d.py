@@ -148,7 +148,7 @@ def _(grad, x, weight, bias, gate, residual, stride, activation, output_mask, ba
 @fake("pack_pointwise_conv2d")
 def _(weight, bias, scale=None):
     out_channels, channels = weight.shape[0], weight.shape[1]
-    return empty_packed("pointwise_conv2d", weight, channels, channels, out_channels, 1)
+    return empty_packed("pointwise_conv2d", weight, channels, channels, out_channels, (1, 1))
 
 
 @fake("pointwise_conv2d_packed")

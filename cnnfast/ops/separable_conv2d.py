@@ -274,11 +274,11 @@ def _(grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, *options):
 
 @fake("pack_separable_conv2d")
 def _(dw_weight, dw_bias, pw_weight, pw_bias, pointwise_first, dw_scale=None, pw_scale=None):
-    channels, taps = dw_weight.shape[0], dw_weight.shape[2] * dw_weight.shape[3]
+    channels, kernel = dw_weight.shape[0], dw_weight.shape[2:]
     if pointwise_first:
         sizes = pw_weight.shape[1], pw_weight.shape[0], channels
-        return empty_packed("separable_conv2d_pointwise_first", dw_weight, *sizes, taps)
-    return empty_packed("separable_conv2d", dw_weight, channels, channels, pw_weight.shape[0], taps)
+        return empty_packed("separable_conv2d_pointwise_first", dw_weight, *sizes, kernel)
+    return empty_packed("separable_conv2d", dw_weight, channels, channels, pw_weight.shape[0], kernel)
 
 
 @fake("separable_conv2d_packed")

@@ -152,7 +152,7 @@ def _(grad, x, reduce_weight, reduce_bias, expand_weight, expand_bias, residual,
 @fake("pack_squeeze_excite")
 def _(reduce_weight, reduce_bias, expand_weight, expand_bias):
     squeezed, channels = reduce_weight.shape[:2]
-    return empty_packed("squeeze_excite", reduce_weight, channels, channels, channels, 1, squeezed)
+    return empty_packed("squeeze_excite", reduce_weight, channels, channels, channels, (1, 1), squeezed)
 
 
 @fake("squeeze_excite_packed")

@@ -30,7 +30,8 @@ struct Lines {
   const KernelTable& table;
   Storage storage, to;  // of x, of the lines
   Conv conv;
-  Tensor x;  // channels_last
+  Tensor x;          // channels_last
+  int64_t overhang;  // scalars that the kernel reads, and multiplies by zeros, after a window's row
 
   int64_t itemsize() const { return storage_size(to); }
   int64_t width() const {
@@ -45,7 +46,8 @@ struct Lines {
   // x's own rows are such lines.
   bool in_place() const {
     const Window& w = conv.window;
-    return to == storage && w.pad_top == 0 && w.pad_left == 0 && width() <= conv.w && count(conv.out_h) <= conv.h;
+    return overhang == 0 && to == storage && w.pad_top == 0 && w.pad_left == 0 && width() <= conv.w &&
+           count(conv.out_h) <= conv.h;
   }
 
   // Line `line` of image n (below 0 or beyond its height: zeros) to `to`.
@@ -65,6 +67,21 @@ struct Lines {
   }
 };
 
+// Weights as floats, without the zeros at the ends of a window's rows that pairs have; the panels are in `memory`.
+PointwiseWeights in_floats(const KernelTable& table, const PointwiseWeights& weights, int64_t rows, int64_t scalars,
+                           Tensor& memory) {
+  const int64_t panels = ceil_div(weights.out, kPanel), row = weights.in / rows;
+  memory = torch::stable::empty(Ints{panels * rows * scalars * kPanel}, ScalarType::Float);
+  float* to = static_cast<float*>(memory.mutable_data_ptr());
+  float* const panel = reinterpret_cast<float*>(scratch(Slot::panels, weights.panel() * 4));
+  for (int64_t p = 0; p < panels; ++p) {
+    table.unpair(weights.panels + p * weights.panel() * 2, weights.scale + p * kPanel * 4, panel, weights.in / 2);
+    for (int64_t r = 0; r < rows; ++r, to += scalars * kPanel)
+      std::memcpy(to, panel + r * row * kPanel, scalars * kPanel * 4);
+  }
+  return {weights.bias, nullptr, bytes_of(memory), rows * scalars, weights.out, Storage::f32};
+}
+
 }  // namespace
 
 Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size, Ints stride,
@@ -78,8 +95,9 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   const bool winograd = reader.header().winograd != 0;
   STD_TORCH_CHECK(!winograd || (stride[0] == 1 && stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1),
                   "packed was made with winograd=True, which wants stride 1 and dilation 1");
-  const PointwiseWeights weights =
-      reader.pointwise(conv.c * (winograd ? kWinogradTaps : kernel_size[0] * kernel_size[1]), out_channels);
+  const int64_t scalars = kernel_size[1] * conv.c, row = window_row(scalars, reader.header().itemsize);
+  PointwiseWeights weights =
+      reader.pointwise(winograd ? kWinogradTile * kWinogradTile * conv.c : kernel_size[0] * row, out_channels);
   const Tensor xs = channels_last(x);
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
   Tensor y = empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type());
@@ -91,7 +109,11 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   }
   const KernelTable& table = kernels(storage);
   const Window& w = conv.window;
-  const Lines lines{table, storage, operand_storage(table, storage, weights), conv, xs};
+  // A window's row is one tap, where its pixels are neighbours. Taps of pairs are whole kPairDepths.
+  const bool dense = w.dilation_w == 1;
+  Tensor memory;
+  if (!dense && row > scalars) weights = in_floats(table, weights, w.kernel_h, scalars, memory);
+  const Lines lines{table, storage, operand_storage(table, storage, weights), conv, xs, dense ? row - scalars : 0};
   const bool in_place = lines.in_place();
   const int64_t line = (in_place ? conv.w : lines.width()) * conv.c;
   GemmTile whole = packed_gemm(weights, lines.to, storage, activation_code);
@@ -99,10 +121,8 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   whole.a_row = w.stride_w * conv.c;
   whole.line = conv.out_w;
   whole.a_line = w.stride_h * line;
-  // A window's row is one tap, where its pixels are neighbours.
-  const bool dense = w.dilation_w == 1;
   whole.taps = dense ? 1 : w.kernel_w;
-  whole.tap_depth = (dense ? w.kernel_w : 1) * conv.c;
+  whole.tap_depth = dense ? row : conv.c;
   whole.a_tap = w.dilation_w * conv.c;
   whole.a_tap_line = w.dilation_h * line;
 
@@ -116,7 +136,9 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
     if (in_place) {
       g.a = bytes_of(xs) + (n * conv.h + first) * line * itemsize;
     } else {
-      char* const tile = scratch(Slot::gathered, lines.count(rows) * lines.bytes());
+      const int64_t bytes = lines.count(rows) * lines.bytes(), beyond = lines.overhang * itemsize;
+      char* const tile = scratch(Slot::gathered, bytes + beyond);
+      std::memset(tile + bytes, 0, beyond);
       worker.each_part(lines.count(rows),
                        [&, n = n](int64_t k) { lines.copy(n, first + k, tile + k * lines.bytes()); });
       g.a = tile;

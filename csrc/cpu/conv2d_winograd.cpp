@@ -12,7 +12,7 @@ namespace cnnfast::cpu {
 
 namespace {
 
-constexpr int64_t kProducts = kWinogradTaps;
+constexpr int64_t kProducts = kWinogradTile * kWinogradTile;
 // Depth of a chain of sums: as much rounding, with the transforms', as PyTorch's convolution has (docs/decisions.md).
 constexpr int64_t kWinogradChain = 64;
 // For which a band reads the weights, or it would wait for them: 4 multiplications a byte in each of 7 rows.

@@ -11,10 +11,11 @@ class Writer {
  public:
   Writer(PackedOp op, int64_t in, int64_t mid, int64_t out, int64_t kernel_h, int64_t kernel_w, const Tensor& like,
          int64_t squeezed = 0, bool no_expansion = false, bool winograd = false)
-      : pairs_(like.scalar_type() == ScalarType::BFloat16 && has_pairs(op, in)),
-        packed_(torch::stable::empty(Ints{packed_bytes(op, in, mid, out, winograd ? kWinogradTaps : kernel_h * kernel_w,
-                                                       itemsize(), squeezed, no_expansion)},
-                                     ScalarType::Byte, std::nullopt, like.device())) {
+      : pairs_(like.scalar_type() == ScalarType::BFloat16 && has_pairs(op)),
+        packed_(torch::stable::empty(
+            Ints{packed_bytes(op, in, mid, out, winograd ? kWinogradTile : kernel_h,
+                              winograd ? kWinogradTile : kernel_w, itemsize(), squeezed, no_expansion)},
+            ScalarType::Byte, std::nullopt, like.device())) {
     PackedHeader header{};
     header.magic = kPackedMagic;
     header.version = kPackedVersion;
@@ -69,10 +70,7 @@ class Writer {
   Tensor done() const { return packed_; }
 
  private:
-  static bool has_pairs(PackedOp op, int64_t in) {
-    return op != PackedOp::depthwise_conv2d && op != PackedOp::squeeze_excite &&
-           (op != PackedOp::conv2d || in % kPairDepth == 0);
-  }
+  static bool has_pairs(PackedOp op) { return op != PackedOp::depthwise_conv2d && op != PackedOp::squeeze_excite; }
   int64_t itemsize() const { return pairs_ ? 2 : static_cast<int64_t>(sizeof(S)); }
 
   static Tensor scalars(const Tensor& t) {
@@ -178,10 +176,14 @@ Tensor pack_conv2d(const Tensor& weight, const Maybe& bias, const Maybe& scale, 
     writer.winograd(weight, bias, scale);
     return writer.done();
   }
-  // (K, kh, kw, C) in memory, seen as a pointwise weight.
+  // (K, kh, kw, C) in memory, seen as a pointwise weight; rows of pairs end in zeros.
   const Tensor by_taps = torch::stable::contiguous(
       torch::stable::transpose(torch::stable::transpose(weight, 1, 3), 1, 2), MemoryFormat::Contiguous);
-  const Tensor flat = torch::stable::view(by_taps, {out, kernel_h * kernel_w * in, 1, 1});
+  const int64_t scalars = kernel_w * in;
+  const int64_t row = window_row(scalars, weight.scalar_type() == ScalarType::BFloat16 ? 2 : 4);
+  Tensor rows = torch::stable::view(by_taps, {out * kernel_h, scalars});
+  if (row > scalars) rows = torch::stable::pad(rows, {0, row - scalars});
+  const Tensor flat = torch::stable::view(rows, {out, kernel_h * row, 1, 1});
   return with_compute_type(weight, [&](auto s) {
     Writer<decltype(s)> writer(PackedOp::conv2d, in, in, out, kernel_h, kernel_w, weight);
     writer.pointwise(flat, bias, scale);
@@ -299,11 +301,11 @@ PackedReader::PackedReader(const Tensor& packed, PackedOp op, const Tensor& x, i
   const int64_t wanted = compute_size(storage);
   STD_TORCH_CHECK(header_->itemsize == wanted || (header_->itemsize == 2 && storage == Storage::bf16), "packed holds ",
                   header_->itemsize * 8, "-bit weights, x wants ", wanted * 8, "-bit ones");
-  STD_TORCH_CHECK(
-      packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,
-                                     header_->winograd ? kWinogradTaps : kernel_h * kernel_w, header_->itemsize,
-                                     header_->squeezed_channels, header_->no_expansion != 0),
-      "packed is truncated");
+  STD_TORCH_CHECK(packed.numel() == packed_bytes(op, header_->in_channels, header_->mid_channels, out,
+                                                 header_->winograd ? kWinogradTile : kernel_h,
+                                                 header_->winograd ? kWinogradTile : kernel_w, header_->itemsize,
+                                                 header_->squeezed_channels, header_->no_expansion != 0),
+                  "packed is truncated");
   next_ = bytes_of(packed) + sizeof(PackedHeader);
 }
 

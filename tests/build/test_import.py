@@ -104,6 +104,6 @@ def test_isa_that_the_cpu_lacks():
 
 def test_packed_bytes():
     # depthwise 3x3 of 20 channels: header + (bias + 9 taps) * 32 floats, channels rounded up to panels of 16
-    assert _C.packed_bytes(1, 20, 20, 20, 9, 4) == 64 + 10 * 32 * 4
+    assert _C.packed_bytes(1, 20, 20, 20, 3, 3, 4) == 64 + 10 * 32 * 4
     with pytest.raises(ValueError, match="op is 9; expected a code of"):
-        _C.packed_bytes(9, 1, 1, 1, 1, 4)
+        _C.packed_bytes(9, 1, 1, 1, 1, 1, 4)

@@ -52,6 +52,13 @@ PAIRED = [
     {"c": 32, "size": (19, 50), "k": (5, 5), "padding": 0, "stride": (2, 1), "out": 48},
     {"c": 64, "size": (1, 1), "k": (3, 3), "padding": 1, "out": 5},
     {"c": 160, "size": (4, 3), "k": (1, 1), "padding": 0, "out": 33, "activation": "relu"},
+    # Rows of a window that end within a tile: what lies after them is multiplied by zeros.
+    {"c": 3, "size": (20, 23), "k": (7, 7), "padding": 3, "stride": 2, "out": 64, "activation": "relu"},
+    {"c": 3, "size": (15, 15), "k": (3, 3), "padding": "same", "stride": 2, "n": 3, "activation": "silu"},
+    {"c": 48, "size": (9, 20), "k": (5, 5), "padding": 2, "out": 64, "residual": True},
+    {"c": 80, "size": (6, 7), "k": (3, 3), "padding": 0, "n": 2},  # x itself isn't read beyond its end
+    {"c": 17, "size": (1, 1), "k": (1, 1), "padding": 0, "n": 1},
+    {"c": 48, "size": (9, 20), "k": (3, 3), "padding": (1, 2), "dilation": (1, 2), "out": 33},  # floats anew
 ]
 
 
@@ -62,12 +69,13 @@ def test_pairs_of_channels(changes, layout):
 
 
 def test_packings_of_bfloat16():
-    """Half the size, beside a row of scales, where a tap is whole tiles of AMX; one of floats still fits."""
-    for channels, itemsize in ((32, 2), (64, 2), (33, 4), (16, 4)):
+    """Pairs, the taps of a window's row filled up to whole tiles of AMX; one of floats, of before, still fits."""
+    for channels, width in ((32, 96), (64, 192), (33, 128), (16, 64), (3, 32)):
         weight = torch.randn(16, channels, 3, 3)
         packed, floats = (cnnfast.pack_conv2d(w, None) for w in (weight.bfloat16(), weight.bfloat16().float()))
         assert cnnfast.pack_conv2d(weight.bfloat16().to("meta"), None).shape == packed.shape  # the fake's
-        assert floats.numel() - packed.numel() == (4 - itemsize) * weight.numel() - (itemsize == 2) * 4 * 16
+        assert packed.numel() == 64 + 2 * 16 * 4 + 3 * width * 16 * 2  # header, bias and scale, three rows
+        assert floats.numel() == 64 + 16 * 4 + weight.numel() * 4
         x = torch.randn(1, channels, 5, 5).bfloat16()
         options = dict(out_channels=16, kernel_size=3, padding=1)
         y, expected = (cnnfast.conv2d_packed(x, p, **options) for p in (packed, floats))

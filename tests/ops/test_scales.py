@@ -59,7 +59,7 @@ BLOCKS = {
     "separable": (48, lambda: SeparableConv2d(48, 40, padding=1, activation="relu"), "separable_conv2d_packed"),
     "inverted": (40, lambda: InvertedResidual(40, 48, padding=1), "inverted_residual_packed"),
     "conv": (64, lambda: ConvBN(64, 40, 3, padding=1), "conv2d_packed"),
-    "conv_by_aten": (48, lambda: ConvBN(48, 40, 3, padding=1), None),
+    "conv_by_aten": (48, lambda: ConvBN(48, 40, 3, padding=2, dilation=2), None),
 }
 
 
