@@ -1,9 +1,15 @@
 """Shared by all tests: where helpers lie (pyproject.toml puts tests/ on the path), and what runs only with a GPU."""
 
+import gc
+
 import pytest
 import torch
 
 pytest_plugins = ["summary"]  # what was proven how, at the end of a run
+
+
+def pytest_collection_finish():
+    gc.freeze()  # torch and all that was collected stay: looking for garbage among them takes a tenth of a run
 
 
 def pytest_runtest_setup(item):

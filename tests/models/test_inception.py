@@ -165,7 +165,7 @@ def test_calls(name):
         assert network.forward_features(x.bfloat16()).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", LINE)
+@pytest.mark.parametrize("name", BY_DEFAULT_SMALL)
 def test_smallest_images(name):
     with torch.device("meta"):
         network = cnnfast.create_model(name).eval()

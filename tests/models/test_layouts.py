@@ -148,8 +148,9 @@ def test_round_trip(case, tmp_path, suffix):
         assert torch.equal(value, expected[key]), key
     again = cnnfast.create_model(name, **options)
     cnnfast.load_weights(again, path)
+    state = ours.state_dict()
     for key, value in again.state_dict().items():
-        assert torch.equal(value, ours.state_dict()[key]), key
+        assert torch.equal(value, state[key]), key
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_b0", "mobilenet_v2"])
@@ -159,8 +160,9 @@ def test_own_names(name, suffix, dtype, tmp_path):
     ours, again = (cnnfast.create_model(name, dtype=dtype) for _ in range(2))
     cnnfast.save_weights(ours, tmp_path / f"weights{suffix}")
     cnnfast.load_weights(again, tmp_path / f"weights{suffix}")
+    state = ours.state_dict()
     for key, value in again.state_dict().items():
-        assert value.dtype == ours.state_dict()[key].dtype and torch.equal(value, ours.state_dict()[key]), key
+        assert value.dtype == state[key].dtype and torch.equal(value, state[key]), key
 
 
 def test_layouts_that_a_network_lacks(tmp_path):

@@ -205,7 +205,10 @@ def test_output_sizes():
 
 @pytest.mark.parametrize(
     "layers, millions",
-    [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7"), (1202, "19.4")],
+    [
+        *((20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7")),
+        pytest.param(1202, "19.4", marks=slow),  # seconds, even on the meta device
+    ],
 )
 def test_parameters_of_cifar(layers, millions):
     """Table 6."""

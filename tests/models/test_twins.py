@@ -19,7 +19,8 @@ from cnnfast._peers import checkpoint_source, plain_network, plain_networks
 from cnnfast.checkpoints import same_numbers
 from cnnfast.models.registry import model_entry
 
-QUICK = ("googlenet_bn", "mobilenet_v2", "resnet18", "xception")  # small, of families whose maps differ in kind
+# Small, of families whose maps differ in kind; of mobilenet_v2 test_networks.py has torchvision's.
+QUICK = {"googlenet_bn": "torchvision", "mobilenet_v2": "timm", "resnet18": "timm", "xception": "timm"}
 # Of x, by a part of the name: where 75 is too small, or less is enough for what a deeper network repeats.
 SIZES = {
     "inception": 107,
@@ -27,6 +28,7 @@ SIZES = {
     "senet154": 43,
     "resnet101": 43,
     "resnet152": 43,
+    "xception": 43,
     **{f"efficientnet_b{n}": 33 for n in range(4, 9)},
 }
 DEEP = tuple(f"efficientnet_b{n}" for n in range(5, 9))  # by the end of the name: inference only, without bfloat16
@@ -39,7 +41,7 @@ def cases():
         if any(part in name for part in ELSEWHERE):
             continue
         for package in model_entry(name).peers:
-            marks = [pytest.mark.slow] * (name not in QUICK)
+            marks = [pytest.mark.slow] * (QUICK.get(name) != package)
             yield pytest.param((name, package), marks=marks, id=f"{name}-{package}")
 
 
@@ -89,7 +91,13 @@ def pairs(ours, theirs, x):
     return list(zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", plain_networks())
+def keyed():
+    """All; the largest of those that the same lines make are slow."""
+    for name in plain_networks():
+        yield pytest.param(name, marks=[pytest.mark.slow] * name.endswith(DEEP))
+
+
+@pytest.mark.parametrize("name", keyed())
 def test_keys_and_shapes(name):
     with torch.device("meta"):
         ours = cnnfast.create_model(name)
@@ -105,8 +113,8 @@ def test_keys_and_shapes(name):
                     assert ours.feature_info.get(key) == [one[key] for one in info]
 
 
-def test_in_float64(twins):
-    """Nothing hides behind rounding there."""
+def test_in_float64(twins, nan_outputs):
+    """Nothing hides behind rounding there; nor what nobody wrote, behind zeros."""
     name, theirs, ours, _ = twins
     theirs.double(), ours.double()
     size = size_of(name)
