@@ -8,6 +8,11 @@ import torch
 pytest_plugins = ["summary"]  # what was proven how, at the end of a run
 
 
+def pytest_collection_modifyitems(items):
+    """Last those that wait for what is made meanwhile: programs, the interpreter's runs."""
+    items.sort(key=lambda item: item.path.parent.name in ("cuda_host", "triton"))
+
+
 def pytest_collection_finish():
     gc.freeze()  # torch and all that was collected stay: looking for garbage among them takes a tenth of a run
 

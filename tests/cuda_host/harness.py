@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from background import yielding
 
 from build_backend.command import STABLE_ABI
 from build_backend.cuda import find_nvcc
@@ -128,7 +129,7 @@ def build(command: list[str], source: Path, last: list[str], csrc: Path = CSRC) 
         made.parent.mkdir(parents=True, exist_ok=True)
         partial = made.with_name(f"{made.name}.{os.getpid()}")
         whole = [*command, f"-I{HERE}", f"-I{csrc}", str(source), "-o", str(partial), *last]
-        done = subprocess.run(whole, capture_output=True, text=True)
+        done = subprocess.run(yielding(whole), capture_output=True, text=True)
         assert done.returncode == 0, f"{source.name} does not compile:\n{done.stderr[-4000:]}"
         made.with_suffix(".log").write_text(done.stderr)
         partial.replace(made)
