@@ -14,7 +14,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # torch and all that was collected stay: looking for garbage among them takes a tenth of a run
+    """Looking for garbage takes a tenth of a run, most of it among what stays: torch, and all that was collected."""
+    gc.freeze()
+    gc.set_threshold(5_000)
 
 
 def pytest_runtest_setup(item):
