@@ -45,7 +45,7 @@ PAIRS = {
 }
 
 
-@pytest.fixture(params=PAIRS)
+@pytest.fixture(params=["googlenet", "bn_inception", pytest.param("se_bn_inception", marks=pytest.mark.slow)])
 def pair(request):
     return PAIRS[request.param]()
 
@@ -60,8 +60,17 @@ def maps_and_logits(network, x):
     return [*maps, network.forward_head(last, pre_logits=True), network(x)]
 
 
+SHAPES = ((3, 3, 65, 52), (1, 3, 91, 113), (2, 3, 31, 64))
+
+
 @pytest.mark.parametrize(
-    "shape", [(3, 3, 65, 52), pytest.param((1, 3, 91, 113), marks=pytest.mark.slow), (2, 3, 31, 64)], ids=str
+    ("pair", "shape"),
+    [  # of each network the smallest by default
+        pytest.param(name, shape, id=f"{name}-{shape}", marks=[pytest.mark.slow] * (shape != SHAPES[-1]))
+        for name in PAIRS
+        for shape in SHAPES
+    ],
+    indirect=["pair"],
 )
 def test_eval_in_float64(pair, shape):
     theirs, ours = (network.double() for network in pair)

@@ -80,7 +80,7 @@ NETWORKS = {
     },
     "cifar1202": ("cifar_resnet1202", {}, dict(depths=(200,) * 3, shortcut="A", **CIFAR), 9),
 }
-QUICK = ("plain18", "resnet18-A", "cifar20")
+QUICK = ("cifar20-plain", "resnet18-A", "cifar20")
 
 
 @functools.cache
@@ -165,7 +165,7 @@ def test_training(pair):
         ("resnet34", 34, 3.6, 21_797_672),
         ("resnet50", 50, 3.8, 25_557_032),
         ("resnet101", 101, 7.6, 44_549_160),
-        ("resnet152", 152, 11.3, 60_192_808),
+        pytest.param("resnet152", 152, 11.3, 60_192_808, marks=slow),
     ],
 )
 def test_figures(name, layers, flops, parameters):
