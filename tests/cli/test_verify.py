@@ -76,7 +76,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("key", FAULTS)
+# Slow: between the same two layers as another, or in the middle of the network as others.
+REPEATED = ("blocks.0.0.bn2.bias", "blocks.3.1.conv_pw.weight", "blocks.4.2.bn3.weight")
+
+
+@pytest.mark.parametrize("key", [pytest.param(k, marks=[pytest.mark.slow] * (k in REPEATED)) for k in FAULTS])
 def test_one_channel_of_one_layer(pair, key):
     theirs, xs = pair
     ours = cnnfast.create_model("tf_efficientnet_lite0").eval()

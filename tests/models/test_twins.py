@@ -1,6 +1,6 @@
 """Every network that timm or torchvision has too is theirs: keys, maps, logits, gradients, running statistics.
 
-In the default run keys and shapes of all, and values of the first of each family; the others are slow. What
+In the default run keys and shapes of all but the largest, and values of a few; the others are slow. What
 test_networks.py does in depth to a few is done here to all, at small resolutions. Statistics and affine parameters are
 drawn. Fails if a layer, activation, padding, eps, shortcut or tap differs, or a fused network is less exact than the
 policy allows.
@@ -94,7 +94,7 @@ def pairs(ours, theirs, x):
 def keyed():
     """All; the largest of those that the same lines make are slow."""
     for name in plain_networks():
-        yield pytest.param(name, marks=[pytest.mark.slow] * name.endswith(DEEP))
+        yield pytest.param(name, marks=[pytest.mark.slow] * name.endswith((*DEEP, "_l2")))
 
 
 @pytest.mark.parametrize("name", keyed())
