@@ -8,9 +8,12 @@ import torch
 pytest_plugins = ["summary"]  # what was proven how, at the end of a run
 
 
+# After all others what waits for what is made meanwhile (programs, the interpreter's runs); then what wants every core.
+LAST = {"cuda_host": 1, "triton": 1, "cpu_host": 2}
+
+
 def pytest_collection_modifyitems(items):
-    """Last those that wait for what is made meanwhile: programs, the interpreter's runs."""
-    items.sort(key=lambda item: item.path.parent.name in ("cuda_host", "triton"))
+    items.sort(key=lambda item: LAST.get(item.path.parent.name, 0))
 
 
 def pytest_collection_finish():

@@ -349,7 +349,7 @@ def initialised():
             yield pytest.param(name, marks=[pytest.mark.slow] * (name not in quick))
 
 
-@pytest.mark.parametrize("name", initialised())
+@pytest.mark.parametrize("name", list(initialised()))
 def test_initialisation(name):
     """Standard deviations of the weights, layer by layer."""
     ours, theirs = cnnfast.create_model(name), plain_network(name)

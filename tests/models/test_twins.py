@@ -91,13 +91,11 @@ def pairs(ours, theirs, x):
     return list(zip(got, expected, strict=True))
 
 
-def keyed():
-    """All; the largest of those that the same lines make are slow."""
-    for name in plain_networks():
-        yield pytest.param(name, marks=[pytest.mark.slow] * name.endswith((*DEEP, "_l2")))
+# The largest of those that the same lines make are slow.
+KEYED = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith((*DEEP, "_l2"))) for name in plain_networks()]
 
 
-@pytest.mark.parametrize("name", keyed())
+@pytest.mark.parametrize("name", KEYED)
 def test_keys_and_shapes(name):
     with torch.device("meta"):
         ours = cnnfast.create_model(name)
