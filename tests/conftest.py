@@ -1,9 +1,25 @@
 """Shared by all tests: where helpers lie (pyproject.toml puts tests/ on the path), and what runs only with a GPU."""
 
+import gc
+
 import pytest
 import torch
 
 pytest_plugins = ["summary"]  # what was proven how, at the end of a run
+
+
+# After all others what waits for what is made meanwhile (programs, the interpreter's runs); then what wants every core.
+LAST = {"cuda_host": 1, "triton": 1, "cpu_host": 2}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LAST.get(item.path.parent.name, 0))
+
+
+def pytest_collection_finish():
+    """Looking for garbage takes a tenth of a run, most of it among what stays: torch, and all that was collected."""
+    gc.freeze()
+    gc.set_threshold(5_000)
 
 
 def pytest_runtest_setup(item):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +15,17 @@ from cnnfast.models.figures import figures
 from cnnfast.models.registry import list_models, model_entry
 
 __all__ = ["draw_batch_norms", "in_float64", "relative"]  # of the package, beside what is here
+
+
+# What test_networks.py looks at in depth: of each family one or two; all others are in test_twins.py. Slow: those whose
+# family or blocks another network has by default, and one of large layers.
+QUICK = ("efficientnet_b0", "mobilenet_v2", "tf_efficientnet_lite0", "xception")
+SLOW = ("mobilenet_v1", "se_resnet50", "tf_efficientnet_b0", "tf_efficientnet_b1", "tf_efficientnet_b2")
+
+
+def networks_in_depth(*quick: str) -> list:
+    """Of all these, by default `quick`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in (*QUICK, *SLOW)]
 
 
 def family(name: str) -> str:

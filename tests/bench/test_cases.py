@@ -17,6 +17,7 @@ TRAITS = (
     *("group", "kernel", "stride", "tf_same", "residual"),
     *("pre_activation", "mid_activation", "activation"),
 )
+LARGE = ("efficientnet_b0", "se_resnet50", "xception")  # seconds each; test_twins.py has what is special in them
 KINDS = {tuple(getattr(case, trait, None) for trait in TRAITS): case for case in ops.CASES}
 
 
@@ -28,7 +29,10 @@ def test_ops_equal_the_plain_layers(case):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-@pytest.mark.parametrize("case", models.select(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case.name in LARGE), id=case.name) for case in models.select()],
+)
 def test_models_equal_the_plain_layers(case):
     found = measure(replace(case, size=75), SETTINGS)
     assert {name: contender.problem for name, contender in found.contenders.items()} == {"cnnfast": None, "eager": None}

@@ -71,8 +71,15 @@ def test_a_launch_takes_no_less_than_its_floor():
     assert work.flops == 2 * 32 * 49 * 320 * 1280 <= work.multiplied
 
 
-@pytest.mark.parametrize("what", ["inference", "a training step"])
-@pytest.mark.parametrize("network", predictions.NETWORKS)
+# By default the network with most ops; the others' batch normalisations on meta tensors take seconds.
+CHOICES = [
+    pytest.param(network, what, marks=[pytest.mark.slow] * (network != "tf_efficientnet_b0"))
+    for network in predictions.NETWORKS
+    for what in ("inference", "a training step")
+]
+
+
+@pytest.mark.parametrize(("network", "what"), CHOICES)
 def test_the_choice_follows_the_predictions(network, what):
     """No call loses more than 10 %, over the batches, by going to the backend that it goes to."""
     made = predictions.sections()[f"{network} at {predictions.NETWORKS[network]}, {what}"]()

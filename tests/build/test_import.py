@@ -3,13 +3,13 @@
 Fails when a missing or unfit file is found only at the first call, or as a traceback without a remedy.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fresh import run_fresh
 
 import cnnfast
 
@@ -19,16 +19,12 @@ IMPORT = "try:\n    import cnnfast\nexcept ImportError as e: print(e)\nelse: pri
 
 
 def say(code: str, path: Path | None = None, **environment: str) -> str:
-    """Output of Python code in a fresh process, with `path` in front of everything else on sys.path."""
-    front = f"import sys; sys.path.insert(0, {str(path)!r})\n" if path else ""
-    done = subprocess.run(
-        [sys.executable, "-c", front + code],
-        env={**os.environ, **environment},
-        cwd=path or "/",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    """Output of Python code in a process that has imported torch and nothing else."""
+    return run_fresh(code, path, **environment)[0]
+
+
+def say_without_torch(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -42,13 +38,13 @@ def unbuilt(tmp_path) -> Path:
 
 
 def test_torch_is_missing():
-    said = say("import sys; sys.modules['torch'] = None\n" + IMPORT)
+    said = say_without_torch("import sys; sys.modules['torch'] = None\n" + IMPORT)
     assert said == "cnnfast needs torch 2.10 or newer, and torch is not installed: pip install torch"
 
 
 def test_torch_is_too_old():
     fake = "import sys, types; sys.modules['torch'] = types.SimpleNamespace(__version__='2.9.1+cpu')"
-    said = say(f"{fake}\n{IMPORT}")
+    said = say_without_torch(f"{fake}\n{IMPORT}")
     assert said == "cnnfast needs torch 2.10 or newer; this is torch 2.9.1+cpu: pip install -U torch"
 
 

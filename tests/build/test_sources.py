@@ -1,6 +1,7 @@
 """Rules that the sources keep. Fails when one is broken: each is a line that someone could write by habit."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
@@ -24,6 +25,7 @@ PYTHON = [path for path in SOURCES if path.suffix == ".py"]
 NATIVE = [path for path in SOURCES if path.parts[len(ROOT.parts)] == "csrc"]
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Absolute names of modules that a file imports, wherever in it."""
     names = set()

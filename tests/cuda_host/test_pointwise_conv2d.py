@@ -121,7 +121,12 @@ def test_order_of_threads_does_not_show(host, case, dtype):
 
 @pytest.mark.parametrize(
     ("dtype", "tf32"),
-    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, False)],
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.bfloat16, False),
+        pytest.param(torch.float16, False, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("gate", [False, True])

@@ -53,9 +53,16 @@ def assert_coalesced(counts, promise):
     assert counts["most_sectors"] == promise.sectors_per_request == counts["sectors"] / counts["requests"]
 
 
-@pytest.mark.parametrize(("dtype", "tf32"), TYPES, ids=str)
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize(
+    ("tile", "gated", "dtype", "tf32"),
+    [  # by default each tile with and without a gate, and each type
+        pytest.param(tile, gated, *kind, marks=[pytest.mark.slow] * (kind != TYPES[-1] and tile != (2, 2, 2)))
+        for tile in TILES
+        for gated in (False, True)
+        for kind in TYPES
+    ],
+    ids=str,
+)
 def test_forward(tile, gated, dtype, tf32):
     tensors, counts, promise = count(tile, dtype, tf32, gated)
     x, weight, residual = tensors["x"], tensors["weight"], tensors["residual"]

@@ -137,7 +137,7 @@ def test_float16_compiles():
         pytest.param("mobilenet_v2", True, marks=slow),
         pytest.param("resnet", False, marks=slow),
         pytest.param("efficientnet", True, marks=slow),
-        ("xception", False),
+        pytest.param("xception", False, marks=slow),
     ],
 )
 def test_export(name, strict):

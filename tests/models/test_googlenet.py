@@ -45,7 +45,7 @@ PAIRS = {
 }
 
 
-@pytest.fixture(params=PAIRS)
+@pytest.fixture(params=["googlenet", "bn_inception", pytest.param("se_bn_inception", marks=pytest.mark.slow)])
 def pair(request):
     return PAIRS[request.param]()
 
@@ -60,7 +60,18 @@ def maps_and_logits(network, x):
     return [*maps, network.forward_head(last, pre_logits=True), network(x)]
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 65, 52), (1, 3, 91, 113), (2, 3, 31, 64)])
+SHAPES = ((3, 3, 65, 52), (1, 3, 91, 113), (2, 3, 31, 64))
+
+
+@pytest.mark.parametrize(
+    ("pair", "shape"),
+    [  # of each network the smallest by default
+        pytest.param(name, shape, id=f"{name}-{shape}", marks=[pytest.mark.slow] * (shape != SHAPES[-1]))
+        for name in PAIRS
+        for shape in SHAPES
+    ],
+    indirect=["pair"],
+)
 def test_eval_in_float64(pair, shape):
     theirs, ours = (network.double() for network in pair)
     x = torch.randn(shape, dtype=torch.float64)
@@ -188,7 +199,8 @@ def test_own_keys(name):
             for parameter in other.parameters():
                 parameter.zero_()
         cnnfast.load_weights(other, ours.state_dict(), source)
-        assert all(torch.equal(value, other.state_dict()[key]) for key, value in ours.state_dict().items())
+        loaded = other.state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in ours.state_dict().items())
     with pytest.raises(ValueError, match="source must be one that has the weights"):
         cnnfast.load_weights(other, ours.state_dict(), "timm")
 

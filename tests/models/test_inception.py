@@ -165,7 +165,7 @@ def test_calls(name):
         assert network.forward_features(x.bfloat16()).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", LINE)
+@pytest.mark.parametrize("name", BY_DEFAULT_SMALL)
 def test_smallest_images(name):
     with torch.device("meta"):
         network = cnnfast.create_model(name).eval()
@@ -187,8 +187,8 @@ def test_smallest_images(name):
         ("bn_inception", 2_032_600_064, [112, 56, 28, 14, 7]),
         ("se_bn_inception", 2_033_239_424, [112, 56, 28, 14, 7]),
         ("inception_v3", 5_713_216_096, [147, 71, 35, 17, 8]),
-        ("inception_v4", 12_253_974_624, [147, 73, 35, 17, 8]),
-        ("inception_resnet_v2", 13_155_794_016, [147, 71, 35, 17, 8]),
+        pytest.param("inception_v4", 12_253_974_624, [147, 73, 35, 17, 8], marks=pytest.mark.slow),
+        pytest.param("inception_resnet_v2", 13_155_794_016, [147, 71, 35, 17, 8], marks=pytest.mark.slow),
     ],
 )
 def test_figures_of_the_papers(name, macs, sizes):

@@ -108,7 +108,16 @@ SIZES = {"alexnet": 224, "vgg11_bn": 224, "bn_inception": 224}
 SIZES.update(dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2"), 299))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c not in QUICK)) for c in CASES])
+def cases(*options, quick):
+    """Each case with each of the options: by default the quick ones with the first, and one with all."""
+    return [
+        pytest.param(case, option, marks=[pytest.mark.slow] * (case not in QUICK or (n > 0 and case != quick)))
+        for case in CASES
+        for n, option in enumerate(options)
+    ]
+
+
+@pytest.fixture(scope="module")
 def case(request):
     """(our name, layout, source, their network with drawn statistics)"""
     name, layout, source, build = CASES[request.param]
@@ -119,7 +128,9 @@ def case(request):
     return name, layout, source, theirs.eval()
 
 
-@pytest.mark.parametrize("said", [False, True], ids=["recognised", "said"])
+@pytest.mark.parametrize(
+    ("case", "said"), cases(False, True, quick="efficientnet_pytorch"), indirect=["case"], scope="module"
+)
 def test_same_outputs(case, said):
     name, layout, source, theirs = case
     ours = cnnfast.create_model(name).double().eval()
@@ -130,7 +141,9 @@ def test_same_outputs(case, said):
         assert relative(ours(x), theirs(x)) <= 1e-10
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("case", "suffix"), cases(".pth", ".safetensors", quick="efficientnet_pytorch"), indirect=["case"], scope="module"
+)
 def test_round_trip(case, tmp_path, suffix):
     """Strictly into the package's own network, and back without a source: the file says what it is."""
     name, layout, source, theirs = case
@@ -148,8 +161,9 @@ def test_round_trip(case, tmp_path, suffix):
         assert torch.equal(value, expected[key]), key
     again = cnnfast.create_model(name, **options)
     cnnfast.load_weights(again, path)
+    state = ours.state_dict()
     for key, value in again.state_dict().items():
-        assert torch.equal(value, ours.state_dict()[key]), key
+        assert torch.equal(value, state[key]), key
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_b0", "mobilenet_v2"])
@@ -159,8 +173,9 @@ def test_own_names(name, suffix, dtype, tmp_path):
     ours, again = (cnnfast.create_model(name, dtype=dtype) for _ in range(2))
     cnnfast.save_weights(ours, tmp_path / f"weights{suffix}")
     cnnfast.load_weights(again, tmp_path / f"weights{suffix}")
+    state = ours.state_dict()
     for key, value in again.state_dict().items():
-        assert value.dtype == ours.state_dict()[key].dtype and torch.equal(value, ours.state_dict()[key]), key
+        assert value.dtype == state[key].dtype and torch.equal(value, state[key]), key
 
 
 def test_layouts_that_a_network_lacks(tmp_path):

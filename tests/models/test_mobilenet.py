@@ -6,6 +6,7 @@ torchvision's network (a new classifier, another first layer) isn't seen. Widths
 """
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from torch import nn
 
 import cnnfast
 from cnnfast._peers import import_timm, plain_network
-from cnnfast.models.figures import count_macs, count_parameters
+from cnnfast.models import figures
+from cnnfast.models.figures import count_parameters
 from cnnfast.models.registry import model_entry
+
+count_macs = functools.cache(figures.count_macs)
 
 
 def drawn(network):

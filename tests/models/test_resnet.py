@@ -80,7 +80,7 @@ NETWORKS = {
     },
     "cifar1202": ("cifar_resnet1202", {}, dict(depths=(200,) * 3, shortcut="A", **CIFAR), 9),
 }
-QUICK = ("plain18", "resnet18-A", "cifar20")
+QUICK = ("cifar20-plain", "resnet18-A", "cifar20")
 
 
 @functools.cache
@@ -164,7 +164,7 @@ def test_training(pair):
         ("resnet34", 34, 3.6, 21_797_672),
         ("resnet50", 50, 3.8, 25_557_032),
         ("resnet101", 101, 7.6, 44_549_160),
-        ("resnet152", 152, 11.3, 60_192_808),
+        pytest.param("resnet152", 152, 11.3, 60_192_808, marks=slow),
     ],
 )
 def test_figures(name, layers, flops, parameters):
@@ -204,7 +204,10 @@ def test_output_sizes():
 
 @pytest.mark.parametrize(
     "layers, millions",
-    [(20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7"), (1202, "19.4")],
+    [
+        *((20, "0.27"), (32, "0.46"), (44, "0.66"), (56, "0.85"), (110, "1.7")),
+        pytest.param(1202, "19.4", marks=slow),  # seconds, even on the meta device
+    ],
 )
 def test_parameters_of_cifar(layers, millions):
     """Table 6."""

@@ -31,7 +31,13 @@ def test_parameters(layers):
 
 
 @pytest.mark.parametrize(
-    "name, gflops", [("se_resnet50", 3.87), ("se_resnet101", 7.60), ("se_resnet152", 11.32), ("senet154", 20.7)]
+    "name, gflops",
+    [
+        ("se_resnet50", 3.87),
+        ("se_resnet101", 7.60),
+        pytest.param("se_resnet152", 11.32, marks=pytest.mark.slow),
+        pytest.param("senet154", 20.7, marks=pytest.mark.slow),
+    ],
 )
 def test_multiply_adds(name, gflops):
     """Table 2's; SENet-154's are those of the authors' repository, https://github.com/hujie-frank/SENet."""

@@ -72,9 +72,10 @@ def test_macs_are_those_of_torchs_counter(name):
     [
         ("efficientnet_b0", torch.float16),
         ("mobilenet_v1", torch.bfloat16),
-        ("se_resnet50", torch.bfloat16),
+        ("se_resnet18", torch.bfloat16),
         ("tf_efficientnet_lite0", torch.float32),
-        ("xception", torch.float32),
+        pytest.param("se_resnet50", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("xception", torch.float32, marks=pytest.mark.slow),
     ],
 )
 def test_calls_are_those_of_a_real_forward(name, dtype):

@@ -1,6 +1,6 @@
 """Every network that timm or torchvision has too is theirs: keys, maps, logits, gradients, running statistics.
 
-In the default run keys and shapes of all, and values of the first of each family; the others are slow. What
+In the default run keys and shapes of all but the largest, and values of a few; the others are slow. What
 test_networks.py does in depth to a few is done here to all, at small resolutions (at full ones: test_full_size.py).
 Statistics and affine parameters are drawn. Fails if a layer, activation, padding, eps, shortcut or tap differs, or a
 fused network is less exact than the policy allows.
@@ -25,7 +25,8 @@ from cnnfast._peers import checkpoint_source, first_peer, plain_network, plain_n
 from cnnfast.checkpoints import same_numbers
 from cnnfast.models.registry import model_entry
 
-QUICK = ("googlenet_bn", "mobilenet_v2", "resnet18", "xception")  # small, of families whose maps differ in kind
+# Small, of families whose maps differ in kind.
+QUICK = ("googlenet_bn", "mobilenet_v2", "resnet18", "xception")
 # Of x, by a part of the name: where 75 is too small, or less is enough for what a deeper network repeats.
 SIZES = {
     "inception": 107,
@@ -33,8 +34,10 @@ SIZES = {
     "senet154": 43,
     "resnet101": 43,
     "resnet152": 43,
+    "xception": 43,
     **{f"efficientnet_b{n}": 33 for n in range(4, 9)},
 }
+DEEP = tuple(f"efficientnet_b{n}" for n in range(5, 9))  # by the end of the name
 ELSEWHERE = ("efficientnet_l2", "vgg1")  # values: test_efficientnet.py, test_vgg.py
 
 
@@ -88,7 +91,11 @@ def compare(ours, theirs, x):
     return {stage: (got[stage], y) for stage, y in expected.items()}
 
 
-@pytest.mark.parametrize("name", plain_networks())
+# The largest of those that the same lines make are slow.
+KEYED = [pytest.param(name, marks=[pytest.mark.slow] * name.endswith((*DEEP, "_l2"))) for name in plain_networks()]
+
+
+@pytest.mark.parametrize("name", KEYED)
 def test_keys_and_shapes(name):
     with torch.device("meta"):
         ours = cnnfast.create_model(name)
@@ -106,7 +113,7 @@ def test_keys_and_shapes(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @torch.no_grad()
-def test_eval(twins, dtype):
+def test_eval(twins, dtype, nan_outputs):
     """Maps and logits as exact as the policy wants, and in float64, where nothing hides behind rounding, theirs."""
     name, theirs, ours, _ = twins
     theirs.to(dtype), ours.to(dtype)

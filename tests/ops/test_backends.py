@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import run_fresh
 from numerics import channels_last, fresh_generator
 from op_cases import OPS, make, schema_arguments
 
@@ -175,23 +176,17 @@ def test_what_cuda_refuses(name, calls, monkeypatch):
     assert not calls
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-
-
 def test_log_says_each_choice_once():
     code = (
         "import torch, cnnfast.ops as ops\n"
         "for _ in range(3): ops.depthwise_conv2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 3, 3))\n"
         "ops.depthwise_conv2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 3, 3), backend='reference')\n"
     )
-    logged = run_python(code, CNNFAST_LOG="1")
-    assert logged.stderr.splitlines() == [
+    _, logged = run_fresh(code, CNNFAST_LOG="1")
+    assert logged.splitlines() == [
         "cnnfast: depthwise_conv2d on cpu: backend auto -> cpu",
         "cnnfast: depthwise_conv2d on cpu: backend reference -> reference",
-    ], logged.stderr
+    ]
 
 
 def test_log_is_silent_unless_asked(fresh_choice, monkeypatch, capfd):

@@ -190,7 +190,7 @@ def test_repeatable_and_independent(dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 8, 5, 6), (1, 1, 1, 7), (2, 3, 1, 1)], ids=str)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)), ids=str)
 def test_opcheck(dtype, shape, layout):
     x, grad = drawn(shape, dtype, layout), drawn(shape, dtype, layout)
     options = tuple(OPTIONS.values())

@@ -9,34 +9,34 @@ import random
 
 import pytest
 import torch
-from numerics import LAYOUTS, draw, fresh_generator
+from numerics import draw, fresh_generator
 from op_cases import OPS, make, schema_arguments
 
 import cnnfast.ops
 from cnnfast.ops import activations
 
+MUCH = {"excite": True, "pointwise_first": True}
+LITTLE = {"expand": False, "bias": False, "residual": False, "dtype": torch.bfloat16, "stride": 2, "c": 1}
+LITTLE["size"] = (1, 5)  # with one channel both memory formats in one
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+
+@pytest.mark.parametrize(
+    ("row", "layout"),
+    [
+        pytest.param(MUCH, "nchw", id="much-nchw"),
+        pytest.param(LITTLE, "channels_last", id="little-channels_last"),
+        pytest.param(MUCH, "channels_last", id="much-channels_last", marks=pytest.mark.slow),
+        pytest.param(LITTLE, "nchw", id="little-nchw", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("form", ("{}", "{}_backward", "pack_{}", "{}_packed"))
 @pytest.mark.parametrize("op", OPS)
-def test_opcheck(op, form, layout):
+def test_opcheck(op, form, row, layout):
     name = form.format(op)
-    for row in (
-        {"excite": True, "pointwise_first": True},
-        {
-            "expand": False,
-            "bias": False,
-            "residual": False,
-            "dtype": torch.bfloat16,
-            "stride": 2,
-            "c": 1,
-            "size": (1, 5),
-        },
-    ):
-        case = make(op, fresh_generator(), layout=layout, **row)
-        if form == "{}":
-            case = case.to(torch.Tensor.requires_grad_)
-        torch.library.opcheck(getattr(torch.ops.cnnfast, name).default, schema_arguments(case, name))
+    case = make(op, fresh_generator(), layout=layout, **row)
+    if form == "{}":
+        case = case.to(torch.Tensor.requires_grad_)
+    torch.library.opcheck(getattr(torch.ops.cnnfast, name).default, schema_arguments(case, name))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -7,7 +7,6 @@ breaks a copy of the sources, a line at a time, and wants the same checks to fai
 
 import functools
 import os
-import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from ahead_of_time import TARGETS
+from fresh import run_fresh
 from kernel_cases import CASES
 from kernel_launches import NCHW, NHWC, depthwise_conv2d, local_response_norm, pointwise_conv2d
 from kernel_launches import squeeze_excite as excite
@@ -340,9 +340,7 @@ def test_import_reads_and_writes_no_file(tmp_path):
         "import cnnfast, cnnfast.kernels.pointwise_conv2d, cnnfast.info; cnnfast.info.collect()\n"
         f"print([name for name in seen if name.startswith({str(tmp_path)!r})], 'cnnfast.kernels.tuning' in sys.modules)"
     )
-    environment = dict(os.environ, CNNFAST_CACHE_DIR=str(tmp_path / "cache"))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[] False"
+    assert run_fresh(code, CNNFAST_CACHE_DIR=str(tmp_path / "cache"))[0] == "[] False"
 
 
 FAULTS = {
