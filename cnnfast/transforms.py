@@ -208,6 +208,6 @@ def _random_crop(
     if crops == "resized":
         return [v2.RandomResizedCrop(size, scale, ratio, interpolation)]
     if crops == "random":
-        whole = round(size / preprocessing.crop)
+        whole = preprocessing.short_side
         return [v2.Resize(whole, interpolation), v2.CenterCrop(whole), v2.RandomCrop(size)]
     raise ValueError(f"crops must be 'resized' or 'random' for training, got {crops!r}")
