@@ -221,11 +221,46 @@ def test_weights_of_another_architecture(lite0, xception, published, source):
 def test_other_number_of_classes(published):
     network = cnnfast.create_model("tf_efficientnet_lite0", num_classes=10)
     before = copy.deepcopy(network.state_dict())
-    assert_refused(network, published, r"2 of another shape \(_fc.weight \(1000, 1280\), not \(10, 1280\), _fc.bias")
+    says = r"2 of another shape \(_fc.weight \(1000, 1280\), not \(10, 1280\), _fc.bias .*; load_classifier=False loads"
+    assert_refused(network, published, says)
+    damaged = {**published, "_conv_stem.weight": published["_conv_stem.weight"][:2]}
+    assert_refused(network, damaged, r"not \(10,\)\)$")  # which load_classifier=False would not mend
     cnnfast.load_weights(network, published, load_classifier=False)
     assert torch.equal(network.conv_head.weight, published["_conv_head.weight"])
     assert torch.equal(network.classifier.weight, before["classifier.weight"])
     assert torch.equal(network.classifier.bias, before["classifier.bias"])
+
+
+@pytest.mark.parametrize("name, auxiliary", [("googlenet_bn", "aux2.fc2"), ("inception_v3", "AuxLogits.fc")])
+def test_other_number_of_classes_beside_auxiliary_classifiers(name, auxiliary):
+    """These have one for each class too; what is before that is loaded, and left out where the network has none."""
+    whole = cnnfast.create_model(name, aux_logits=True)
+    state = drawn_state(whole)
+    network = cnnfast.create_model(name, aux_logits=True, num_classes=10)
+    before = copy.deepcopy(network.state_dict())
+    classes = [key for key in before if key.rpartition(".")[0] in ("fc", auxiliary, "aux1.fc2")]
+    assert len(classes) == (6 if name == "googlenet_bn" else 4)
+    assert_refused(network, state, rf"{len(classes)} of another shape .* load_classifier=False loads all but")
+    cnnfast.load_weights(network, state, load_classifier=False)
+    assert_state(network, {**state, **{key: before[key] for key in classes}})
+    network = cnnfast.create_model(name, num_classes=10)
+    before = copy.deepcopy(network.state_dict())
+    cnnfast.load_weights(network, state, load_classifier=False)
+    assert_state(network, {key: before[key] if key.startswith("fc.") else state[key] for key in before})
+
+
+@pytest.mark.parametrize("source", [None, "pretrainedmodels"])
+def test_a_background_class(source):
+    """pretrainedmodels publishes Inception-v4 and Inception-ResNet-v2 with 1001 classes; its own 1000 are the last."""
+    network = cnnfast.create_model("inception_v4")
+    own = drawn_state(network)
+    state = {name: own[key] for key, name in network.checkpoint_keys("pretrainedmodels").items()}
+    state["last_linear.weight"], state["last_linear.bias"] = torch.randn(1001, 1536), torch.randn(1001)
+    cnnfast.load_weights(network, state, source)
+    assert torch.equal(network.last_linear.weight, state["last_linear.weight"][1:])
+    assert torch.equal(network.last_linear.bias, state["last_linear.bias"][1:])
+    state["last_linear.bias"] = torch.randn(1000)
+    assert_refused(network, state, r"last_linear.weight \(1001, 1536\), not", source="pretrainedmodels")
 
 
 def test_no_classifier(published):

@@ -1,6 +1,6 @@
 """pretrained_cfg and the preparation of images by it, beside timm's and torchvision's own.
 
-Fails if a network's input isn't what the weights of the package that has it want, or an image's pixels aren't those that
+Fails if a network's input isn't what the weights of the package that has it want, or the pixels aren't those that
 that package's own transform makes.
 """
 
@@ -82,7 +82,7 @@ def test_pixels_are_timms(name, shape):
 
 
 def test_tensorflows_own_numbers():
-    """What TensorFlow's tests expect of resize_images: bicubic (ResizeImagesTest.testResizeUpBicubic, rounded there) and
+    """What TensorFlow's tests expect of resize_images: bicubic (testResizeUpBicubic of ResizeImagesTest, rounded) and
     bilinear (testResizeUp)."""
     rows = [128, 128, 64, 64, 128, 128, 64, 64, 64, 64, 128, 128, 64, 64, 128, 128, 50, 50, 100, 100, 50, 50, 100, 100]
     x = torch.tensor([*rows, *[50, 50, 100, 100] * 3], dtype=torch.uint8).view(6, 6, 1)
