@@ -57,24 +57,21 @@ def load_weights(
     layout, doubt = recognise(model, state, mark) if given is None else (given, None)
     what = describe(state)
     theirs = dict(layout.names)
+    classes: list[str] = []  # the classifier's keys, if it is to be loaded
     if isinstance(model, Layouts):
         left_out = _lacked(model, layout)
         classes = [key for key in own if key.rpartition(".")[0] in model.classifiers]
         if not load_classifier:
             left_out |= {theirs.pop(key) for key in classes}
+            classes = []
         state = {name: tensor for name, tensor in state.items() if name not in left_out}
         state.update(_fitted_to_channels(model, own, theirs, state))
-        state.update(_without_background(model, layout, own, [key for key in classes if key in theirs], state))
+        state.update(_without_background(model, layout, own, classes, state))
     faults = list(find_faults(own, theirs, state))
     if faults:
-        hint = ""
-        if (
-            isinstance(model, Layouts)
-            and load_classifier
-            and not list(find_faults(*_less(classes, own, theirs, state)))
-        ):
-            hint = "; load_classifier=False loads all but the classifier"
-        raise ValueError(f"weights must be those of this {type(model).__name__}, got {what}: {'; '.join(faults)}{hint}")
+        helps = classes and not list(find_faults(*_less(classes, own, theirs, state)))
+        faults += ["load_classifier=False loads all but the classifier"] if helps else []
+        raise ValueError(f"weights must be those of this {type(model).__name__}, got {what}: {'; '.join(faults)}")
     if doubt:
         raise ValueError(doubt)
     values = {key: state[name].reshape(own[key].shape) for key, name in theirs.items() if name in state}
