@@ -121,7 +121,9 @@ def _fitted_to_channels(
     if name not in state or state[name].dim() != 4 or not state[name].is_floating_point():
         return {}
     channels = getattr(model, "pretrained_cfg", {}).get("input_size", (3,))[0]
-    wanted, got = own[key].shape[1], state[name].shape[1]
+    (filters, wanted, *kernel), got = own[key].shape, state[name].shape[1]
+    if state[name].shape != (filters, got, *kernel):
+        return {}
     if got != channels or wanted == got or model.get_submodule(key.removesuffix(".weight")).groups != 1:
         return {}
     weight = state[name].float()
