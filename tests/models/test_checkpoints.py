@@ -433,12 +433,12 @@ def test_files_that_are_no_checkpoints(lite0, tmp_path, name, capfd):
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("code.pth", r"code.pth: it wants __builtin__.print, and the code of a checkpoint isn't run$"),
-        ("legacy.pth", r"legacy.pth: it wants __builtin__.print, and the code of a checkpoint isn't run$"),
+        ("code.pth", r"code.pth: it wants print, and the code of a checkpoint isn't run$"),
+        ("legacy.pth", r"legacy.pth: it wants print, and the code of a checkpoint isn't run$"),
         ("module.pth", r"module.pth: it wants torch.nn.modules.linear.Linear, and the code of a checkpoint isn't run$"),
         ("pickle.pth", r"pickle.pth: it is no pickle of tensors$"),
         ("empty.pth", r"empty.pth: it is empty or cut off$"),
-        ("truncated.pth", r"truncated.pth: PytorchStreamReader failed reading zip archive: [a-z ]*$"),
+        ("truncated.pth", r"truncated.pth: unexpected EOF, expected \d+ more bytes$"),
         ("compressed.pth", r"compressed.pth: it is compressed"),
     ],
 )
