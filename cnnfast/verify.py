@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from cnnfast.checkpoints import load_weights
 from cnnfast.checkpoints.faults import find_faults
 from cnnfast.checkpoints.recognise import Layout, layout_of, layouts
 from cnnfast.exactness import FLOAT64_BOUND, Error, draw_batch_norms, errors, in_float64, relative
+from cnnfast.imports import import_module, in_words
 from cnnfast.models import create_model
 from cnnfast.models.network import Network
 from cnnfast.models.registry import model_entry
@@ -73,7 +71,8 @@ def verify(
     """Gives both networks the same weights and compares their feature maps, last maps and logits.
 
     Args:
-        name: of cnnfast.list_models.
+        name: of cnnfast.list_models. Of a network of yours that isn't a cnnfast.models.network.Network the logits
+            alone are compared.
         against: "timm", "torchvision", "module:factory" (called without arguments), or "reference", this network's own
             layers run by plain PyTorch; None for the package whose keys ours has, or "reference" if none has it.
         weights, source: load_weights's; None for fresh ones, with batch normalisation as after training.
@@ -92,8 +91,8 @@ def verify(
     torch.manual_seed(seed)
     against = against or first_peer(name) or "reference"
     ours: Any = create_model(name).eval()
-    if size < ours.min_size:
-        raise ValueError(f"size must be at least {ours.min_size} for {name}, got {size}")
+    if size < (least := getattr(ours, "min_size", 1)):
+        raise ValueError(f"size must be at least {least} for {name}, got {size}")
     theirs = _other(name, against).eval()
     layout = _layout(ours, theirs, known, against)
     if weights is None:
@@ -116,7 +115,7 @@ def verify(
 
 
 def compare(
-    ours: Network,
+    ours: nn.Module,
     theirs: nn.Module,
     xs: list[Tensor],
     names: Mapping[str, str],
@@ -143,7 +142,8 @@ def compare(
                 outputs.setdefault(stage, []).append((mine[stage], other[stage], ref[stage]))
         stages = [_stage(name, triples) for name, triples in outputs.items()]
         fault = next((stage for stage in stages if not stage.agrees), None)
-        layers = _first_layers(ours, theirs, exact, xs[:2], names) if fault else None
+        whole = isinstance(ours, Network)
+        layers = _first_layers(ours, theirs, exact, xs[:2], names) if fault and whole else None  # type: ignore[arg-type]
     return stages, layers
 
 
@@ -166,14 +166,18 @@ def _stage(name: str, triples: list[tuple[Tensor, Tensor, Tensor]]) -> Stage:
 # What is compared
 
 
-def _our_stages(network: Network, x: Tensor) -> Outputs:
+def _our_stages(network: nn.Module, x: Tensor) -> Outputs:
+    if not isinstance(network, Network):
+        return {LOGITS: network(x)}
     last, maps = network.forward_intermediates(x)
     taps = [info["module"] for info in network.feature_info]
     return {**dict(zip(taps, maps, strict=True)), LAST_MAP: last, LOGITS: network(x)}
 
 
-def _their_stages(network: nn.Module, x: Tensor, ours: Network, names: Mapping[str, str]) -> Outputs:
+def _their_stages(network: nn.Module, x: Tensor, ours: nn.Module, names: Mapping[str, str]) -> Outputs:
     """Under our names; of a network without feature maps, what its modules of the same names give."""
+    if not isinstance(ours, Network):
+        return {LOGITS: network(x)}
     taps = [info["module"] for info in ours.feature_info]
     if hasattr(network, "forward_intermediates"):
         call: Callable[[Tensor], Any] = network.forward_intermediates  # type: ignore[assignment]
@@ -265,12 +269,11 @@ def _other(name: str, against: str) -> nn.Module:
     if not colon:
         known = [*peers, "reference", "module:factory"]
         raise ValueError(f"against must be one of {', '.join(known)} for {name}, got {against!r}")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as for python -m
     try:
-        network = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"against must name a function that makes a network, got {against!r}: {error}") from None
+        network = getattr(import_module(module), factory)()
+    except Exception as error:  # whatever the user's code raises
+        what = str(error) if isinstance(error, ValueError) else in_words(error)
+        raise ValueError(f"against must name a function that makes a network, got {against!r}: {what}") from None
     if not isinstance(network, nn.Module):
         raise ValueError(f"against must make a torch.nn.Module, got {type(network).__name__} of {against!r}")
     return network

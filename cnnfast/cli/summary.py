@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnnfast.cli.errors import UsageError, require
-from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
+from cnnfast.cli.errors import UsageError, require, users_network
+from cnnfast.cli.options import DTYPES, Help, add_import, add_threads, import_modules, positive_int, set_threads
 from cnnfast.files import whole_file
 
 if TYPE_CHECKING:
     from cnnfast.summary import Ceilings
 
-EXAMPLE = "example: cnnfast summary mobilenet_v2 --size 192 --csv mobilenet.csv --plot mobilenet.png"
+EXAMPLES = """\
+examples:
+  cnnfast summary mobilenet_v2 --size 192 --csv mobilenet.csv --plot mobile.png
+  cnnfast summary my_network --import my_module --wide"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -26,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help=summary,
         description=f"{summary}. MACs, shapes and bytes are found without running the network; measuring the machine "
         "(the rate of a large matrix product, and of copies) takes a few seconds.",
-        epilog=EXAMPLE,
+        epilog=EXAMPLES,
+        formatter_class=Help,
     )
     parser.add_argument("network", metavar="NAME", help="a network of cnnfast.list_models()")
     parser.add_argument("--size", type=positive_int, metavar="N", help="height and width (default: the network's own)")
@@ -37,11 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a roofline with the layers, and the stages")
+    add_import(parser)
     add_threads(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    import_modules(args.imports)
     if args.plot:
         require("matplotlib", "bench")
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -58,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
     options = {} if args.num_classes is None else {"num_classes": args.num_classes}
     try:
-        summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], **options)
+        with users_network(args.network):
+            summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], **options)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
     if args.plot and not any(block.macs for block in summary.blocks):

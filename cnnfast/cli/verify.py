@@ -7,14 +7,26 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from cnnfast.cli.errors import UsageError, require
-from cnnfast.cli.options import DTYPES, add_threads, parse_device, positive_int, set_threads
+from cnnfast.cli.errors import UsageError, require, users_network
+from cnnfast.cli.options import (
+    DTYPES,
+    Help,
+    add_import,
+    add_threads,
+    import_modules,
+    parse_device,
+    positive_int,
+    set_threads,
+)
 from cnnfast.ops.backends import BACKENDS
 
 if TYPE_CHECKING:
     from cnnfast.verify import Report
 
-EXAMPLE = "example: cnnfast verify mobilenet_v2 --against torchvision --weights mobilenet_v2.pth"
+EXAMPLES = """\
+examples:
+  cnnfast verify mobilenet_v2 --against torchvision --weights mobilenet_v2.pth
+  cnnfast verify my_network --import my_module --against my_module:plain"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -24,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help=summary,
         description=f"{summary}: the same weights in both, errors against float64 beside PyTorch's own in the same"
         " dtype. Exit status 1 if they disagree, 2 if nothing could be compared.",
-        epilog=EXAMPLE,
+        epilog=EXAMPLES,
+        formatter_class=Help,
     )
     parser.add_argument("name", metavar="NAME", help="of `cnnfast list`")
     parser.add_argument(
@@ -44,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--inputs", type=positive_int, default=8, metavar="N", help="batches (default: 8)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_import(parser)
     add_threads(parser)
     return parser
 
@@ -52,13 +66,14 @@ def run(args: argparse.Namespace) -> int:
     """1 if a stage disagrees."""
     from rich.console import Console
 
+    import_modules(args.imports)
     if args.against in ("timm", "torchvision"):
         require(args.against, "test")
     from cnnfast.verify import verify
 
     device = parse_device(args.device)
     set_threads(args.threads)
-    with Console(stderr=True, highlight=False).status("starting") as status:
+    with users_network(args.name), Console(stderr=True, highlight=False).status("starting") as status:
         try:
             report = verify(
                 args.name,

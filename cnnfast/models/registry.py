@@ -114,6 +114,8 @@ def create_model(
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices must be None without features_only, got {out_indices!r}")
     network = entry.factory(**options)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"name must be of a factory that makes a torch.nn.Module, got {name!r}, which made {network!r}")
     cfg = dict(entry.pretrained_cfg)
     cfg["classifier"] = getattr(network, "classifier_name", None)
     network.pretrained_cfg = cfg  # type: ignore[assignment]
