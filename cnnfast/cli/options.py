@@ -61,6 +61,8 @@ def parse_device(name: str) -> torch.device:
     """A device that is here."""
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise UsageError(f"--device {name}: want cpu, cuda, cuda:1, ...")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None

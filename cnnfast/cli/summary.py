@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cnnfast.cli.errors import UsageError, require, users_network
-from cnnfast.cli.options import DTYPES, Help, add_import, add_threads, import_modules, positive_int, set_threads
+from cnnfast.cli.options import (
+    DTYPES,
+    Help,
+    add_import,
+    add_threads,
+    import_modules,
+    parse_device,
+    positive_int,
+    set_threads,
+)
 from cnnfast.files import whole_file
 
 if TYPE_CHECKING:
@@ -36,6 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--size", type=positive_int, metavar="N", help="height and width (default: the network's own)")
     parser.add_argument("--batch", type=positive_int, default=1, metavar="N", help="images (default: 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... that it is to run on (default: cpu)")
     parser.add_argument("--num-classes", type=positive_int, metavar="N", help="outputs (default: the network's own)")
     parser.add_argument("--wide", action="store_true", help="with every plain layer; wider than 80 columns")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV, too")
@@ -62,10 +72,11 @@ def run(args: argparse.Namespace) -> int:
     from cnnfast.summary import Report, summarize, to_csv, to_json
     from cnnfast.summary.tables import WIDE, print_report
 
+    device = parse_device(args.device)
     options = {} if args.num_classes is None else {"num_classes": args.num_classes}
     try:
         with users_network(args.network):
-            summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], **options)
+            summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], device.type, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
     if args.plot and not any(block.macs for block in summary.blocks):
@@ -73,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     threads = set_threads(args.threads)
     progress = Console(stderr=True, highlight=False)
     with progress.status("measuring this machine's ceilings"):
-        report = Report(summary, measured_ceilings(DTYPES[args.dtype], threads))
+        report = Report(summary, measured_ceilings(DTYPES[args.dtype], threads, device))
     console = Console(highlight=False)
     if args.wide and console.width < WIDE:
         console.width = WIDE
@@ -90,11 +101,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured_ceilings(dtype: torch.dtype, threads: int) -> Ceilings:
-    """This CPU's. In 16 bits the product that our kernels may take is the faster one of that and float32's."""
+def measured_ceilings(dtype: torch.dtype, threads: int, device: torch.device) -> Ceilings:
+    """This CPU's or GPU's. In 16 bits the product that our CPU kernels may take is the faster one of that and
+    float32's."""
     from cnnfast.bench import ceilings, report
+    from cnnfast.bench.device import Device
     from cnnfast.summary import Ceilings
 
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            gpu = Device("cuda")
+            return Ceilings(torch.cuda.get_device_name(device), gpu.gemm_rate(dtype), None, gpu.copy_rate())
     dtypes = {dtype} if dtype.itemsize > 2 else {dtype, torch.float32}
     flops = max(ceilings.gemm_rate(one, threads, 1024) for one in dtypes)
     cpu = str(report.environment()["cpu"])
