@@ -142,8 +142,9 @@ def compare(
                 outputs.setdefault(stage, []).append((mine[stage], other[stage], ref[stage]))
         stages = [_stage(name, triples) for name, triples in outputs.items()]
         fault = next((stage for stage in stages if not stage.agrees), None)
-        whole = isinstance(ours, Network)
-        layers = _first_layers(ours, theirs, exact, xs[:2], names) if fault and whole else None  # type: ignore[arg-type]
+        layers = None
+        if fault and isinstance(ours, Network):
+            layers = _first_layers(ours, theirs, exact, xs[:2], names, fault.name)
     return stages, layers
 
 
@@ -230,9 +231,10 @@ def _twin(module: str, theirs: nn.Module, names: Mapping[str, str]) -> str | Non
 
 
 def _first_layers(
-    ours: Network, theirs: nn.Module, exact: nn.Module, xs: list[Tensor], names: Mapping[str, str]
+    ours: Network, theirs: nn.Module, exact: nn.Module, xs: list[Tensor], names: Mapping[str, str], stage: str
 ) -> tuple[str | None, str] | None:
-    """The last of our layers that agrees with its twin, and the first that doesn't."""
+    """The last of our layers that agrees with its twin, and the first that doesn't; or before that the layer after
+    which `stage`, which doesn't, is taken: a stem, of layers that are none of theirs, has no twin."""
     calls = [name for name, _ in ours._calls() if ours._tap(name) == (name, None)]
     twins = {name: twin for name in calls if (twin := _twin(name, theirs, names))}
     triples: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -242,10 +244,10 @@ def _first_layers(
         for name in [name for name in twins if name in other and other[name].shape == mine[name].shape]:
             triples.setdefault(name, []).append((mine[name], other[name], ref[name]))
     agree = None
-    for name, found in triples.items():
-        if not _stage(name, found).agrees:
+    for name in calls:
+        if (name == stage and name not in triples) or (name in triples and not _stage(name, triples[name]).agrees):
             return agree, name
-        agree = name
+        agree = name if name in triples else agree
     return None
 
 

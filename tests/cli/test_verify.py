@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cnnfast
-from cnnfast._peers import import_torchvision, plain_network
+from cnnfast._peers import checkpoint_source, first_peer, import_torchvision, plain_network
 from cnnfast.cli.main import main
 from cnnfast.verify import LAST_MAP, LOGITS, compare, verify
 
@@ -89,6 +89,36 @@ def test_one_channel_of_one_layer(pair, key):
     assert layers == between
     before = [one for one in stages if one.agrees]
     assert stages[: len(before)] == before and all(one.bound_part > 1 for one in stages[len(before) :])
+
+
+DEEP = [
+    ("resnet18", "bn1.weight", "relu", (None, "relu")),
+    ("resnet18", "layer4.1.bn1.weight", "layer4", ("layer4.0", "layer4.1")),
+    ("resnet50", "layer4.2.bn2.weight", "layer4", ("layer4.1", "layer4.2")),
+    ("efficientnet_b0", "blocks.5.2.bn2.weight", "blocks.6", ("blocks.5.1", "blocks.5.2")),
+    ("xception", "block11.rep.8.weight", "block12.rep.0", ("block10", "block11")),
+    ("googlenet_bn", "inception5b.branch1.bn.weight", "inception5b", ("inception5a", "inception5b")),
+    ("inception_v4", "features.14.branch0.bn.weight", "features.17", ("features.13", "features.14")),
+]
+
+
+@pytest.mark.parametrize(
+    "name, key, stage, between", [pytest.param(*row, marks=[pytest.mark.slow] * (row[0] != "resnet18")) for row in DEEP]
+)
+def test_one_channel_deep_in_a_network(name, key, stage, between):
+    """Of the largest bias, which is alive behind its ReLU."""
+    from cnnfast.exactness import draw_batch_norms
+
+    theirs, ours = plain_network(name).eval(), cnnfast.create_model(name).eval()
+    draw_batch_norms(theirs, torch.randn(2, 3, 96, 96))
+    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name))
+    with torch.no_grad():
+        channel = ours.state_dict()[key][ours.state_dict()[key.replace("weight", "bias")].argmax()]
+        channel *= 1.01
+    names = ours.checkpoint_keys(first_peer(name))
+    stages, layers = compare(ours, theirs, [torch.randn(2, 3, 96, 96) for _ in range(2)], names)
+    assert next(one.name for one in stages if not one.agrees) == stage
+    assert layers == between
 
 
 def test_a_fault_of_another_package(run, tmp_path, monkeypatch):
