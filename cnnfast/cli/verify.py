@@ -7,6 +7,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+import torch
+
 from cnnfast.cli.errors import UsageError, require, users_network
 from cnnfast.cli.options import (
     DTYPES,
@@ -23,6 +25,7 @@ from cnnfast.ops.backends import BACKENDS
 if TYPE_CHECKING:
     from cnnfast.verify import Report
 
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 EXAMPLES = """\
 examples:
   cnnfast verify mobilenet_v2 --against torchvision --weights mobilenet_v2.pth
@@ -48,9 +51,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint (default: fresh weights, drawn statistics)")
     parser.add_argument("--source", metavar="S", help="whose keys it has, as load_weights's (default: find out)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="(default: float32; of 16 bits PyTorch's own error hides what is less than about 1 %%)",
+    )
     parser.add_argument(
         "--backend", choices=["auto", *BACKENDS], default="auto", help="of every fused op (default: auto)"
+    )
+    parser.add_argument(
+        "--memory-format",
+        choices=FORMATS,
+        default="channels_last",
+        help="of PyTorch's network (default: channels_last, as ours is inside; in contiguous, PyTorch's default, its"
+        " float32 errors in wide convolutions are smaller)",
     )
     parser.add_argument("--size", type=positive_int, metavar="N", help="of the images (default: the network's)")
     parser.add_argument("--batch", type=positive_int, default=2, metavar="N", help="(default: 2)")
@@ -87,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 batch=args.batch,
                 inputs=args.inputs,
                 seed=args.seed,
+                memory_format=FORMATS[args.memory_format],
                 progress=status.update,
             )
         except (ValueError, TypeError, OSError, RuntimeError) as error:  # the last: what PyTorch's layers can't run

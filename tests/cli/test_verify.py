@@ -51,6 +51,20 @@ def test_networks_agree(name, against, dtype):
         assert (stage.theirs == 0) == (dtype == torch.float64)
 
 
+def test_the_format_that_pytorch_runs_in(run):
+    """Its default rounds otherwise, and ours agrees with it too."""
+    reports = {}
+    for name in ("channels_last", "contiguous"):
+        status, out, _ = run("resnet18", *OPTIONS, "--memory-format", name, "--json")
+        reports[name] = json.loads(out)
+        assert status == 0 and reports[name]["memory_format"] == name
+    ours, theirs = (
+        {name: [stage[field] for stage in report["stages"]] for name, report in reports.items()}
+        for field in ("shape", "theirs")
+    )
+    assert ours["channels_last"] == ours["contiguous"] and theirs["channels_last"] != theirs["contiguous"]
+
+
 @pytest.fixture(scope="module")
 def pair():
     """timm's EfficientNet-Lite0 and ours with its weights, and inputs."""
