@@ -72,8 +72,7 @@ def verify(
     """Gives both networks the same weights and compares their feature maps, last maps and logits.
 
     Args:
-        name: of cnnfast.list_models. Of a network of yours that isn't a cnnfast.models.network.Network the logits
-            alone are compared.
+        name: of cnnfast.list_models; of a network that isn't a cnnfast Network the logits alone are compared.
         against: "timm", "torchvision", "module:factory" (called without arguments), or "reference", this network's own
             layers run by plain PyTorch; None for the package whose keys ours has, or "reference" if none has it.
         weights, source: load_weights's; None for fresh ones, with batch normalisation as after training.
@@ -96,7 +95,7 @@ def verify(
     if size < (least := getattr(ours, "min_size", 1)):
         raise ValueError(f"size must be at least {least} for {name}, got {size}")
     theirs = _other(name, against).eval()
-    layout = _layout(ours, theirs, known, against)
+    layout = _layout(name, ours, theirs, known, against)
     if weights is None:
         draw_batch_norms(theirs, torch.randn(max(batch, 2), *shape[1:], generator=generator))
         state, own = theirs.state_dict(), ours.state_dict()
@@ -285,17 +284,13 @@ def _other(name: str, against: str) -> nn.Module:
     return network
 
 
-def _layout(ours: nn.Module, theirs: nn.Module, known: list[Layout], against: str) -> Layout:
+def _layout(name: str, ours: nn.Module, theirs: nn.Module, known: list[Layout], against: str) -> Layout:
     """That of `theirs`."""
-    if against in model_entry(_name_of(ours)).peers:
-        return layout_of(ours, checkpoint_source(_name_of(ours), against) or against)
+    if against in model_entry(name).peers:
+        return layout_of(ours, checkpoint_source(name, against) or against)
     state = theirs.state_dict()
     best = max(known, key=lambda layout: len(state.keys() & set(layout.names.values())))
     faults = list(find_faults(ours.state_dict(), best.names, state))
     if faults:
-        raise ValueError(f"against must have the weights of {_name_of(ours)}, got {against!r}: {'; '.join(faults)}")
+        raise ValueError(f"against must have the weights of {name}, got {against!r}: {'; '.join(faults)}")
     return best
-
-
-def _name_of(network: nn.Module) -> str:
-    return network.pretrained_cfg["architecture"]  # type: ignore[index, return-value]
