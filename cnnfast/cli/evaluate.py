@@ -218,6 +218,7 @@ def _settings(args: argparse.Namespace, weights: Path, views: Views, folder: Ima
         "weights_digest": _digest(weights.read_bytes()),
         "data": str(args.data.resolve()),
         "classes_digest": _digest(repr((sorted(folder.targets.items()), folder.names)).encode()),
+        "preprocessing": asdict(views.preprocessing),
         "mode": views.mode,
         "sizes": list(views.sizes),
         "mirror": views.mirror,
