@@ -92,13 +92,13 @@ class Preprocessing:
         if self.crop_mode == "tensorflow":
             side = max(1, int(min(image.size) * self.crop))
             left, top = ((length - side + 1) // 2 for length in image.size)
-            return self._resized(image.crop((left, top, left + side, top + side)))
+            return self._resized_as_tensorflow(image.crop((left, top, left + side, top + side)))
         side = self.short_side
         resized = image.resize((side, side), self.resampling) if self.crop_mode == "squash" else self.whole(image, side)
         left, top = (round((length - self.size) / 2) for length in resized.size)
         return resized.crop((left, top, left + self.size, top + self.size))
 
-    def _resized(self, square: Image.Image) -> Image.Image:
+    def _resized_as_tensorflow(self, square: Image.Image) -> Image.Image:
         from PIL import Image
 
         pixels = resize_as_tensorflow(_pixels(square)[0], self.size, self.interpolation)
@@ -138,6 +138,8 @@ def resize_as_tensorflow(pixels: torch.Tensor, size: int, interpolation: str = "
     evaluated. Output pixel i is read at i * H / size, not at its centre, and from its two ("bilinear") or four
     ("bicubic", cubic convolution with a = -0.75) neighbours alone, however much smaller the result is (no
     antialiasing); at the borders the last pixel is repeated."""
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ValueError(f"interpolation must be 'bicubic' or 'bilinear', got {interpolation!r}")
     for dim in (0, 1):
         length = pixels.shape[dim]
         at = torch.arange(size) * (length / size)
