@@ -60,7 +60,7 @@ def load_weights(
     classes: list[str] = []  # the classifier's keys, if it is to be loaded
     if isinstance(model, Layouts):
         left_out = _lacked(model, layout)
-        classes = [key for key in own if key.rpartition(".")[0] in model.classifiers]
+        classes = [key for key in own if key.startswith(tuple(f"{name}." for name in model.classifiers))]
         if not load_classifier:
             left_out |= {theirs.pop(key) for key in classes}
             classes = []

@@ -233,6 +233,18 @@ def test_other_number_of_classes(published):
     assert torch.equal(network.classifier.bias, before["classifier.bias"])
 
 
+@pytest.mark.parametrize("name", ["lenet5_simple", "mobilenet_v2", "nin_cifar", "se_resnet18"])
+def test_other_number_of_classes_of_other_heads(name):
+    """A classifier in a Sequential, a convolution, the last of several linear layers: that alone stays as it is."""
+    network = cnnfast.create_model(name, num_classes=7)
+    before, state = copy.deepcopy(network.state_dict()), drawn_state(cnnfast.create_model(name))
+    own = {key for key, value in state.items() if value.shape != before[key].shape}
+    assert own and len(own) <= 2
+    assert_refused(network, state, "load_classifier=False loads all but")
+    cnnfast.load_weights(network, state, load_classifier=False)
+    assert_state(network, {key: before[key] if key in own else value for key, value in state.items()})
+
+
 @pytest.mark.parametrize("name, auxiliary", [("googlenet_bn", "aux2.fc2"), ("inception_v3", "AuxLogits.fc")])
 def test_other_number_of_classes_beside_auxiliary_classifiers(name, auxiliary):
     """These have one for each class too; what is before that is loaded, and left out where the network has none."""
