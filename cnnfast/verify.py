@@ -67,6 +67,7 @@ def verify(
     inputs: int = 8,
     seed: int = 0,
     memory_format: torch.memory_format = torch.channels_last,
+    num_classes: int | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
     """Gives both networks the same weights and compares their feature maps, last maps and logits.
@@ -79,22 +80,24 @@ def verify(
         size: of the images, height and width; None for pretrained_cfg's.
         inputs: batches over which errors are averaged.
         memory_format: of PyTorch's network and of the inputs, see `compare`.
+        num_classes: of both networks, as your weights have them; None for the network's own.
         progress: told what is being done.
 
     Raises:
         ValueError: a network, weights, size or package that there isn't, or outputs that aren't finite in `dtype`.
     """
     progress(f"building {name}")
-    entry, known = model_entry(name), layouts(_on_meta(name))
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    entry, known = model_entry(name), layouts(_on_meta(name, options))
     size = size or entry.pretrained_cfg["input_size"][-1]
     shape = (batch, entry.pretrained_cfg["input_size"][0], size, size)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     against = against or first_peer(name) or "reference"
-    ours: Any = create_model(name).eval()
+    ours: Any = create_model(name, **options).eval()
     if size < (least := getattr(ours, "min_size", 1)):
         raise ValueError(f"size must be at least {least} for {name}, got {size}")
-    theirs = _other(name, against).eval()
+    theirs = _other(name, against, options).eval()
     layout = _layout(name, ours, theirs, known, against)
     if weights is None:
         draw_batch_norms(theirs, torch.randn(max(batch, 2), *shape[1:], generator=generator))
@@ -257,19 +260,19 @@ def _first_layers(
 # The two networks
 
 
-def _on_meta(name: str) -> nn.Module:
+def _on_meta(name: str, options: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
-        return create_model(name)
+        return create_model(name, **options)
 
 
-def _other(name: str, against: str) -> nn.Module:
+def _other(name: str, against: str, options: dict[str, Any]) -> nn.Module:
     peers = model_entry(name).peers
     if against == "reference":
-        network = create_model(name)
+        network = create_model(name, **options)
         set_backend(network, "reference")
         return network
     if against in peers:
-        return plain_network(name, against)
+        return plain_network(name, against, **options)
     module, colon, factory = against.partition(":")
     if not colon:
         known = [*peers, "reference", "module:factory"]

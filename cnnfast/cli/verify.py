@@ -50,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint (default: fresh weights, drawn statistics)")
     parser.add_argument("--source", metavar="S", help="whose keys it has, as load_weights's (default: find out)")
+    parser.add_argument("--num-classes", type=positive_int, metavar="N", help="of the weights (default: the network's)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
         "--dtype",
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 batch=args.batch,
                 inputs=args.inputs,
                 seed=args.seed,
+                num_classes=args.num_classes,
                 memory_format=FORMATS[args.memory_format],
                 progress=status.update,
             )

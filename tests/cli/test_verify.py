@@ -175,6 +175,17 @@ def test_weights_reach_both(run, tmp_path):
     assert verify("mobilenet_v2", "torchvision", **SMALL).stages != report.stages
 
 
+def test_weights_of_other_classes(run, tmp_path):
+    cnnfast.save_weights(cnnfast.create_model("mobilenet_v2", num_classes=7), tmp_path / "mine.pth")
+    options = ["mobilenet_v2", "--weights", tmp_path / "mine.pth", *OPTIONS]
+    status, _, err = run(*options)
+    assert status == 2 and "2 of another shape" in err
+    for against in ("torchvision", "timm", "reference"):
+        status, out, _ = run(*options, "--num-classes", 7, "--against", against, "--json")
+        report = json.loads(out)
+        assert status == 0 and report["agree"] and report["stages"][-1]["shape"] == [7]
+
+
 @pytest.mark.parametrize(
     "args, says",
     [
