@@ -129,7 +129,7 @@ def print_report(report: Report, console) -> None:
 
     settings = report.settings
     title = (
-        f"{report.name} against {report.against.replace(':', ' ')}: {settings['dtype']} on {settings['device']},"
+        f"{report.name} against {report.against.replace(':', ' ')}: {settings['dtype']}, {settings['memory_format']} on {settings['device']},"
         f" backend {settings['backend']}, {settings['inputs']} inputs of {settings['batch']} images of"
         f" {settings['size']} x {settings['size']}, weights {report.weights}"
     )
