@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnfast import info
+from cnnfast.files import whole_file
 
 from .measure import OURS, Contender, Measurement, Settings
 from .peers import TO_BEAT
@@ -255,4 +256,5 @@ def default_path(what: str) -> Path | None:
 
 def write_json(report: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(report, indent=1) + "\n")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cnnfast._peers import import_torchvision
 from cnnfast.evaluation.views import Views
-from cnnfast.preprocess import Preprocessing, preprocessing_for
+from cnnfast.preprocess import Preprocessing, preprocessing_for, resize_as_tensorflow
 
 try:
     import_torchvision()
@@ -105,6 +105,31 @@ class GoogLeNetCrops(v2.Transform):
             plain = [*F.five_crop(square, [self.size]), whole]
             crops += [*plain, *(F.horizontal_flip(crop) for crop in plain)]
         return tuple(crops)
+
+
+class TensorFlowResize(v2.Transform):
+    """To size x size as tf.image.resize of TensorFlow 1 does, without antialiasing: what `tf_` networks were trained
+    with and see in evaluation (see cnnfast.preprocess.resize_as_tensorflow).
+
+    Of PIL images in modes L and RGB, and of tensors (..., H, W); what is of 8 bits stays so, rounded.
+
+    Args:
+        size: height and width of the result; the proportions aren't kept: crop a square first.
+        interpolation: "bicubic" or "bilinear".
+    """
+
+    def __init__(self, size: int, interpolation: str = "bicubic"):
+        super().__init__()
+        self.size, self.interpolation = size, interpolation
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, Image.Image):
+            return F.to_pil_image(self.transform(F.pil_to_tensor(inpt), params))
+        planes = inpt.reshape(-1, *inpt.shape[-2:]).permute(1, 2, 0)
+        resized = resize_as_tensorflow(planes, self.size, self.interpolation).permute(2, 0, 1)
+        if inpt.dtype == torch.uint8:
+            resized = resized.round().clamp(0, 255)
+        return resized.reshape(*inpt.shape[:-2], self.size, self.size).to(inpt.dtype)
 
 
 class ToMode(v2.Transform):
@@ -208,6 +233,6 @@ def _random_crop(
     if crops == "resized":
         return [v2.RandomResizedCrop(size, scale, ratio, interpolation)]
     if crops == "random":
-        whole = round(size / preprocessing.crop)
+        whole = preprocessing.short_side
         return [v2.Resize(whole, interpolation), v2.CenterCrop(whole), v2.RandomCrop(size)]
     raise ValueError(f"crops must be 'resized' or 'random' for training, got {crops!r}")

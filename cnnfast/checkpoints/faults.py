@@ -45,7 +45,7 @@ def find_faults(own: Mapping[str, Tensor], theirs: Mapping[str, str], state: Map
     }
     if shapes:
         yield f"{len(shapes)} of another shape ({_grouped(shapes, pairs, shapes)})"
-    types = {name: f"{name} {tensor.dtype}" for name, (tensor, like) in pairs.items() if not _is_dense(tensor, like)}
+    types = {name: f"{name} {_form(tensor)}" for name, (tensor, like) in pairs.items() if not _is_dense(tensor, like)}
     if types:
         yield f"{len(types)} not dense floats ({_grouped(types, pairs, types)})"
     values = [name for name, pair in pairs.items() if not (shapes.get(name) or types.get(name)) and not _finite(*pair)]
@@ -57,6 +57,11 @@ def find_faults(own: Mapping[str, Tensor], theirs: Mapping[str, str], state: Map
 def _is_dense(tensor: Tensor, like: Tensor) -> bool:
     same_kind = tensor.is_floating_point() == like.is_floating_point() and not tensor.is_complex()
     return same_kind and not tensor.is_meta and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _form(tensor: Tensor) -> str:
+    form = "on meta" if tensor.is_meta else "" if tensor.layout == torch.strided else f"as {tensor.layout}"
+    return f"{tensor.dtype} {form}".strip()
 
 
 def _finite(tensor: Tensor, like: Tensor) -> bool:

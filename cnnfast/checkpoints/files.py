@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
+import re
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,15 +35,25 @@ def read(path: str | os.PathLike) -> Any:
         OSError: it isn't there, or may not be read.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"weights must be a file, got the folder {path}")
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     except (OSError, ImportError):
         raise
     except Exception as error:  # whatever a truncated or foreign file makes the readers raise
-        reason = str(error).split("\n")[0].rstrip(". ") or type(error).__name__
         raise ValueError(
-            f"weights must be a file of tensors, whole, by torch.save or safetensors, got {path}: {reason}"
+            f"weights must be a file of tensors, whole, by torch.save or safetensors, got {path}: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """One phrase; torch's own goes on for lines and advises to run the code in the file."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it wants {found[1]}, and the code of a checkpoint isn't run"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no pickle of tensors"
+    return str(error).split("\n")[0].split(". ")[0].rstrip(". ") or "it is empty or cut off"
 
 
 def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
@@ -52,8 +66,13 @@ def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("it is compressed, as torch.save's files aren't: what comes out may be of any size")
     # timm's and torchvision's training scripts keep their arguments beside the weights
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of foreign pickles, which end in an error
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -19,9 +19,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     example = "example: cnnfast bench models --model mobilenet_v2 --quick"
     parser = subparsers.add_parser("bench", help=summary, description=summary, epilog=example)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models|gpu")
-    ops = kinds.add_parser("ops", help="each op at the real networks' shapes")
+    example = "example: cnnfast bench ops --op separable_conv2d --quick"
+    ops = kinds.add_parser("ops", help="each op at the real networks' shapes", epilog=example)
     ops.add_argument("--op", action="append", dest="names", metavar="NAME", help="only this op (repeatable)")
-    models = kinds.add_parser("models", help="whole networks, each in a fresh process")
+    example = "example: cnnfast bench models --model mobilenet_v2 --dtype bfloat16"
+    models = kinds.add_parser("models", help="whole networks, each in a fresh process", epilog=example)
     models.add_argument("--model", action="append", dest="names", metavar="NAME", help="only this one (repeatable)")
     for kind in (ops, models):
         kind.add_argument("--quick", action="store_true", help="few cases and rounds, under a minute")
@@ -33,7 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         kind.add_argument("--processes", type=positive_int, default=1, metavar="N", help="repeat in N (default: 1)")
         kind.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in bench/results/)")
         add_threads(kind)
-    gpu = kinds.add_parser("gpu", help="on a GPU: its tests, every op, whole networks, each part in under ten minutes")
+    gpu = kinds.add_parser(
+        "gpu",
+        help="on a GPU: its tests, every op, whole networks, each part in under ten minutes",
+        epilog="example: cnnfast bench gpu --part tests --out gpu-results",
+    )
     gpu.add_argument("--part", choices=("tests", "ops", "models"), required=True, help="in this order, in three calls")
     gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="for <part>.json, gpu.json and the logs")
     gpu.add_argument("--minutes", type=positive_int, default=8, metavar="N", help="(default: 8)")

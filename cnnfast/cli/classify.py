@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import cnnfast
-from cnnfast.cli.errors import UsageError, require
+from cnnfast.cli.errors import UsageError, require, users_network
 from cnnfast.cli.images import find_images
-from cnnfast.cli.options import DTYPES, add_threads, parse_device, positive_int, set_threads
+from cnnfast.cli.options import (
+    DTYPES,
+    Help,
+    add_import,
+    add_threads,
+    import_modules,
+    parse_device,
+    positive_int,
+    set_threads,
+)
 from cnnfast.nn import set_backend
 from cnnfast.ops.backends import BACKENDS
 from cnnfast.preprocess import Preprocessing, preprocessing_for
@@ -49,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help=summary,
         description=f"{summary}; exit status 1 if some images could not be read, 2 if nothing could be done.",
         epilog="example: cnnfast classify --topk 3 photos/",
+        formatter_class=Help,
     )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="image files, or directories to walk")
     parser.add_argument("--model", default="tf_efficientnet_lite0", help="(default: %(default)s)")
@@ -60,12 +70,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--backend", choices=["auto", *BACKENDS], default="auto", help="of every fused op (default: auto)"
     )
+    add_import(parser)
     add_threads(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     require("PIL", "demo")
+    import_modules(args.imports)
     from rich.console import Console
 
     if not args.paths:
@@ -82,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     errors = Console(stderr=True, highlight=False)
     for path, reason in failures:
         report_failure(errors, path, reason)
-    results, unreadable = classify(model, preprocessing, images, args.topk, errors)
+    with users_network(args.model):
+        results, unreadable = classify(model, preprocessing, images, args.topk, errors)
     failures += unreadable
 
     if args.json:
@@ -99,7 +112,8 @@ def load_model(name: str, weights: str | None, **options: Any) -> tuple[torch.nn
     """The network (`options` are its own) with its weights, and what its input should be; UsageError where any of it
     can't be had."""
     try:
-        model = cnnfast.create_model(name, **options)
+        with users_network(name):
+            model = cnnfast.create_model(name, **options)
         preprocessing = preprocessing_for(name)
         file = Path(weights) if weights else find_weights(name)
         if not file.is_file():

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Iterator
 
 from cnnfast.cli.errors import require
+from cnnfast.cli.options import Help
 from cnnfast.models import list_models
 
 SHELLS = ("bash", "zsh")
-EXAMPLE = "example: cnnfast completion bash > ~/.local/share/bash-completion/completions/cnnfast"
+EXAMPLE = "example:\n  cnnfast completion bash > ~/.local/share/bash-completion/completions/cnnfast"
 _FUNCTION = "_cnnfast_networks"
 _NETWORKS = {"bash": _FUNCTION, "zsh": _FUNCTION}
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}  # shtab.FILE, which is None where it isn't installed
@@ -34,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         description=f"{summary}. In zsh write it to a file _cnnfast in a folder of $fpath. Write it again after an"
         " update: names of networks are in it, so that completing them starts no Python.",
         epilog=EXAMPLE,
+        formatter_class=Help,
     )
     parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS))
     return parser

@@ -15,9 +15,18 @@ import torch
 
 import cnnfast
 from cnnfast.cli.classify import load_model, progress_bar, report_failure
-from cnnfast.cli.errors import UsageError, require
+from cnnfast.cli.errors import UsageError, require, users_network
 from cnnfast.cli.interrupts import deferred_interrupts
-from cnnfast.cli.options import DTYPES, add_threads, parse_device, positive_int, set_threads
+from cnnfast.cli.options import (
+    DTYPES,
+    Help,
+    add_import,
+    add_threads,
+    import_modules,
+    parse_device,
+    positive_int,
+    set_threads,
+)
 from cnnfast.evaluation import MODES, Failure, ImageFolder, Prediction, Table, Views, accuracy, predict, read_folder
 from cnnfast.evaluation.table import replace_file
 from cnnfast.models.registry import model_entry
@@ -47,7 +56,9 @@ examples:
   cnnfast evaluate --data imagenet/val --csv lite0.csv
   cnnfast evaluate --data imagenet/val --mode dense --sizes 256,320 --mirror
   cnnfast evaluate --data flowers --model xception --weights flowers.pth \\
-      --num-classes 102"""
+      --num-classes 102
+  cnnfast evaluate --data flowers --model my_network --import my_module \\
+      --weights flowers.pth"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="accuracy of a network over a folder of labelled images",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="with a folder of images for each class"
@@ -103,6 +114,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--backend", choices=["auto", *BACKENDS], default="auto", help="of every fused op (default: auto)"
     )
+    add_import(parser)
     add_threads(parser)
     return parser
 
@@ -117,6 +129,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     require("PIL", "demo")
+    import_modules(args.imports)
     if args.mode in ("ten", "multi"):
         require("torchvision", "transforms")
     from rich.console import Console
@@ -149,7 +162,8 @@ def run(args: argparse.Namespace) -> int:
     predictions = [done[sample.path] for sample in samples if sample.path in done]
     errors = Console(stderr=True, highlight=False)
     try:
-        batches = predict(model, views, todo, args.batch, args.workers)
+        with users_network(args.model):
+            batches = predict(model, views, todo, args.batch, args.workers)
         start = time.perf_counter()
         failures = collect(batches, predictions, table, args.data, len(todo), errors)
     except (ValueError, TypeError, OSError) as error:  # the backend can't run here, a full disk
@@ -204,6 +218,7 @@ def _settings(args: argparse.Namespace, weights: Path, views: Views, folder: Ima
         "weights_digest": _digest(weights.read_bytes()),
         "data": str(args.data.resolve()),
         "classes_digest": _digest(repr((sorted(folder.targets.items()), folder.names)).encode()),
+        "preprocessing": asdict(views.preprocessing),
         "mode": views.mode,
         "sizes": list(views.sizes),
         "mirror": views.mirror,

@@ -7,23 +7,26 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cnnfast.cli.errors import UsageError
+from cnnfast.cli.errors import UsageError, users_network
+from cnnfast.cli.options import Help, add_import, import_modules
 from cnnfast.models import list_models
 from cnnfast.models.figures import figures
 from cnnfast.models.registry import model_entry
 
-EXAMPLE = "example: cnnfast list '*efficientnet*'"
+EXAMPLES = "examples:\n  cnnfast list '*efficientnet*'\n  cnnfast list 'my_*' --import my_module"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     summary = "the networks: parameters, multiply-adds, input, year, whose checkpoints they load"
-    parser = subparsers.add_parser("list", help=summary, description=summary, epilog=EXAMPLE)
+    parser = subparsers.add_parser("list", help=summary, description=summary, epilog=EXAMPLES, formatter_class=Help)
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="names, with wildcards (default: *)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_import(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    import_modules(args.imports)
     names = list_models(args.pattern)
     if not names:
         raise UsageError(f"no network is called {args.pattern}; `cnnfast list` has all, '*{args.pattern}*' is a part")
@@ -38,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
 def facts(name: str) -> dict[str, Any]:
     """Of one network; `checkpoints` maps a source of load_weights to the network's name there, None if that isn't
     known."""
-    entry, known = model_entry(name), figures(name)
+    entry = model_entry(name)
+    with users_network(name):
+        known = figures(name)
     return {
         "name": name,
         "parameters": known["parameters"],

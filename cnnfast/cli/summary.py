@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnnfast.cli.errors import UsageError, require
-from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
+from cnnfast.cli.errors import UsageError, require, users_network
+from cnnfast.cli.options import (
+    DTYPES,
+    Help,
+    add_import,
+    add_threads,
+    import_modules,
+    parse_device,
+    positive_int,
+    set_threads,
+)
 from cnnfast.files import whole_file
 
 if TYPE_CHECKING:
     from cnnfast.summary import Ceilings
 
-EXAMPLE = "example: cnnfast summary mobilenet_v2 --size 192 --csv mobilenet.csv --plot mobilenet.png"
+EXAMPLES = """\
+examples:
+  cnnfast summary mobilenet_v2 --size 192 --csv mobilenet.csv --plot mobile.png
+  cnnfast summary my_network --import my_module --wide"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -26,22 +38,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help=summary,
         description=f"{summary}. MACs, shapes and bytes are found without running the network; measuring the machine "
         "(the rate of a large matrix product, and of copies) takes a few seconds.",
-        epilog=EXAMPLE,
+        epilog=EXAMPLES,
+        formatter_class=Help,
     )
     parser.add_argument("network", metavar="NAME", help="a network of cnnfast.list_models()")
     parser.add_argument("--size", type=positive_int, metavar="N", help="height and width (default: the network's own)")
     parser.add_argument("--batch", type=positive_int, default=1, metavar="N", help="images (default: 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... that it is to run on (default: cpu)")
     parser.add_argument("--num-classes", type=positive_int, metavar="N", help="outputs (default: the network's own)")
     parser.add_argument("--wide", action="store_true", help="with every plain layer; wider than 80 columns")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a roofline with the layers, and the stages")
+    add_import(parser)
     add_threads(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    import_modules(args.imports)
     if args.plot:
         require("matplotlib", "bench")
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -56,9 +72,11 @@ def run(args: argparse.Namespace) -> int:
     from cnnfast.summary import Report, summarize, to_csv, to_json
     from cnnfast.summary.tables import WIDE, print_report
 
+    device = parse_device(args.device)
     options = {} if args.num_classes is None else {"num_classes": args.num_classes}
     try:
-        summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], **options)
+        with users_network(args.network):
+            summary = summarize(args.network, args.size, args.batch, DTYPES[args.dtype], device.type, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
     if args.plot and not any(block.macs for block in summary.blocks):
@@ -66,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     threads = set_threads(args.threads)
     progress = Console(stderr=True, highlight=False)
     with progress.status("measuring this machine's ceilings"):
-        report = Report(summary, measured_ceilings(DTYPES[args.dtype], threads))
+        report = Report(summary, measured_ceilings(DTYPES[args.dtype], threads, device))
     console = Console(highlight=False)
     if args.wide and console.width < WIDE:
         console.width = WIDE
@@ -83,11 +101,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measured_ceilings(dtype: torch.dtype, threads: int) -> Ceilings:
-    """This CPU's. In 16 bits the product that our kernels may take is the faster one of that and float32's."""
+def measured_ceilings(dtype: torch.dtype, threads: int, device: torch.device) -> Ceilings:
+    """This CPU's or GPU's. In 16 bits the product that our CPU kernels may take is the faster one of that and
+    float32's."""
     from cnnfast.bench import ceilings, report
+    from cnnfast.bench.device import Device
     from cnnfast.summary import Ceilings
 
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            gpu = Device("cuda")
+            return Ceilings(torch.cuda.get_device_name(device), gpu.gemm_rate(dtype), None, gpu.copy_rate())
     dtypes = {dtype} if dtype.itemsize > 2 else {dtype, torch.float32}
     flops = max(ceilings.gemm_rate(one, threads, 1024) for one in dtypes)
     cpu = str(report.environment()["cpu"])

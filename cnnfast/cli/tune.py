@@ -11,7 +11,7 @@ import torch
 
 import cnnfast
 from cnnfast.cli.errors import UsageError, require
-from cnnfast.cli.options import DTYPES, parse_device, positive_int
+from cnnfast.cli.options import DTYPES, Help, parse_device, positive_int
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Call = Callable[[], list[torch.Tensor]]
 Work = tuple[str, Callable[[], Call]]  # a name, and what makes the call whose launches are tuned
-EXAMPLE = "example, what training MobileNetV2 in bfloat16 launches: cnnfast tune mobilenet_v2 --train --batch 64"
+EXAMPLE = "example, what training MobileNetV2 in bfloat16 launches:\n  cnnfast tune mobilenet_v2 --train --batch 64"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "and Ctrl-C loses nothing. What is kept is for this GPU and these versions of PyTorch, Triton and the kernels; "
         "another tile may add up in another order, so that last digits change.",
         epilog=EXAMPLE,
+        formatter_class=Help,
     )
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help="what it launches (default: every --op)")
     parser.add_argument("--op", action="append", metavar="OP", help="at the real networks' shapes (repeatable)")

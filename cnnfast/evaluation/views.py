@@ -31,7 +31,7 @@ class Views:
             and the whole, and these mirrored, 36 at each size; "dense", the whole image, see `dense_form`.
         sizes: each is a view of its own (multi-scale evaluation): "single", of the input; otherwise the short side that
             the image is resized to first. () for the mode's own: "single", the network's input size; "ten" and "dense",
-            that / preprocessing.crop (256 for 224); "multi", the paper's 256, 288, 320 and 352 for an input of 224, in
+            preprocessing.short_side (256 for 224); "multi", the paper's 256, 288, 320 and 352 for an input of 224, in
             proportion for others.
         mirror: adds the mirrored images to "single" and "dense", which "ten" and "multi" have anyway.
 
@@ -51,7 +51,7 @@ class Views:
             raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {self.mode!r}")
         if not self.sizes:
             own: dict[str, tuple[int, ...]] = {"single": (side,), "multi": googlenet_sizes(side)}
-            object.__setattr__(self, "sizes", own.get(self.mode, (round(side / self.preprocessing.crop),)))
+            object.__setattr__(self, "sizes", own.get(self.mode, (self.preprocessing.short_side,)))
         if self.crops and min(self.sizes) < side:
             raise ValueError(f"sizes must be at least {side}, the side of a crop, got {min(self.sizes)}")
         if self.crops and self.mirror:

@@ -81,7 +81,7 @@ class AlexNet(FullyConnectedNetwork):
         return [last, *layers]  # dropout before the linear layers
 
 
-@register_model("alexnet_two_tower", paper=_PAPER, year=2012, input_size=(3, 227, 227), crop_pct=0.887)
+@register_model("alexnet_two_tower", paper=_PAPER, year=2012, input_size=(3, 227, 227), crop_pct=227 / 256)
 class AlexNetTwoTower(FullyConnectedNetwork):
     """AlexNet as in the paper (2012): 60,965,224 parameters, 0.72 GMACs at 227 x 227; input normalised by ImageNet's
     mean and deviation, RGB (the paper subtracts the mean image, of values 0 to 255).

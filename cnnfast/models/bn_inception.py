@@ -125,6 +125,7 @@ class BNInception(Network):
         super().__init__()
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.in_chans = in_chans
+        self.in_pretrainedmodels = not se_reduction
         self.conv1_7x7_s2 = ConvBN(in_chans, 64, 7, 2, 3, bias=bias, channels_last=True, **factory)
         self.pool1_3x3_s2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.conv2_3x3_reduce = ConvBN(64, 64, 1, bias=bias, **factory)

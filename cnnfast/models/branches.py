@@ -118,6 +118,11 @@ class AuxiliaryNetwork(Network):
         found = {field: getattr(self, name)(maps[layer]) for layer, name, field in self.auxiliary}
         return self.outputs(logits=self.forward_head(y), **found)
 
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        present = [(name, getattr(self, name)) for _, name, _ in self.auxiliary]
+        return (self.classifier_name, *(f"{name}.{aux.classifier_name}" for name, aux in present if aux is not None))
+
     def keep_features(self, out_indices: int | Sequence[int] | None = None) -> None:
         self.aux_logits = False
         for _, name, _ in self.auxiliary:

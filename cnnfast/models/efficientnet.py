@@ -201,7 +201,7 @@ _INPUTS: dict[str, tuple[int, float, dict[str, Any], str]] = {
     "efficientnet_b2": (256, 0.875, {}, "0.86"),
     "efficientnet_b3": (288, 0.875, {}, "1.6"),
     "efficientnet_b4": (320, 0.875, {}, "3.1"),
-    "efficientnet_b5": (448, 1.0, {}, "9.4"),
+    "efficientnet_b5": (448, 1.0, dict(crop_mode="squash"), "9.4"),
     "efficientnet_b6": (528, 0.942, {}, "19"),
     "efficientnet_b7": (600, 0.949, {}, "38"),
     "efficientnet_b8": (672, 0.954, {}, "63"),
@@ -248,6 +248,8 @@ def _register(name: str, size: int, crop_pct: float, cfg: dict[str, Any], gmacs:
         else "Symmetric padding and BN eps 1e-5, as weights trained in PyTorch want."
     )
     what = f"{width} times B0's width, {depth} times its depth"
+    if same:
+        cfg = dict(cfg, crop_mode="tensorflow")
     if lite:
         what += "; no squeeze-excite, ReLU6 for SiLU, stem, head and depth of the first and last stage as B0's"
     factory.__name__ = factory.__qualname__ = name

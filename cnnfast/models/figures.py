@@ -47,7 +47,10 @@ def count(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         network = create_model(name)
     sources = [s for s in SOURCES[1:] if network.checkpoint_keys(s)] if isinstance(network, Layouts) else []
-    sources = [s for s in sources if s in model_entry(name).peers or s not in ("timm", "torchvision")]
+    lacking = {"timm", "torchvision"} - model_entry(name).peers.keys()
+    if not getattr(network, "in_pretrainedmodels", False):  # whose layout a relative of its network may have, too
+        lacking.add("pretrainedmodels")
+    sources = [s for s in sources if s not in lacking]
     return dict(parameters=count_parameters(network), macs=count_macs(name), checkpoints=sources)
 
 

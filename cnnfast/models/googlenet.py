@@ -50,6 +50,8 @@ class AuxiliaryClassifier(nn.Module):
         drop_rate: dropout between the linear layers.
     """
 
+    classifier_name = "fc2"
+
     def __init__(self, pool: nn.Module, conv: nn.Module, num_classes: int, drop_rate: float, **factory: Any):
         super().__init__()
         self.pool = pool

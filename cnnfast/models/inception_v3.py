@@ -101,6 +101,8 @@ class AuxiliaryClassifier(nn.Module):
     """(N, channels, H, W) -> (N, num_classes): average pooling, 1x1 and 5x5 convolution, linear layer. Maps of at least
     17 x 17."""
 
+    classifier_name = "fc"
+
     def __init__(self, channels: int, num_classes: int, **factory: Any):
         super().__init__()
         self.conv0 = conv_bn(channels, 128, 1, **factory)

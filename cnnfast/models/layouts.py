@@ -29,6 +29,11 @@ class Layouts(nn.Module):
     # lacks.
     made_by: functools.partial | None = None
 
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """The layers that have a row for each class."""
+        return (self.classifier_name,)
+
     def checkpoint_keys(self, source: str) -> dict[str, str]:
         """The names of this network's own keys in the checkpoints of `source`; none if it doesn't have the network."""
         if source == "pretrainedmodels" and self.in_pretrainedmodels:

@@ -14,10 +14,12 @@ from torch import nn
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CROP_MODES = ("center", "squash", "tensorflow")  # cnnfast.preprocess.Preprocessing's
 
 _CFG: dict[str, Any] = dict(
     input_size=(3, 224, 224),
     crop_pct=0.875,
+    crop_mode="center",
     interpolation="bicubic",
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
@@ -57,9 +59,10 @@ def register_model(
     Args:
         paper, year: where and when the network was published.
         timm, torchvision: the same network's name there, if they have it.
-        pretrained_cfg: what of the input differs from input_size (3, 224, 224), crop_pct 0.875, interpolation
-            "bicubic", ImageNet's mean and std (of values 0 to 1), num_classes 1000, label_set "imagenet-1k",
-            fixed_input_size False (True: the network takes no other size).
+        pretrained_cfg: what of the input differs from input_size (3, 224, 224), crop_pct 0.875, crop_mode "center"
+            ("squash", "tensorflow": see cnnfast.preprocess.Preprocessing), interpolation "bicubic", ImageNet's mean and
+            std (of values 0 to 1), num_classes 1000, label_set "imagenet-1k", fixed_input_size False (True: the network
+            takes no other size).
     """
 
     def register(factory: Factory) -> Factory:
@@ -111,6 +114,8 @@ def create_model(
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices must be None without features_only, got {out_indices!r}")
     network = entry.factory(**options)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"name must be of a factory that makes a torch.nn.Module, got {name!r}, which made {network!r}")
     cfg = dict(entry.pretrained_cfg)
     cfg["classifier"] = getattr(network, "classifier_name", None)
     network.pretrained_cfg = cfg  # type: ignore[assignment]

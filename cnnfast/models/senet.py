@@ -138,7 +138,6 @@ class SENet(Network):
     """
 
     classifier_name = "last_linear"
-    in_pretrainedmodels = True
     min_size = 3  # pooling without padding
 
     def __init__(
@@ -159,6 +158,7 @@ class SENet(Network):
         super().__init__()
         factory: dict[str, Any] = dict(device=device, dtype=dtype)
         self.in_chans = in_chans
+        self.in_pretrainedmodels = block is not SEResNetBlock
         channels = 128 if deep_stem else 64
         if deep_stem:
             convs = [conv3x3(in_chans, 64, 2, **factory), conv3x3(64, 64, **factory), conv3x3(64, 128, **factory)]

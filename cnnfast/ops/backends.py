@@ -7,10 +7,12 @@ fallback: `backend="reference"` (plain torch) has to be asked for. CNNFAST_LOG=1
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,6 +44,8 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
 PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # where each backend's tensors live
 
+_meta_as = ["meta"]
+
 _LOG = os.environ.get("CNNFAST_LOG", "0") not in ("", "0")
 
 
@@ -56,7 +60,19 @@ def can_run(op: str, backend: str = "auto", x: Tensor | torch.device | str | Non
         if device_type == "cuda" and not torch.cuda.is_available():
             reasons.append("torch sees no CUDA device")
         return reasons
-    return _reasons(op, backend, x.device.type if isinstance(x, Tensor) else torch.device(x).type)
+    device_type = x.device.type if isinstance(x, Tensor) else torch.device(x).type
+    return _reasons(op, backend, _meta_as[-1] if device_type == "meta" else device_type)
+
+
+@contextlib.contextmanager
+def meta_as(device_type: str) -> Iterator[None]:
+    """Inside the with block can_run answers for tensors on meta as for those on `device_type`: what runs there can be
+    seen on a machine that has no such device, and without computing anything."""
+    _meta_as.append(device_type)
+    try:
+        yield
+    finally:
+        _meta_as.pop()
 
 
 @functools.cache

@@ -16,11 +16,12 @@ from cnnfast.summary.recorder import Layer
 @dataclass(frozen=True)
 class Ceilings:
     """What the machine can do at all: FLOP/s of a large matrix product, and bytes/s, read and written, of a copy that
-    moves so many bytes (what fits a cache may be served by it) or more than any cache holds."""
+    moves so many bytes (what fits a cache may be served by it; of a GPU the same for all sizes, None) or more than any
+    cache holds."""
 
     machine: str
     flops: float
-    copy: Callable[[int], float]
+    copy: Callable[[int], float] | None
     dram: float
 
 
@@ -85,7 +86,7 @@ class Report:
 
     def _moving(self, layer: Layer) -> float:
         nbytes = 1 << max(12, (layer.bytes - 1).bit_length())  # few sizes, so that few are measured
-        return layer.bytes / self.ceilings.copy(nbytes)
+        return layer.bytes / (self.ceilings.copy(nbytes) if self.ceilings.copy else self.ceilings.dram)
 
     def _figures(self, name: str, blocks: Sequence[Block]) -> Figures:
         floors = [self._floors[block.name] for block in blocks]

@@ -12,7 +12,6 @@ from torch import nn
 from cnnfast.models.figures import count_parameters
 from cnnfast.models.registry import create_model, model_entry
 from cnnfast.nn import set_backend
-from cnnfast.ops import backends
 from cnnfast.summary.factorised import Factorised, factorised
 from cnnfast.summary.recorder import Layer, record
 
@@ -54,15 +53,7 @@ class Block:
     @property
     def runs(self) -> list[tuple[str, str]]:
         """(op, backend) of each call."""
-        return [(call.op.removesuffix("_packed") or call.kind, backend_of(call)) for call in self.calls]
-
-
-def backend_of(call: Layer) -> str:
-    """Whose kernel runs it on the CPU: "cpu packed", "cpu" or "ATen"."""
-    if not call.op:
-        return "ATen"
-    backend = backends.choose(call.op, "auto", "cpu")
-    return f"{backend} packed" if call.op.endswith("_packed") else backend
+        return [(call.op.removesuffix("_packed") or call.kind, call.backend) for call in self.calls]
 
 
 @dataclass
@@ -87,7 +78,12 @@ class Summary:
 
 
 def summarize(
-    name: str, size: int | None = None, batch: int = 1, dtype: torch.dtype = torch.float32, **options: Any
+    name: str,
+    size: int | None = None,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device_type: str = "cpu",
+    **options: Any,
 ) -> Summary:
     """What the network `name` computes and moves, found on the meta device: nothing is computed, no weights are made.
 
@@ -95,6 +91,8 @@ def summarize(
         size: height and width of the input; None for pretrained_cfg's.
         batch: images.
         dtype: of the parameters and the input.
+        device_type: "cpu" or "cuda", on which the network is to run; it needn't be here. The choice among the kernels
+            of a GPU is then that of an H100.
         options: create_model's.
 
     Raises:
@@ -107,9 +105,9 @@ def summarize(
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
         try:
             set_backend(network, "reference")
-            layers = record(network, x, fused=False)
+            layers = record(network, x, False, device_type)
             set_backend(network, "auto")
-            calls = record(network, x, fused=True)
+            calls = record(network, x, True, device_type)
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             sides = f"{shape[2]} x {shape[3]}"

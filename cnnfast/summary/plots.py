@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from cnnfast.summary.figures import Figures, Report
 
 _UNFUSED, _FUSED = "#b8b8b8", "#1f77b4"
+_NAMED = 12  # stages in the legend
 _SHARES = {"MACs": "#ff7f0e", "parameters": "#2ca02c", "floor": "#9467bd"}
 
 
@@ -19,7 +20,7 @@ def plot(report: Report, path: str | os.PathLike[str]) -> None:
     """Writes the picture to `path`, in the format that its suffix names."""
     stages = list(report.stages.values())
     height = 6.5 + max(3.5, 0.45 * len(stages) + 1)
-    figure = Figure(figsize=(11, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, height), dpi=120, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[6, height - 6])
     top, below = halves
     _roofline(top.subplots(), report)
@@ -43,17 +44,20 @@ def _roofline(axes: Any, report: Report) -> None:
     intensities = [row.unfused_intensity for row in rows] + [row.intensity for row in rows]
     low, high = min(intensities) / 2, max(*intensities, 2 * ceilings.flops / ceilings.dram) * 2
     best = max([ceilings.dram, *(row.fused / row.floor for row in rows if row.bound == "memory")])
-    for rate, style, label in ((ceilings.dram, "-", "memory"), (best, ":", "a cache, the fastest that bounds a block")):
+    lines = [(ceilings.dram, "-", "memory")]
+    if best > 1.01 * ceilings.dram:
+        lines.append((best, ":", "the fastest cache"))
+    limits: list[Any] = []
+    for rate, style, label in lines:
         ridge = ceilings.flops / rate
         x, y = [low, max(low, ridge), high], [min(low * rate, ceilings.flops), ceilings.flops, ceilings.flops]
-        axes.plot(
-            x, [value / 1e9 for value in y], style, color="black", lw=1.4, label=f"{rate / 1e9:.3g} GB/s: {label}"
-        )
-    axes.text(
-        high, 1.12 * ceilings.flops / 1e9, f"{ceilings.flops / 1e9:.3g} GFLOP/s ", ha="right", va="bottom", fontsize=10
-    )
+        y = [value / 1e9 for value in y]
+        limits += axes.plot(x, y, style, color="black", lw=1.4, label=f"{label}, {rate / 1e9:.3g} GB/s")
+    roof = f"{ceilings.flops / 1e9:.3g} GFLOP/s in a large product"
+    axes.text(low, 1.12 * ceilings.flops / 1e9, f" {roof}", ha="left", va="bottom", fontsize=10)
     colors = matplotlib.colormaps["viridis"]
     largest = max(row.macs for row in rows)
+    named: list[Any] = []
     stages = [stage for stage in report.stages if any(row.macs for row in report.figures_of(stage))]
     for n, stage in enumerate(stages):
         color = colors(0.92 * n / max(1, len(stages) - 1))
@@ -68,14 +72,21 @@ def _roofline(axes: Any, report: Report) -> None:
         sizes = [25 + 175 * row.macs / largest for row in shown]
         at = [row.intensity for row in shown], [_attained(row, row.floor) for row in shown]
         points = axes.scatter(*at, s=sizes, color=[color], alpha=0.85, edgecolors="black", linewidths=0.4)
-        points.set_label(stage if len(stages) <= 12 else None)
-    axes.scatter([], [], s=26, facecolors="none", edgecolors="black", label="its plain layers, unfused")
+        points.set_label(stage)
+        named.append(points)
+    for colour, label in (("0.5", "fused calls: the larger, the more MACs"), ("none", "their plain layers, unfused")):
+        limits.append(axes.scatter([], [], s=40, facecolors=colour, edgecolors="black", label=label))
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     axes.set_ylim(top=2.2 * ceilings.flops / 1e9)
-    axes.set_xlabel("FLOP / byte (a filled circle: what an eval forward runs as one; its size: MACs)", fontsize=11)
+    axes.set_xlabel("FLOP / byte", fontsize=11)
     axes.set_ylabel("GFLOP/s at most", fontsize=11)
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=9, loc="lower right", title="stages up to" if len(stages) <= 12 else None)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.add_artist(axes.legend(handles=limits, fontsize=9, loc="lower right"))  # where no circle can be
+    shown = [named[round(n * (len(named) - 1) / (_NAMED - 1))] for n in range(_NAMED)] if len(named) > _NAMED else named
+    title = "stage up to" if shown is named else f"stage up to, {_NAMED} of {len(named)}"
+    axes.legend(handles=shown, fontsize=9, loc="upper left", bbox_to_anchor=(1.005, 1), title=title)
 
 
 def _attained(row: Figures, seconds: float) -> float:

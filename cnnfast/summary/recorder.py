@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from cnnfast.models.network import Network
 from cnnfast.nn import FusedModule, FusedSequential
 from cnnfast.nn.sequential import Chain, runs
+from cnnfast.ops import backends
 
 # Neither read nor write, though the dispatcher doesn't call them views.
 _NO_TRAFFIC = {"_unsafe_view", "_reshape_alias", "empty", "empty_like", "new_empty", "lift_fresh"}
@@ -53,6 +54,7 @@ class Layer:
     reads: int = 0
     writes: int = 0
     op: str = ""  # of cnnfast, if one runs
+    backend: str = "ATen"  # or which of cnnfast's runs it, "cpu packed", "cpu", "cuda packed", "triton", ...
     conv: Conv | None = None
     inputs: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -62,10 +64,11 @@ class Layer:
 
 
 class Recorder(TorchDispatchMode):
-    """Lists in `layers` what `network` runs inside the with block, in order."""
+    """Lists in `layers` what `network` runs inside the with block, in order, on a device of `device_type`."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, device_type: str = "cpu"):
         super().__init__()
+        self.device_type = device_type
         self.layers: list[Layer] = []
         self._paths = {module: path for path, module in network.named_modules()}
         self._runs = dict(_runs(network))
@@ -143,7 +146,8 @@ class Recorder(TorchDispatchMode):
         layer.writes = _nbytes(outputs[0])  # others, the indices of a pooling, nobody reads
         count = flop_registry.get(function._overloadpacket)
         layer.macs += 0 if count is None else count(*args, **(kwargs or {}), out_val=result) // 2
-        layer.op = name if namespace == "cnnfast" else layer.op
+        if namespace == "cnnfast":
+            layer.op, layer.backend = name, self._backend(function, name, args)
         layer.conv = _conv(args, outputs[0]) if name == "convolution" else layer.conv
         for output in outputs:
             self._made.add(self._base(output))
@@ -151,6 +155,14 @@ class Recorder(TorchDispatchMode):
         if layer is not self._layer:
             self.layers.append(layer)
         return result
+
+    def _backend(self, function: Any, name: str, args: Any) -> str:
+        op, names = name.removesuffix("_packed"), [argument.name for argument in function._schema.arguments]
+        if self.device_type == "cuda":
+            backend = backends.choose_on_gpu(op, name, "auto", dict(zip(names, args, strict=False)))
+        else:
+            backend = backends.choose(name, "auto", self.device_type)
+        return f"{backend} packed" if name.endswith("_packed") else backend
 
     def _begun(self, path: str, kind: str, block: str) -> Layer:
         self._made, self._seen, self._taken = set(), set(), {}
@@ -233,10 +245,10 @@ def _conv(args: Any, y: Tensor) -> Conv | None:
     )
 
 
-def record(network: nn.Module, x: Tensor, fused: bool) -> list[Layer]:
-    """What an eval forward of `x` runs; `network` and `x` may be on the meta device."""
-    recorder = Recorder(network)
-    with torch.no_grad():
+def record(network: nn.Module, x: Tensor, fused: bool, device_type: str = "cpu") -> list[Layer]:
+    """What an eval forward of `x` runs on a device of `device_type`; `network` and `x` may be on the meta device."""
+    recorder = Recorder(network, device_type)
+    with torch.no_grad(), backends.meta_as(device_type):
         if fused:
             network(x)  # packs the weights
             name_calls(network, recorder)

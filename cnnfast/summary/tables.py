@@ -124,13 +124,14 @@ def _calls(row: Figures) -> str:
 
 def _notes(report: Report) -> list[str]:
     fused, unfused = 1e3 * report.total.floor, 1e3 * report.total.unfused_floor
+    of_their_size = " of their size" if report.ceilings.copy else ""
     lines = [
         "",
         "unfused, fused: bytes that the plain layers, and the calls of an eval forward, read and write. FLOP/B: two"
         f" FLOPs a MAC, a fused byte. floor: share of the {fused:.3g} ms that it takes at least, computing at the rate"
-        " of a product or moving the fused bytes at that of a copy of their size; the plain layers take"
-        f" {unfused:.3g} ms. packed: cnnfast's CPU kernels; ATen: PyTorch's; mixed: some calls of each (--wide names"
-        " them).",
+        f" of a product or moving the fused bytes at that of a copy{of_their_size}; the plain layers take"
+        f" {unfused:.3g} ms. packed: cnnfast's kernels on weights laid out once; ATen: PyTorch's; mixed: some calls of"
+        " each (--wide names them).",
     ]
     if report.summary.unread_parameters:
         lines.append(f"{report.summary.unread_parameters:,} parameters are of layers that an eval forward doesn't run.")

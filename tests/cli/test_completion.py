@@ -78,12 +78,16 @@ def test_without_shtab(monkeypatch, capsys):
     assert 'pip install "cnnfast[completion]"' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", SUBCOMMANDS)
+@pytest.mark.parametrize("command", [*SUBCOMMANDS, *(f"bench {kind}" for kind in ("ops", "models", "gpu"))])
 def test_help_has_an_example(command, capsys, monkeypatch):
+    """A whole line, so that it can be copied, that begins with the command."""
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     out = capsys.readouterr().out
-    assert stop.value.code == 0 and "example" in out
-    assert f"cnnfast {command} " in " ".join(out[out.index("example") :].split())
-    assert max(map(len, out.splitlines())) <= 80
+    assert stop.value.code == 0 and max(map(len, out.splitlines())) <= 80
+    first, *others = out[out.rindex("\nexample") :].strip().splitlines()
+    examples = [line.strip() for line in others] or [first.removeprefix("example: ")]
+    assert examples[0].startswith(f"cnnfast {command} ")
+    for line, before in zip(examples, ["", *examples], strict=False):
+        assert line.startswith("cnnfast ") or before.endswith("\\"), line

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cnnfast.cli.main import main
+from cnnfast.models.registry import model_entry
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 CLASSES = {
@@ -138,6 +140,34 @@ def test_other_settings_are_noticed(evaluate, data, tmp_path):
     assert file.read_bytes() == before
     assert evaluate(*options, "--dtype", "bfloat16", "--restart")[0] == 0
     assert len(rows_of(file)) == 1 and file.read_bytes() != before
+
+
+def test_images_prepared_otherwise_are_noticed(evaluate, data, tmp_path, monkeypatch):
+    options = ("--data", data, "--csv", tmp_path / "r.csv", "--limit", 1)
+    assert evaluate(*options)[0] == 0
+    monkeypatch.setitem(model_entry("tf_efficientnet_lite0").pretrained_cfg, "crop_pct", 0.9)
+    status, _, err = evaluate(*options)
+    assert (status, len(err)) == (2, 1) and "r.csv was made with other settings: preprocessing {" in err[0]
+
+
+def test_images_of_every_kind(evaluate, tmp_path):
+    """Grey, CMYK, with a palette and transparency, turned by EXIF, of one pixel and of one row: all are read."""
+    folder = tmp_path / "data" / "espresso"
+    folder.mkdir(parents=True)
+    photo = Image.open(PHOTOS / "coffee.jpg")
+    clear, exif = photo.convert("RGBA"), Image.Exif()
+    clear.putalpha(128)
+    exif[0x0112] = 6
+    photo.convert("L").save(folder / "grey.png")
+    photo.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    clear.quantize(128).save(folder / "palette.png")
+    photo.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=exif, quality=95)
+    for size in ((1, 1), (900, 1)):
+        Image.new("RGB", size).save(folder / f"tiny{size[0]}.png")
+    status, _, err = evaluate("--data", tmp_path / "data", "--csv", tmp_path / "r.csv")
+    rows = {row["path"].partition("/")[2]: row for row in rows_of(tmp_path / "r.csv")}
+    assert (status, err, len(rows)) == (0, [], 6)
+    assert all(row["top1"] == str(int(not name.startswith("tiny"))) for name, row in rows.items())
 
 
 def test_corrupt_images_are_one_line_each_and_the_others_go_on(evaluate, data, tmp_path):

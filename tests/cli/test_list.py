@@ -5,7 +5,10 @@ Fails if a network is missing from the table, if its figures aren't those of the
 """
 
 import json
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -82,3 +85,17 @@ def test_pattern_and_json(run):
 def test_nothing_found(run):
     status, out, err = run("lite")
     assert (status, out) == (2, "") and "no network is called lite" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["list", "*lite0"], ["summary", "lenet5"]])
+def test_a_terminal_of_few_characters(command, tmp_path):
+    """Signs that it lacks become "?"; nothing ends in a traceback."""
+    run = subprocess.run(
+        [sys.executable, "-m", "cnnfast", *command],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80", "NO_COLOR": "1"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+    lines = run.stdout.decode("ascii").splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) > 4

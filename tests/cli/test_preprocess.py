@@ -39,25 +39,27 @@ def test_values_of_each_channel():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "side"),
+    ("name", "size", "side", "blur"),
     [
-        ("tf_efficientnet_lite0", 224, 224),
-        ("xception", 299, 229),
-        ("mobilenet_v1", 224, 224),
-        ("mobilenet_v2", 224, 247),
+        ("tf_efficientnet_lite0", 224, 224, 0),  # cut before it is resized: nothing from outside is seen
+        ("xception", 299, 229, 3),
+        ("mobilenet_v1", 224, 224, 3),
+        ("mobilenet_v2", 224, 247, 3),
     ],
 )
-def test_the_crop_is_the_centre(name, size, side):
-    """Of a 256 x 356 image, white in the middle only: everything inside the square of `side` is seen, nothing else."""
+def test_the_crop_is_the_centre(name, size, side, blur):
+    """Of a 256 x 356 image, white in the middle only: everything inside the square of `side` is seen, nothing else but
+    what the resize brings over its edge."""
     preprocessing = preprocessing_for(name)
     image = Image.new("L", (356, 256), 0)
     left, top = (356 - side + 1) // 2, (256 - side + 1) // 2
     image.paste(255, (left, top, left + side, top + side))
     x = preprocessing(image)
-    white = x.amax((2, 3), keepdim=True)
-    assert x.shape[-1] == size and (x == white).all()
-    image.paste(0, (left, top, left + 1, top + 1))
-    assert (preprocessing(image)[..., :3, :3] < white).any()
+    white = x[..., size // 2, size // 2, None, None]
+    inside = x[..., blur : size - blur, blur : size - blur]
+    assert x.shape[-1] == size and torch.equal(inside, white.expand_as(inside))
+    image.paste(0, (left, top, left + 4, top + 4))
+    assert (preprocessing(image)[..., :6, :6] < white).any()
 
 
 def test_orientation(image, tmp_path):

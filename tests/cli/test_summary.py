@@ -23,7 +23,7 @@ from cnnfast.summary.tables import short
 def run(monkeypatch, capsys):
     """Runs `cnnfast summary ...` on a machine that is known: (exit status, lines of stdout, lines of stderr)."""
     machine = Ceilings("a machine", 1e11, lambda nbytes: 1e11 if nbytes < 1 << 20 else 1e10, 1e10)
-    monkeypatch.setattr(summary, "measured_ceilings", lambda dtype, threads: machine)
+    monkeypatch.setattr(summary, "measured_ceilings", lambda dtype, threads, device: machine)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*args):
@@ -51,6 +51,21 @@ def test_table(run):
 def test_long_numbers_fit_80_columns(run, name):
     status, lines, _ = run(name, "--batch", 64, "--dtype", "float64")
     assert status == 0 and max(map(len, lines)) <= 80 and not any("…" in line for line in lines[3:])
+
+
+@pytest.mark.parametrize("device, says", [("cuda:99", "--device cuda:99: "), ("meta", "--device meta: want cpu, cuda")])
+def test_devices_that_arent_here(run, device, says):
+    status, lines, err = run("lenet5", "--device", device)
+    assert (status, lines, len(err)) == (2, [], 1) and says in err[0]
+
+
+def test_a_gpu(run, monkeypatch):
+    """The layers that run there; the choice needs no GPU, only its ceilings do."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(summary, "parse_device", lambda name: torch.device(name))
+    status, lines, _ = run("mobilenet_v2", "--device", "cuda")
+    (block,) = [line for line in lines if line.startswith(" features.3 ")]
+    assert status == 0 and block.split()[-1] in ("triton", "cuda")
 
 
 def test_options(run):
@@ -123,7 +138,7 @@ def test_wrong_arguments(arguments):
 def test_measured_ceilings(monkeypatch):
     """FLOP/s and bytes/s, not others; in 16 bits at least float32's product."""
     monkeypatch.setattr(measured, "_DRAM_BYTES", 1 << 22)
-    machine = summary.measured_ceilings(torch.float16, 1)
+    machine = summary.measured_ceilings(torch.float16, 1, torch.device("cpu"))
     assert machine.flops >= measured.gemm_rate(torch.float32, 1, 1024) > 1e9
     assert 1e6 < machine.dram < 1e13 and 1e6 < machine.copy(1 << 16) < 1e13
     assert machine.machine.endswith(", 1 thread")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cnnfast
-from cnnfast._peers import import_torchvision, plain_network
+from cnnfast._peers import checkpoint_source, first_peer, import_torchvision, plain_network
 from cnnfast.cli.main import main
 from cnnfast.verify import LAST_MAP, LOGITS, compare, verify
 
@@ -50,6 +50,20 @@ def test_networks_agree(name, against, dtype):
     for stage in report.stages:
         assert stage.error > 0 and stage.bound_part <= 1, stage
         assert (stage.theirs == 0) == (dtype == torch.float64)
+
+
+def test_the_format_that_pytorch_runs_in(run):
+    """Its default rounds otherwise, and ours agrees with it too."""
+    reports = {}
+    for name in ("channels_last", "contiguous"):
+        status, out, _ = run("resnet18", *OPTIONS, "--memory-format", name, "--json")
+        reports[name] = json.loads(out)
+        assert status == 0 and reports[name]["memory_format"] == name
+    ours, theirs = (
+        {name: [stage[field] for stage in report["stages"]] for name, report in reports.items()}
+        for field in ("shape", "theirs")
+    )
+    assert ours["channels_last"] == ours["contiguous"] and theirs["channels_last"] != theirs["contiguous"]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +110,36 @@ def test_one_channel_of_one_layer(pair, key):
     assert stages[: len(before)] == before and all(one.bound_part > 1 for one in stages[len(before) :])
 
 
+DEEP = [
+    ("resnet18", "bn1.weight", "relu", (None, "relu")),
+    ("resnet18", "layer4.1.bn1.weight", "layer4", ("layer4.0", "layer4.1")),
+    ("resnet50", "layer4.2.bn2.weight", "layer4", ("layer4.1", "layer4.2")),
+    ("efficientnet_b0", "blocks.5.2.bn2.weight", "blocks.6", ("blocks.5.1", "blocks.5.2")),
+    ("xception", "block11.rep.8.weight", "block12.rep.0", ("block10", "block11")),
+    ("googlenet_bn", "inception5b.branch1.bn.weight", "inception5b", ("inception5a", "inception5b")),
+    ("inception_v4", "features.14.branch0.bn.weight", "features.17", ("features.13", "features.14")),
+]
+
+
+@pytest.mark.parametrize(
+    "name, key, stage, between", [pytest.param(*row, marks=[pytest.mark.slow] * (row[0] != "resnet18")) for row in DEEP]
+)
+def test_one_channel_deep_in_a_network(name, key, stage, between):
+    """Of the largest bias, which is alive behind its ReLU."""
+    from cnnfast.exactness import draw_batch_norms
+
+    theirs, ours = plain_network(name).eval(), cnnfast.create_model(name).eval()
+    draw_batch_norms(theirs, torch.randn(2, 3, 96, 96))
+    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name))
+    with torch.no_grad():
+        channel = ours.state_dict()[key][ours.state_dict()[key.replace("weight", "bias")].argmax()]
+        channel *= 1.01
+    names = ours.checkpoint_keys(first_peer(name))
+    stages, layers = compare(ours, theirs, [torch.randn(2, 3, 96, 96) for _ in range(2)], names)
+    assert next(one.name for one in stages if not one.agrees) == stage
+    assert layers == between
+
+
 def test_a_fault_of_another_package(run, tmp_path, monkeypatch):
     """A network of the user's own, one channel of a block off, under timm's names."""
     monkeypatch.chdir(tmp_path)
@@ -134,6 +178,17 @@ def test_weights_reach_both(run, tmp_path):
     status, out, _ = run("mobilenet_v2", "--weights", tmp_path / "weights.safetensors", *OPTIONS)
     assert status == 0 and "all 6 agree" in out
     assert verify("mobilenet_v2", "torchvision", **SMALL).stages != report.stages
+
+
+def test_weights_of_other_classes(run, tmp_path):
+    cnnfast.save_weights(cnnfast.create_model("mobilenet_v2", num_classes=7), tmp_path / "mine.pth")
+    options = ["mobilenet_v2", "--weights", tmp_path / "mine.pth", *OPTIONS]
+    status, _, err = run(*options)
+    assert status == 2 and "2 of another shape" in err
+    for against in ("torchvision", "timm", "reference"):
+        status, out, _ = run(*options, "--num-classes", 7, "--against", against, "--json")
+        report = json.loads(out)
+        assert status == 0 and report["agree"] and report["stages"][-1]["shape"] == [7]
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,23 @@ def test_training_uses_pca():
     assert (difference - constant).abs().max() < 1e-5 and constant.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite3"])  # bicubic, bilinear
+def test_tensorflows_resize_is_that_of_the_networks(name):
+    """Of the square that evaluation cuts out; of images, tensors and batches the same."""
+    preprocessing, image = preprocessing_for(name), noise(640, 500)
+    side = int(500 * preprocessing.crop)
+    left, top = (640 - side + 1) // 2, (500 - side + 1) // 2
+    square = image.crop((left, top, left + side, top + side))
+    resize = transforms.TensorFlowResize(preprocessing.size, preprocessing.interpolation)
+    assert resize(square).tobytes() == preprocessing.centre(image).tobytes()
+    batch = v2.functional.pil_to_tensor(square).expand(2, -1, -1, -1)
+    assert torch.equal(resize(batch)[1], v2.functional.pil_to_tensor(resize(square)))
+    floats = resize(batch.float())
+    assert floats.dtype == torch.float32 and (floats - resize(batch)).abs().amax() > 0.1
+    with pytest.raises(ValueError, match="interpolation must be 'bicubic' or 'bilinear', got 'box'"):
+        transforms.TensorFlowResize(8, "box")(square)
+
+
 class Photos(Dataset):
     def __init__(self, transform):
         self.transform, self.image = transform, noise()

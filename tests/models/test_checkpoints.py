@@ -5,7 +5,9 @@ Fails if a value lands in the wrong place, if a bad file is half-loaded, or if a
 
 import argparse
 import copy
+import pickle
 import re
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -221,11 +223,58 @@ def test_weights_of_another_architecture(lite0, xception, published, source):
 def test_other_number_of_classes(published):
     network = cnnfast.create_model("tf_efficientnet_lite0", num_classes=10)
     before = copy.deepcopy(network.state_dict())
-    assert_refused(network, published, r"2 of another shape \(_fc.weight \(1000, 1280\), not \(10, 1280\), _fc.bias")
+    says = r"2 of another shape \(_fc.weight \(1000, 1280\), not \(10, 1280\), _fc.bias .*; load_classifier=False loads"
+    assert_refused(network, published, says)
+    damaged = {**published, "_conv_stem.weight": published["_conv_stem.weight"][:2]}
+    assert_refused(network, damaged, r"not \(10,\)\)$")  # which load_classifier=False would not mend
     cnnfast.load_weights(network, published, load_classifier=False)
     assert torch.equal(network.conv_head.weight, published["_conv_head.weight"])
     assert torch.equal(network.classifier.weight, before["classifier.weight"])
     assert torch.equal(network.classifier.bias, before["classifier.bias"])
+
+
+@pytest.mark.parametrize("name", ["lenet5_simple", "mobilenet_v2", "nin_cifar", "se_resnet18"])
+def test_other_number_of_classes_of_other_heads(name):
+    """A classifier in a Sequential, a convolution, the last of several linear layers: that alone stays as it is."""
+    network = cnnfast.create_model(name, num_classes=7)
+    before, state = copy.deepcopy(network.state_dict()), drawn_state(cnnfast.create_model(name))
+    own = {key for key, value in state.items() if value.shape != before[key].shape}
+    assert own and len(own) <= 2
+    assert_refused(network, state, "load_classifier=False loads all but")
+    cnnfast.load_weights(network, state, load_classifier=False)
+    assert_state(network, {key: before[key] if key in own else value for key, value in state.items()})
+
+
+@pytest.mark.parametrize("name, auxiliary", [("googlenet_bn", "aux2.fc2"), ("inception_v3", "AuxLogits.fc")])
+def test_other_number_of_classes_beside_auxiliary_classifiers(name, auxiliary):
+    """These have one for each class too; what is before that is loaded, and left out where the network has none."""
+    whole = cnnfast.create_model(name, aux_logits=True)
+    state = drawn_state(whole)
+    network = cnnfast.create_model(name, aux_logits=True, num_classes=10)
+    before = copy.deepcopy(network.state_dict())
+    classes = [key for key in before if key.rpartition(".")[0] in ("fc", auxiliary, "aux1.fc2")]
+    assert len(classes) == (6 if name == "googlenet_bn" else 4)
+    assert_refused(network, state, rf"{len(classes)} of another shape .* load_classifier=False loads all but")
+    cnnfast.load_weights(network, state, load_classifier=False)
+    assert_state(network, {**state, **{key: before[key] for key in classes}})
+    network = cnnfast.create_model(name, num_classes=10)
+    before = copy.deepcopy(network.state_dict())
+    cnnfast.load_weights(network, state, load_classifier=False)
+    assert_state(network, {key: before[key] if key.startswith("fc.") else state[key] for key in before})
+
+
+@pytest.mark.parametrize("source", [None, "pretrainedmodels"])
+def test_a_background_class(source):
+    """pretrainedmodels publishes Inception-v4 and Inception-ResNet-v2 with 1001 classes; its own 1000 are the last."""
+    network = cnnfast.create_model("inception_v4")
+    own = drawn_state(network)
+    state = {name: own[key] for key, name in network.checkpoint_keys("pretrainedmodels").items()}
+    state["last_linear.weight"], state["last_linear.bias"] = torch.randn(1001, 1536), torch.randn(1001)
+    cnnfast.load_weights(network, state, source)
+    assert torch.equal(network.last_linear.weight, state["last_linear.weight"][1:])
+    assert torch.equal(network.last_linear.bias, state["last_linear.bias"][1:])
+    state["last_linear.bias"] = torch.randn(1000)
+    assert_refused(network, state, r"last_linear.weight \(1001, 1536\), not", source="pretrainedmodels")
 
 
 def test_no_classifier(published):
@@ -351,9 +400,27 @@ class Malicious:
         return print, ("code from a checkpoint ran",)
 
 
+def compressed(path):
+    """A zip bomb in its small."""
+    torch.save({"a": torch.zeros(3)}, path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, b"0" * (64 << 20) if name.endswith("data.pkl") else whole.read(name))
+
+
+def foreign_pickle(path):
+    with open(path, "wb") as file:
+        pickle.dump({"state_dict": Malicious()}, file)
+
+
 FILES = {
     "truncated.pth": truncated,
+    "legacy.pth": lambda path: torch.save({"a": Malicious()}, path, _use_new_zipfile_serialization=False),
+    "pickle.pth": foreign_pickle,
+    "numpy.pth": lambda path: torch.save({"a": torch.zeros(3).numpy()}, path),
+    "compressed.pth": compressed,
     "empty.pth": lambda path: path.write_bytes(b""),
+    "empty.safetensors": lambda path: path.write_bytes(b""),
     "text.pth": lambda path: path.write_text("not a checkpoint\n" * 100),
     "code.pth": lambda path: torch.save({"state_dict": Malicious()}, path),
     "number.pth": lambda path: torch.save(3, path),
@@ -373,6 +440,48 @@ def test_files_that_are_no_checkpoints(lite0, tmp_path, name, capfd):
     assert_refused(lite0, tmp_path / name, "got")
     assert_state(lite0, before)
     assert "ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("code.pth", r"code.pth: it wants print, and the code of a checkpoint isn't run$"),
+        ("legacy.pth", r"legacy.pth: it wants print, and the code of a checkpoint isn't run$"),
+        ("module.pth", r"module.pth: it wants torch.nn.modules.linear.Linear, and the code of a checkpoint isn't run$"),
+        ("pickle.pth", r"pickle.pth: it is no pickle of tensors$"),
+        ("empty.pth", r"empty.pth: it is empty or cut off$"),
+        ("truncated.pth", r"truncated.pth: unexpected EOF, expected \d+ more bytes$"),
+        ("compressed.pth", r"compressed.pth: it is compressed"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_reasons(lite0, tmp_path, name, says):
+    """None of torch's advice to load it with weights_only=False."""
+    FILES[name](tmp_path / name)
+    assert_refused(lite0, tmp_path / name, says)
+
+
+def test_what_claims_to_be_large(tmp_path):
+    """A stride of 0 makes 40 GB of a number: nothing is computed of it."""
+    network = cnnfast.create_model("tf_efficientnet_lite0", in_chans=4)
+    state = drawn_state(network)
+    for shape in ((10**9, 3, 3, 3), (32, 3, 10**5, 10**5)):
+        torch.save({**state, "conv_stem.weight": torch.zeros(1).expand(shape)}, tmp_path / "weights.pth")
+        assert_refused(
+            network, tmp_path / "weights.pth", r"conv_stem.weight \(\d+, 3, \d+, \d+\), not", source="cnnfast"
+        )
+
+
+def test_meta_tensors(lite0):
+    says = r"conv_stem.weight torch.float32 on meta"
+    assert_refused(lite0, {key: value.to("meta") for key, value in lite0.state_dict().items()}, says)
+
+
+@pytest.mark.parametrize("name", ["folder.pth", "folder.safetensors"])
+def test_a_folder(lite0, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"weights must be a file, got the folder .*{name}"):
+        cnnfast.load_weights(lite0, tmp_path / name)
 
 
 def test_no_such_file(lite0, tmp_path):

@@ -20,7 +20,7 @@ SHOWN = {"chelsea": ("tabby", "tiger cat", "Egyptian cat"), "coffee": ("espresso
 
 @pytest.fixture(scope="module")
 def photos():
-    preprocess = Preprocessing(224, 224 / 256, mean=(127.0,) * 3, std=(128.0,) * 3)
+    preprocess = Preprocessing(224, 224 / 256, mean=(127.0,) * 3, std=(128.0,) * 3, crop_mode="tensorflow")
     return torch.cat([preprocess.load(PHOTOS / f"{name}.jpg") for name in SHOWN])
 
 

@@ -108,6 +108,32 @@ def test_bytes_of_a_block():
     assert block.runs == [("inverted_residual", "cpu packed")] and block.shape == (2, 24, 56, 56)
 
 
+def test_on_a_gpu():
+    """Where no weights are packed but a depthwise convolution's, seen from a machine without one: the plain ops, of
+    Triton's or the C++ kernels, and PyTorch's convolution."""
+    pytest.importorskip("triton")
+    here, there = (summarize("mobilenet_v2", device_type=device) for device in ("cpu", "cuda"))
+    assert layers_of(here) == layers_of(there)
+    runs = dict(run for block in there.blocks for run in block.runs)
+    assert runs["inverted_residual"] in ("triton", "cuda") and runs["convolution"] == "ATen"
+    assert not any("packed" in backend for backend in runs.values())
+    (call,) = next(block for block in there.blocks if block.name == "features.3").calls
+    assert call.op == "inverted_residual"
+    network = cnnfast.nn.DepthwiseConv2d(8, 8, 3, padding=1).eval().to("meta")
+    x = torch.empty(1, 8, 9, 9, device="meta").contiguous(memory_format=torch.channels_last)
+    for device, backends in (("cpu", ["cpu packed"]), ("cuda", ["triton packed"])):
+        assert [one.backend.replace("cuda p", "triton p") for one in record(network, x, True, device)] == backends
+
+
+def test_the_rate_of_a_gpus_copies():
+    """Of one size for all."""
+    report = Report(summarize("lenet5"), Ceilings("a GPU", FLOPS, None, RATE))
+    assert report.total.floor == Report(summarize("lenet5"), CEILINGS).total.floor
+    file = io.StringIO()
+    print_report(report, Console(file=file, width=80))
+    assert "of their size" not in file.getvalue()
+
+
 def test_dtypes_halve_the_bytes():
     dtypes = torch.float32, torch.float16
     single, half = (Report(summarize("mobilenet_v1", dtype=dtype), CEILINGS).total for dtype in dtypes)
