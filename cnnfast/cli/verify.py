@@ -128,8 +128,9 @@ def print_report(report: Report, console) -> None:
     from rich.text import Text
 
     settings = report.settings
+    against, form = report.against.replace(":", " "), f"{settings['dtype']}, {settings['memory_format']}"
     title = (
-        f"{report.name} against {report.against.replace(':', ' ')}: {settings['dtype']}, {settings['memory_format']} on {settings['device']},"
+        f"{report.name} against {against}: {form}, on {settings['device']},"
         f" backend {settings['backend']}, {settings['inputs']} inputs of {settings['batch']} images of"
         f" {settings['size']} x {settings['size']}, weights {report.weights}"
     )
