@@ -114,8 +114,8 @@ Tensor depthwise_conv2d_packed_op(const Tensor& x, const Tensor& packed, int64_t
                                   int64_t activation) {
   const DepthwiseShape s = make_shape(x, out_channels, kernel_size, stride, padding, dilation);
   const int itemsize = x.scalar_type() == ScalarType::Double ? 8 : 4;
-  const int64_t bytes =
-      packed_bytes(PackedOp::depthwise_conv2d, s.channels, out_channels, out_channels, s.taps(), itemsize);
+  const int64_t bytes = packed_bytes(PackedOp::depthwise_conv2d, s.channels, out_channels, out_channels, s.kernel_h,
+                                     s.kernel_w, itemsize);
   STD_TORCH_CHECK(on_device(packed) && packed.get_device_index() == x.get_device_index() &&
                       packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous(),
                   "packed has to be what pack_depthwise_conv2d returned, on x's device");

@@ -29,7 +29,8 @@ Results<T> run(const DepthwiseShape& s, const T* x, const Buffer<T>& gradient, c
 template <class T>
 Buffer<T> run_packed(const DepthwiseShape& s, const Buffer<T>& x, const Buffer<T>& weight, const Buffer<float>& bias,
                      int64_t y_count) {
-  const int64_t bytes = packed_bytes(PackedOp::depthwise_conv2d, s.channels, s.channels, s.channels, s.taps(), 1, 4);
+  const int64_t bytes =
+      packed_bytes(PackedOp::depthwise_conv2d, s.channels, s.channels, s.channels, s.kernel_h, s.kernel_w, 4);
   const Buffer<float> packing(bytes / 4);
   const PackedWeights p = packed_weights(packing.get(), s, 4);
   std::memcpy(packing.get(), &p.check.expected, sizeof(PackedHeader));
