@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnfast.ops import cuda_kernels
+from cnnfast.ops import backends, cuda_kernels
 
 from . import cuda_costs
 from .costs import COPY, ISSUE, LANES, LAUNCH, MATMUL, RATES, Work, work
@@ -125,7 +125,7 @@ def described(name: str, a: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Blocks call the ops' plain forms: GPUs have no packed ones."""
-    with mock.patch("cnnfast.nn.fusion._takes_packed", lambda op, device, backend: False):
+    with mock.patch("cnnfast.nn.fusion._takes_packed", lambda op, device, backend: False), backends.meta_as("cuda"):
         yield
 
 

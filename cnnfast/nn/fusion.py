@@ -187,7 +187,7 @@ def fuse_conv2d(
     else:
         low: Any
         dtype, apart = conv.weight.dtype, None
-        if bn is not None and dtype.itemsize == 2 and conv.weight.device.type != "cuda":  # apart: see _fuse
+        if bn is not None and dtype.itemsize == 2 and backends.device_of(conv.weight) != "cuda":  # apart: see _fuse
             low, shift, scale = fold_apart(conv, bn)
             assert scale is not None
             low, bias = low.detach(), None  # a parameter may be given other data

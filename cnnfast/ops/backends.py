@@ -55,19 +55,24 @@ def can_run(op: str, backend: str = "auto", x: Tensor | torch.device | str | Non
     `x` is the tensor or device meant; without it, the question is about this machine.
     """
     if x is None:
-        device_type = DEVICE.get(backend) or ("cuda" if torch.cuda.is_available() else "cpu")
-        reasons = _reasons(op, backend, device_type)
-        if device_type == "cuda" and not torch.cuda.is_available():
+        own = DEVICE.get(backend) or ("cuda" if torch.cuda.is_available() else "cpu")
+        reasons = _reasons(op, backend, own)
+        if own == "cuda" and not torch.cuda.is_available():
             reasons.append("torch sees no CUDA device")
         return reasons
-    device_type = x.device.type if isinstance(x, Tensor) else torch.device(x).type
-    return _reasons(op, backend, _meta_as[-1] if device_type == "meta" else device_type)
+    return _reasons(op, backend, device_of(x))
+
+
+def device_of(x: Tensor | torch.device | str) -> str:
+    """The type of its device; for meta the one that `meta_as` names."""
+    of = x.device.type if isinstance(x, Tensor) else torch.device(x).type
+    return _meta_as[-1] if of == "meta" else of
 
 
 @contextlib.contextmanager
 def meta_as(device_type: str) -> Iterator[None]:
-    """Inside the with block can_run answers for tensors on meta as for those on `device_type`: what runs there can be
-    seen on a machine that has no such device, and without computing anything."""
+    """Inside the with block can_run and device_of answer for tensors on meta as for those on `device_type`: what runs
+    there can be seen on a machine that has no such device, and without computing anything."""
     _meta_as.append(device_type)
     try:
         yield

@@ -17,12 +17,11 @@ constexpr double kUnit = 0x1p-24;
 // Below it, y is 0.
 float zero_below(int64_t code) { return code == 3 || code == 4 ? -87.3f : code == 5 ? -12.7f : -INFINITY; }
 
-// y of many x: a product of no depth is its bias, activated.
+// y of many x, as channels of one pixel that nothing is done to.
 void values(const KernelTable& table, int64_t code, const std::vector<float>& x, std::vector<float>& y) {
-  const float nothing[kPanel] = {};
-  const int64_t count = static_cast<int64_t>(x.size());  // a multiple of kPanel
-  table.gemm[0]({nothing, 1, 1, nothing, 0, kPanel, x.data(), nullptr, 0, y.data(), count, Storage::f32, Storage::f32,
-                 Storage::f32, 1, 0, count, true, activation(code)});
+  const int64_t count = static_cast<int64_t>(x.size());
+  table.scale_channels[0](
+      {x.data(), count, nullptr, nullptr, nullptr, y.data(), count, Storage::f32, 1, count, activation(code)});
 }
 void slopes(const KernelTable& table, int64_t code, const std::vector<float>& x, std::vector<float>& y) {
   std::fill(y.begin(), y.end(), 1.0f);

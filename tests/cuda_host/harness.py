@@ -20,7 +20,7 @@ from background import yielding
 
 from build_backend.command import STABLE_ABI
 from build_backend.cuda import find_nvcc
-from build_backend.toolchain import ROOT, find_compiler, require_torch
+from build_backend.toolchain import ROOT, Compiler, find_compiler, require_torch
 
 HERE = Path(__file__).parent
 CSRC = ROOT / "csrc"
@@ -49,10 +49,19 @@ def toolkit() -> Path | None:
 needs_toolkit = pytest.mark.skipif(toolkit() is None, reason="no CUDA toolkit: cuda_fp16.h and cuda_bf16.h are its")
 
 
+# Of before the tests: while builds run beside them, some change PATH.
+ENVIRONMENT = dict(os.environ)
+
+
+@functools.cache
+def compiler() -> Compiler:
+    return find_compiler()
+
+
 def gcc(source: str, *flags: str, csrc: Path = CSRC) -> Callable[[], Path]:
     last = ["-ltorch_cpu", "-lc10"] if "-shared" in flags else []
     system = f"-isystem{toolkit() / 'include'}"
-    return lambda: build([*find_compiler().command, *GCC, *flags, system], HERE / source, last, csrc)
+    return lambda: build([*compiler().command, *GCC, *flags, system], HERE / source, last, csrc)
 
 
 def host_library(op: str, name: str = "cnnfast_cuda_host", csrc: Path = CSRC) -> Callable[[], Path]:
@@ -94,6 +103,7 @@ _pool = ThreadPoolExecutor(2)
 @functools.cache
 def start(op: str) -> dict[str, Future]:
     """Starts the op's builds, two at a time; conftest.py does so for all ops whose tests will run."""
+    compiler()
     return {name: _pool.submit(make) for name, make in builds(op).items()}
 
 
@@ -121,7 +131,7 @@ def build(command: list[str], source: Path, last: list[str], csrc: Path = CSRC) 
     """Runs the command for the source, unless that was done before; what it said lies beside the result as .log."""
     files: dict[Path, bytes] = {}
     included(source, [HERE, csrc], files)
-    digest = hashlib.sha256(f"{find_compiler().version} {command} {last}".encode())
+    digest = hashlib.sha256(f"{compiler().version} {command} {last}".encode())
     for file in sorted(files):
         digest.update(files[file])
     made = BUILT / f"{source.parent.name}-{source.stem}-{digest.hexdigest()[:16]}"
@@ -129,7 +139,7 @@ def build(command: list[str], source: Path, last: list[str], csrc: Path = CSRC) 
         made.parent.mkdir(parents=True, exist_ok=True)
         partial = made.with_name(f"{made.name}.{os.getpid()}")
         whole = [*command, f"-I{HERE}", f"-I{csrc}", str(source), "-o", str(partial), *last]
-        done = subprocess.run(yielding(whole), capture_output=True, text=True)
+        done = subprocess.run(yielding(whole), capture_output=True, text=True, env=ENVIRONMENT)
         assert done.returncode == 0, f"{source.name} does not compile:\n{done.stderr[-4000:]}"
         made.with_suffix(".log").write_text(done.stderr)
         partial.replace(made)

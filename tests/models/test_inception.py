@@ -11,10 +11,8 @@ import re
 import pytest
 import torch
 from networks import (
-    assert_as_exact_as,
     assert_same_gradients,
     draw_batch_norms,
-    in_float64,
     ops_of,
     relative,
 )
@@ -307,28 +305,3 @@ def test_features_only(name):
         maps = part(x)
         assert all(map(torch.equal, maps, network.forward_intermediates(x, (1, 3), intermediates_only=True)))
     assert [one.shape[1] for one in maps] == part.feature_info.channels() == network.feature_info.channels((1, 3))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, size", [("googlenet_bn", 225), ("inception_v3", 331), ("inception_v4", 299), ("inception_resnet_v2", 299)]
-)
-def test_eval_at_full_resolution(name, size):
-    """In bfloat16 batches of one and of three, logits and last maps (torchvision has none): an error of a whole map,
-    as of weights that were rounded after folding, survives the pooling, where PyTorch's of single pixels doesn't."""
-    torch.manual_seed(8)
-    theirs = plain_network(name).eval()
-    draw_batch_norms(theirs, torch.randn(3, 3, 107, 107))
-    ours = cnnfast.create_model(name).eval()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 3, size, size)
-    with torch.no_grad():
-        assert_as_exact_as(ours(x), theirs(x), in_float64(theirs)(x.double()))
-        ours, theirs = ours.bfloat16(), theirs.bfloat16()
-        exact = in_float64(theirs)
-        for n in (1, 3):
-            x = torch.randn(n, 3, size, size).bfloat16()
-            assert_as_exact_as(ours(x), theirs(x), exact(x.double()))
-            if hasattr(theirs, "forward_features"):
-                expected = exact.forward_features(x.double())
-                assert_as_exact_as(ours.forward_features(x), theirs.forward_features(x), expected)
