@@ -109,10 +109,11 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   }
   const KernelTable& table = kernels(storage);
   const Window& w = conv.window;
-  // A window's row is one tap, where its pixels are neighbours. Taps of pairs are whole kPairDepths.
+  // A window's row is one tap, where its pixels are neighbours.
   const bool dense = w.dilation_w == 1;
+  const bool pairs = reader.header().itemsize == 2;  // multiplied by kPairDepth: no tap ends between
   Tensor memory;
-  if (!dense && row > scalars) weights = in_floats(table, weights, w.kernel_h, scalars, memory);
+  if (pairs && !dense && conv.c % kPairDepth != 0) weights = in_floats(table, weights, w.kernel_h, scalars, memory);
   const Lines lines{table, storage, operand_storage(table, storage, weights), conv, xs, dense ? row - scalars : 0};
   const bool in_place = lines.in_place();
   const int64_t line = (in_place ? conv.w : lines.width()) * conv.c;

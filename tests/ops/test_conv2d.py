@@ -59,6 +59,7 @@ PAIRED = [
     {"c": 80, "size": (6, 7), "k": (3, 3), "padding": 0, "n": 2},  # x itself isn't read beyond its end
     {"c": 17, "size": (1, 1), "k": (1, 1), "padding": 0, "n": 1},
     {"c": 48, "size": (9, 20), "k": (3, 3), "padding": (1, 2), "dilation": (1, 2), "out": 33},  # floats anew
+    {"c": 16, "size": (9, 20), "k": (3, 2), "padding": (1, 2), "dilation": (1, 2), "out": 33},  # and with whole pairs
 ]
 
 
