@@ -13,6 +13,7 @@ void sum_rows(const KernelTable& table, Storage storage, const Rows& rows, const
   ChannelSumsTile t{};
   t.x_pixel = t.channels = rows.channels;
   t.pixels = rows.width;
+  t.run = ChannelSumsTile::kRun;
   t.factor = 1;
   for (int64_t row = begin; row < end; ++row) {
     t.x = x + row * rows.bytes();
@@ -28,6 +29,7 @@ void add_rows(const KernelTable& table, Storage storage, const char* row_sums, i
   t.x = row_sums;
   t.x_pixel = t.channels = channels;
   t.pixels = rows;
+  t.run = 1;
   t.factor = factor;
   t.sums = sums;
   table.channel_sums[static_cast<int>(compute_storage(storage))](t);

@@ -89,6 +89,7 @@ struct InvertedResidual {
     t.x_pixel = row;
     t.pixels = conv.out_w;
     t.channels = std::min(kChunk, expanded - k * kChunk);
+    t.run = ChannelSumsTile::kRun;
     t.factor = 1;
     for (int64_t r = begin; r < end; ++r) {
       t.x = tile + r * tile_row_bytes() + k * kChunk * itemsize();

@@ -338,8 +338,8 @@ class Kernels : public WinogradTester {
     context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "weighted", weighted);
     Buffer x(storage, (pixels - 1) * x_pixel + c), by(storage, x.count()), sums(compute_, c);
     x.draw(random_), by.draw(random_);
-    table_.channel_sums[static_cast<int>(storage)](
-        {x.data(), weighted ? by.data() : nullptr, x_pixel, sums.data(), pixels, c, factor});
+    table_.channel_sums[static_cast<int>(storage)]({x.data(), weighted ? by.data() : nullptr, x_pixel, sums.data(),
+                                                    pixels, c, random_.one_of({1, 8, 64}), factor});
     for (int64_t channel = 0; channel < c; ++channel) {
       double sum = 0, size = 0;
       for (int64_t i = channel; i < x.count(); i += x_pixel) {

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import torch
-from numerics import LAYOUTS, draw, fresh_generator
+from numerics import LAYOUTS, assert_within, draw, fresh_generator
 from op_cases import DTYPES, arguments_of
 from stats_cases import OPS, PROLOGUES, ROUNDED, STATS, check_gradients, check_outputs, make, run
 from torch import nn
@@ -67,6 +67,16 @@ def test_gradients(op, prologue, dtype):
         computed = {name: leaf.grad for name, leaf in leaves.items()}
         # y, by which the gradient of the squares is multiplied, is itself rounded
         check_gradients(op, tensors, options, grads, computed, rounded=ROUNDED[op] + 1)
+
+
+@pytest.mark.parametrize("size", [(1, 9), (7, 9), (16, 16), (131, 77)], ids=str)
+def test_sums_of_pixels_that_are_all_alike(size):
+    """Each addition of a run of them rounds in the same direction, where the policy's bound counts on chance."""
+    weight, bias = torch.zeros(256, 1, 1, 1), draw(fresh_generator(), (256,)).abs() + 0.5
+    outputs = cnnfast.ops.pointwise_conv2d_stats(torch.zeros(3, 1, *size), weight, bias)
+    for name, sums, power in zip(("sum", "squares"), outputs[1:], (1, 2), strict=True):
+        exact = 3 * size[0] * size[1] * bias.double() ** power
+        assert_within(sums, exact, exact, terms=1, name=name)
 
 
 @pytest.mark.parametrize("op", SOME)

@@ -3,15 +3,14 @@
 // Layout   x, y, residual: pixels of contiguous channels; scale, shift, sums: one number a channel.
 // Tile     sums: kPanels panels of channels in registers, pixels stream past; scale: pixels outside, channels inside.
 // Bytes    sums: x (and `by`) once; scale: x, residual and y once.
-// Sums     16 pixels in order, then those sums with Kahan's compensation: a gate's error is the same for all pixels of a
-//          channel, so it counts in a network as no rounding of a single pixel does. The same bits whatever the thread.
+// Sums     a run of pixels in order, then those sums with Kahan's compensation: a gate's error is the same for all pixels
+//          of a channel, so it counts in a network as no rounding of a single pixel does; and pixels that are all alike
+//          round in one direction. The same bits whatever the thread.
 #pragma once
 #include "activations.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
-
-constexpr int64_t kSummed = 16;  // pixels
 
 // Panels [channel, channel + P * kPanel).
 template <class T, class S, int P>
@@ -20,11 +19,11 @@ CNNFAST_INLINE void channel_sums_of(const ChannelSumsTile& t, int64_t channel) {
   Vec<S> totals[P], lost[P], plain[P];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) totals[p] = lost[p] = plain[p] = Vec<S>::zero();
-  for (int64_t first = 0; first < t.pixels; first += kSummed) {
+  for (int64_t first = 0; first < t.pixels; first += t.run) {
     Vec<S> sums[P];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) sums[p] = Vec<S>::zero();
-    for (int64_t i = first; i < smaller(first + kSummed, t.pixels); ++i) {
+    for (int64_t i = first; i < smaller(first + t.run, t.pixels); ++i) {
       const T* x = static_cast<const T*>(t.x) + i * t.x_pixel + channel;
       const T* by = static_cast<const T*>(t.by) + (t.by ? i * t.x_pixel + channel : 0);
 #pragma GCC unroll 4
