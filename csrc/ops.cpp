@@ -179,4 +179,7 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       "inverted_residual_packed(Tensor x, Tensor packed, Tensor? residual, int expanded_channels, int out_channels,"
       " int[] kernel_size, int[] stride, int[] padding, int[] dilation, int activation, int se_activation,"
       " int gate_activation, int backend=0) -> Tensor");
+
+  // packed ops one after the other; program as csrc/cpu/packed_sequence.cpp reads it
+  m.def("packed_sequence(Tensor x, Tensor[] packed, Tensor program) -> Tensor");
 }

@@ -96,9 +96,7 @@ class FullyConnectedNetwork(Network):
         layers = OrderedDict(zip(names, [*hidden, fresh[-1]], strict=True))
         self.classifier = nn.Sequential(layers).train(self.training)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, H, W) -> (N, num_classes), or with `pre_logits` (N, head_hidden_size), what the last layer
-        is given."""
+    def _head(self, x: Tensor, pre_logits: bool) -> Tensor:
         x = self.global_pool(x)
         return (self.classifier[:-1] if pre_logits else self.classifier)(x)
 

@@ -202,10 +202,12 @@ class MobileNetV2(Network):
                 nn.init.normal_(module.weight, 0, 0.01)
                 nn.init.zeros_(module.bias)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
+    def _head(self, x: Tensor, pre_logits: bool) -> Tensor:
         x = self.global_pool(x)
         return x if pre_logits else self.classifier(x)
+
+    def _head_modules(self) -> list[nn.Module]:
+        return [self.global_pool, self.classifier]
 
     def checkpoint_keys(self, source: str) -> dict[str, str]:
         """timm counts the blocks stage by stage."""

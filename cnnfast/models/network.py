@@ -16,11 +16,21 @@ from torch.utils.checkpoint import checkpoint
 from cnnfast.models.features import FeatureInfo
 from cnnfast.models.layouts import Layouts
 from cnnfast.models.layouts import renamed as renamed
+from cnnfast.models.plan import Plan, PooledLinear, wanted
 from cnnfast.nn import FusedModule, FusedSequential, GlobalPool
 from cnnfast.nn.fused import only_calls
 from cnnfast.nn.sequential import Call, Chain, fuse_run
 
 Step = str | tuple[str, ...]
+
+
+class NetworkChain(Chain):
+    """Steps, the head behind them, and the plans that were made of both."""
+
+    def __init__(self, steps: Sequence[tuple[str, Call]], head: PooledLinear):
+        super().__init__(steps)
+        self.head = head
+        self.plans: dict[str, Plan] = {}
 
 
 class Network(Layouts, FusedModule):
@@ -64,18 +74,30 @@ class Network(Layouts, FusedModule):
         self.get_classifier().train(self.training)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
+        """(N, num_features, H, W) -> (N, num_classes), or the classifier's input with `pre_logits`."""
+        plan = None if pre_logits else self._plan("head")
+        return self._head(x, pre_logits) if plan is None else plan(x)
+
+    def _head(self, x: Tensor, pre_logits: bool) -> Tensor:
         x = self.global_pool(x)
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)
+
+    def _head_modules(self) -> list[nn.Module]:
+        """What `_head` calls, where that is average pooling and a linear layer, dropout aside; else nothing."""
+        return [self.global_pool, self.get_classifier()]
 
     # features
 
     def forward(self, x: Tensor) -> Any:
         if self.out_indices is not None:
             return self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
-        return self.forward_head(self.forward_features(x))
+        plan = self._plan("forward")
+        if plan is None:
+            return self.forward_head(self.forward_features(x))
+        self._check_input(x)
+        return plan(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, num_features, H / reduction, W / reduction), the last layer before the head."""
@@ -138,7 +160,7 @@ class Network(Layouts, FusedModule):
         for step in self.steps:
             join = functools.partial(self._fuse_step, channels_last=not steps)
             steps.append(self._step(step, join))
-        return Chain(steps)
+        return NetworkChain(steps, PooledLinear(self._head_modules(), self.backend))
 
     def _fuse_step(self, modules: list[nn.Module], channels_last: bool) -> Call:
         return fuse_run(modules, self.backend, channels_last=channels_last)
@@ -151,6 +173,23 @@ class Network(Layouts, FusedModule):
     def folded_modules(self) -> list[nn.Module]:
         names = [name for step in self.steps if isinstance(step, tuple) for name in step]
         return [self, *(module for name in names for module in self.get_submodule(name).modules())]
+
+    def _plan(self, what: str) -> Plan | None:
+        """The whole of "forward", or of forward's "head", for inference; None where layers or blocks are to be called
+        one by one."""
+        chain = self.fused() if wanted() else None
+        if not isinstance(chain, NetworkChain):
+            return None
+        head = chain.head.fused()
+        if what == "head" and head is None:
+            return None
+        calls = [call for _, call in self._calls()] if what == "forward" else []
+        if head is None:
+            calls.append(self.forward_head)
+        made = chain.plans.get(what)
+        if made is None or made.made_of != [*calls, head]:
+            made = chain.plans[what] = Plan(calls, head, flatten=head is not None)
+        return made
 
     def _calls(self, taps: Sequence[str] = (), open_all: bool = False) -> list[tuple[str, Call]]:
         """What x goes through, by name. Made before the first call: see FusedModule.direct."""

@@ -94,8 +94,7 @@ class NIN(Network):
             set_backend(self.classifier, self.backend)
         self.classifier.train(self.training)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, H, W) -> (N, num_classes), or the pooled features with `pre_logits`."""
+    def _head(self, x: Tensor, pre_logits: bool) -> Tensor:
         return self.global_pool(x if pre_logits else self.classifier(x))
 
 

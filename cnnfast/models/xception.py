@@ -263,8 +263,7 @@ class XceptionFused(Network):
         if self.hidden_features and global_pool and num_classes > 0:
             self.fc = nn.Linear(self.hidden_features[-1], num_classes, **factory)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, 2048, H, W) -> (N, num_classes), or with `pre_logits` the classifier's input."""
+    def _head(self, x: Tensor, pre_logits: bool) -> Tensor:
         x = self.global_pool(x)
         if self.hidden_features:
             x = self.hidden(x)

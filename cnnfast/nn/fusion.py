@@ -19,7 +19,8 @@ from cnnfast import _library, ops
 from cnnfast.nn.folding import fold, fold_apart
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d
-from cnnfast.ops import activations, arguments, backends
+from cnnfast.nn.recording import Value
+from cnnfast.ops import _registration, activations, arguments, backends
 
 Call = Callable[..., Tensor]
 Layer = Any  # an nn.Module whose attributes are read by name; `_stage` and `_pooling` refuse what doesn't fit
@@ -156,6 +157,17 @@ def fuse_squeeze_excite(reduce: Layer, expand: Layer, **options: Any) -> Call:
     return _fuse("squeeze_excite", [reduce, expand], stages, {}, options)
 
 
+def fuse_pool_and_linear(linear: Layer, backend: str) -> Call:
+    """(N, C, H, W) -> (N, out_features, 1, 1), linear(mean of x over its pixels)"""
+    weight, bias = linear.weight.detach()[:, :, None, None], linear.bias
+    if not _takes_packed("pointwise_conv2d", weight.device, backend):
+        raise NotFusable("the packed form runs on a CPU only")
+    packed = ops.pack_pointwise_conv2d(weight, None if bias is None else bias.detach())
+    options = dict(out_channels=linear.out_features, stride=(1, 1), backend=backend)
+    call = _packed_call("pointwise_conv2d", packed, options, linear.in_features, weight.dtype)
+    return lambda x: call(x.mean_of_pixels() if type(x) is Value else x.mean((2, 3), keepdim=True))
+
+
 def fuse_conv2d(
     conv: Layer,
     bn: Layer | None = None,
@@ -290,7 +302,11 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
     head = [converted[name] for name in names[2:residual_at]]
     tail = [converted[name] for name in names[residual_at + 1 :]]
 
+    step = _registration.PACKED_OPS[op] if packed.device.type == "cpu" else None
+
     def call(x: Tensor) -> Tensor:
+        if type(x) is Value:
+            return x.recorder.add(step, [x, *tail], packed)
         try:
             return overload(x, packed, *tail)
         except (RuntimeError, TypeError):
@@ -298,6 +314,8 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
             return checked(x)
 
     def call_with_residual(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if type(x) is Value:
+            return x.recorder.add(step, [x, *head, residual, *tail], packed)
         try:
             return overload(x, packed, *head, residual, *tail)
         except (RuntimeError, TypeError):

@@ -21,6 +21,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Ten
                                                                              Maybe bias, Maybe gate, Maybe residual,
                                                                              Ints stride, int64_t activation,
                                                                              int64_t output_mask, int64_t backend);
+Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size, Ints stride,
+                     Ints padding, Ints dilation, int64_t activation, int64_t backend);
+Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_size, Ints stride,
+                               Ints padding, Ints dilation, int64_t pre_activation, int64_t activation,
+                               int64_t backend);
+Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe gate, Maybe residual, int64_t out_channels, Ints stride,
+                               int64_t activation, int64_t backend);
+Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size,
+                               Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation,
+                               int64_t mid_activation, int64_t activation, Ints max_pool, int64_t backend);
+Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t expanded_channels,
+                                int64_t out_channels, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
+                                int64_t activation, int64_t se_activation, int64_t gate_activation, int64_t backend);
+Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t activation, int64_t gate_activation,
+                             int64_t post_activation, int64_t backend);
 // separable_conv2d with the pointwise stage first.
 Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, const Maybe& residual,
                                         int64_t out_channels, const Ints& kernel_size, const Ints& stride,
