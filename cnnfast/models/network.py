@@ -177,7 +177,7 @@ class Network(Layouts, FusedModule):
     def _plan(self, what: str) -> Plan | None:
         """The whole of "forward", or of forward's "head", for inference; None where layers or blocks are to be called
         one by one."""
-        chain = self.fused() if wanted() else None
+        chain = self.fused() if not torch.compiler.is_compiling() and wanted() else None
         if not isinstance(chain, NetworkChain):
             return None
         head = chain.head.fused()

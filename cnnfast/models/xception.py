@@ -270,6 +270,9 @@ class XceptionFused(Network):
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
+    def _head_modules(self) -> list[nn.Module]:
+        return [self.global_pool, *([self.hidden] if self.hidden_features else []), self.fc]
+
     def _tap(self, module: str) -> Any:
         """As timm's: a block's output after the ReLU that the next block begins with."""
         if module.endswith(".rep.0"):

@@ -118,7 +118,7 @@ def record(calls: Sequence[Call], recordable: Callable[[Call], bool]) -> list[Ca
                 raise NotRecordable(str(call))
             value = after
             run.append(call)
-        except NotRecordable:
+        except (NotRecordable, TypeError):  # of Python's own operations on a Value
             del recorder.steps[steps:], recorder.packed[packings:]
             end_run()
             joined.append(call)

@@ -257,7 +257,7 @@ def test_classifier(whole):
         assert y.shape == (2, 11) and torch.equal(network.forward_head(features), y)
         before = network.forward_head(features, pre_logits=True)
         if not isinstance(network.get_classifier(), nn.Conv2d):  # NIN's, which classifies before it pools
-            assert torch.equal(network.get_classifier()(before), y)
+            torch.testing.assert_close(network.get_classifier()(before), y)  # which is one call with the pooling
         network.reset_classifier(0)
         assert torch.equal(network(x), before) and network.num_classes == 0
         network.double().train().reset_classifier(3)

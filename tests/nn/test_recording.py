@@ -1,0 +1,150 @@
+"""Packed calls recorded and run as one op.
+
+Fails if a bit differs from the calls one by one, a value is lost before its last use or kept after it, a function that
+does more than packed ops is recorded, an error isn't the single call's, or a broken program is run.
+"""
+
+import pytest
+import torch
+from numerics import draw, fresh_generator
+from torch import nn
+
+from cnnfast import nn as blocks_of
+from cnnfast.models.residual import Bottleneck
+from cnnfast.nn.fusion import fuse_pool_and_linear
+from cnnfast.nn.recording import Recorded, Recorder, Value, record
+
+pytestmark = pytest.mark.usefixtures("nan_outputs")
+
+
+def always(call):
+    return True
+
+
+def fused_blocks(dtype):
+    """Each op that has a packed form, some with a residual; the last is the head of a network."""
+    blocks = [
+        blocks_of.FusedSequential(nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU()),
+        blocks_of.InvertedResidual(24, 24, squeezed_channels=6, activation="silu"),
+        blocks_of.DepthwiseConv2d(24, 3, padding=1),
+        blocks_of.InvertedResidual(24, 40, 5, 2),
+        blocks_of.SeparableConv2d(40, 48, activation="relu"),
+        blocks_of.SqueezeExcite(48, 12),
+        blocks_of.PointwiseConvBN(48, 32, activation="silu"),
+        Bottleneck(32, 8),
+    ]
+    blocks = [block.eval().to(dtype) for block in blocks]
+    linear = nn.Linear(32, 10, dtype=dtype)
+    with torch.no_grad():
+        return blocks, [*(block.fused() for block in blocks), fuse_pool_and_linear(linear, "auto")]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_same_bits(memory_format, dtype, threads):
+    _, calls = fused_blocks(dtype)
+    x = draw(fresh_generator(), (2, 3, 37, 29), dtype).to(memory_format=memory_format)
+    before, torch_threads = x.clone(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            y = expected = x
+            for call in calls[:-1]:
+                expected = call(expected)
+            joined = record(calls[:-1], always)
+            for call in joined:
+                y = call(y)
+            assert torch.equal(y, expected) and torch.equal(x, before) and not y.isnan().any()
+            if dtype in (torch.float32, torch.bfloat16):  # in the others dense convolutions are ATen's
+                assert len(joined) == 1 and len(joined[0].packed) > len(calls)
+            (head,) = record(calls[-1:], always)
+            # a mean that is rounded once, and a unit of what it is multiplied to
+            tolerance = {torch.float32: 1e-6, torch.float64: 1e-14}.get(dtype, 1e-2)
+            torch.testing.assert_close(head(y), calls[-1](y), rtol=tolerance, atol=tolerance)
+            assert isinstance(head, Recorded) and head(y).shape == (2, 10, 1, 1)
+    finally:
+        torch.set_num_threads(torch_threads)
+
+
+def test_what_is_no_packed_op_is_called_between():
+    blocks, calls = fused_blocks(torch.float32)
+    seen = []
+
+    def more(x):
+        seen.append(type(x))
+        return calls[2](x) + 1
+
+    with torch.no_grad():
+        joined = record([*calls[:2], nn.Identity(), more, *calls[3:]], lambda call: not isinstance(call, nn.Module))
+        assert [type(call).__name__ for call in joined] == ["Recorded", "Identity", "function", "Recorded"]
+        x = draw(fresh_generator(), (1, 3, 20, 20), torch.float32)
+        expected = calls[2](calls[1](calls[0](x))) + 1
+        seen.clear()
+        y = joined[2](joined[1](joined[0](x)))
+        assert torch.equal(y, expected) and seen == [torch.Tensor]
+        for call in calls[3:]:
+            expected = call(expected)
+        torch.testing.assert_close(joined[3](y), expected)
+        assert record([more], always) == [more] and record(calls[:1], always) != calls[:1]
+
+
+def test_values_are_dropped_after_their_last_use():
+    recorder = Recorder()
+    x = Value(recorder, 0)
+    y = recorder.add(4, [x, None, 7])
+    z = recorder.add(4, [y, x, 7])
+    recorder.add(2, [z, None, y, (1, 1)])
+    # op, its tensors and options, then how many values no later step reads and which
+    assert recorder.program().tolist() == [4, 0, -1, 7, 0, 4, 1, 0, 7, 1, 0, 2, 2, -1, 1, 2, 1, 1, 2, 1, 2]
+
+
+def test_peak_of_a_sequence_is_no_higher_than_of_its_calls():
+    """Ten blocks of one size: two values live at once, whatever their number."""
+    block = blocks_of.PointwiseConvBN(64, 64, activation="relu").eval()
+    with torch.no_grad():
+        call = block.fused()
+        program = record([call] * 10, always)[0].program.tolist()
+    drops = [program[end - 1] for end in range(len(program) // 10, len(program) + 1, len(program) // 10)]
+    assert drops == list(range(10))  # each step's x, x of the first included
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error", "says"),
+    [
+        ((1, 4, 9, 9), torch.float32, ValueError, r"x must have shape \(N, 3, H, W\), got \(1, 4, 9, 9\)"),
+        ((1, 3, 9, 9), torch.int32, TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int32"),
+        ((1, 3, 9, 9), torch.float64, TypeError, "x must have the dtype of the weights"),
+    ],
+    ids=str,
+)
+def test_errors_are_those_of_the_single_call(shape, dtype, error, says):
+    _, calls = fused_blocks(torch.float32)
+    with torch.no_grad(), pytest.raises(error, match=says):
+        record(calls, always)[0](torch.zeros(shape, dtype=dtype))
+
+
+BROKEN = {
+    "ends within a step": [5],
+    "ends within a list": [100, 0, 5, 0],
+    "more packed ops": [100, 0, 0, 5, 1, -1, 24, 2, 3, 3, 2, 2, 2, 4, 1, 1, 1, 1, 2, 1, 1, 0, 0, 0],
+    "a step 77 that is none": [77, 0, 0],
+    "a value that is not there": [100, 3, 0],
+    "drops no value": [100, 0, 1, 9],
+    "drops its result": [100, 0, 1, 1],
+    "without an x": [100, -1, 0],
+}
+
+
+@pytest.mark.parametrize("says", BROKEN)
+def test_broken_programs(says):
+    op = torch.ops.cnnfast.packed_sequence
+    with pytest.raises(RuntimeError, match=says):
+        op(torch.zeros(1, 3, 9, 9), [], torch.tensor(BROKEN[says]))
+    with pytest.raises(RuntimeError, match="int64"):
+        op(torch.zeros(1, 3, 9, 9), [], torch.tensor(BROKEN[says], dtype=torch.int32))
+
+
+def test_dropped_values_are_not_read():
+    with pytest.raises(RuntimeError, match="a value that is not there"):
+        torch.ops.cnnfast.packed_sequence(torch.zeros(1, 3, 9, 9), [], torch.tensor([100, 0, 1, 0, 100, 0, 0]))
