@@ -21,7 +21,7 @@ def always(call):
     return True
 
 
-def fused_blocks(dtype):
+def fused_calls(dtype):
     """Each op that has a packed form, some with a residual; the last is the head of a network."""
     blocks = [
         blocks_of.FusedSequential(nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU()),
@@ -36,14 +36,14 @@ def fused_blocks(dtype):
     blocks = [block.eval().to(dtype) for block in blocks]
     linear = nn.Linear(32, 10, dtype=dtype)
     with torch.no_grad():
-        return blocks, [*(block.fused() for block in blocks), fuse_pool_and_linear(linear, "auto")]
+        return [*(block.fused() for block in blocks), fuse_pool_and_linear(linear, "auto")]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_same_bits(memory_format, dtype, threads):
-    _, calls = fused_blocks(dtype)
+    calls = fused_calls(dtype)
     x = draw(fresh_generator(), (2, 3, 37, 29), dtype).to(memory_format=memory_format)
     before, torch_threads = x.clone(), torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -68,7 +68,7 @@ def test_same_bits(memory_format, dtype, threads):
 
 
 def test_what_is_no_packed_op_is_called_between():
-    blocks, calls = fused_blocks(torch.float32)
+    calls = fused_calls(torch.float32)
     seen = []
 
     def more(x):
@@ -119,7 +119,7 @@ def test_peak_of_a_sequence_is_no_higher_than_of_its_calls():
     ids=str,
 )
 def test_errors_are_those_of_the_single_call(shape, dtype, error, says):
-    _, calls = fused_blocks(torch.float32)
+    calls = fused_calls(torch.float32)
     with torch.no_grad(), pytest.raises(error, match=says):
         record(calls, always)[0](torch.zeros(shape, dtype=dtype))
 
