@@ -79,8 +79,11 @@ def plan(
 
     pybind = linked(folder, f"pybind11-{pybind11.__version__}", Path(pybind11.get_include()))
     python_includes = [f"-isystem {pybind}", f"-isystem {sysconfig.get_path('include')}"]
-    bindings = ninja.build("cxx", "bindings.o", sources("bindings.cpp"), [*CXX_FLAGS, *have, *python_includes])
-    ninja.build("link", EXTENSION, [bindings], ["-Wl,--as-needed"])  # Python's symbols come from the interpreter
+    bindings = [
+        ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *have, *python_includes])
+        for source in [*sources("bindings.cpp"), *sources("watch.cpp")]
+    ]
+    ninja.build("link", EXTENSION, bindings, ["-Wl,--as-needed"])  # Python's symbols come from the interpreter
 
     torch_root = linked(folder, f"torch-{torch.version}", torch.root)
     torch_flags = [*STABLE_ABI, f"-isystem {torch_root}/include"]

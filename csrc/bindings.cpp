@@ -1,9 +1,10 @@
-// cnnfast._C: what was built and what this CPU can do. No torch in it: it also loads where torch does not.
+// cnnfast._C: what was built, what this CPU can do, and the check of packed weights. No torch in it: it also loads where torch does not.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/cpu_features.h"
 #include "packing.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -30,4 +31,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("out_channels"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("itemsize"),
         py::arg("squeezed_channels") = 0, py::arg("no_expansion") = false,
         "Size of a packing in bytes; itemsize 8 for float64 weights, 2 for bfloat16, else 4.");
+  cnnfast::bind_watch(m);
 }

@@ -11,18 +11,16 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from cnnfast.nn.watch import HOOKS, watch
 from cnnfast.ops.backends import BACKENDS
 
 _log = logging.getLogger("cnnfast")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _PLAIN_TENSORS = (Tensor, nn.Parameter)  # others (DTensor, quantised ones, ...) have no storage for kernels to read
 
@@ -33,7 +31,7 @@ def only_calls(module: nn.Module, forward: Any) -> bool:
         type(module).forward is forward
         and "forward" not in vars(module)
         and module._compiled_call_impl is None
-        and not any([getattr(module, attribute) for attribute in _HOOKS])
+        and not any([getattr(module, attribute) for attribute in HOOKS])
         and not _has_any_global_hook()
     )
 
@@ -148,49 +146,14 @@ class FusedModule(nn.Module):
 
 
 class _Packing:
-    """A fused function and what it was made from.
-
-    `is_fresh` runs before every call of every block, so its loops are C's: some 15 microseconds for a block of 17
-    modules, where caches are warm (see `FusedModule.direct`).
-    """
+    """A fused function, and what tells whether it is still that of the weights: asked before every call."""
 
     def __init__(self, block: FusedModule):
-        modules = block.folded_modules()
         self.function: Callable[..., Any] = block.fuse()
-        # What was empty stays so, or matters not: an activation with a parameter is no longer one that is folded.
-        holders = [holder for module in modules for holder in (module._parameters, module._buffers)]
-        self.holders: list[dict[str, Any]] = [holder for holder in holders if holder]
-        self.held = self._held()
-        self.tensors = [t for t in self.held if t is not None and t.is_floating_point()]
-        # An inference tensor counts no versions.
-        self.versioned = [tensor for tensor in self.tensors if not tensor.is_inference()]
-        self.versions = [tensor._version for tensor in self.versioned]
-        self.pointers = [tensor.data_ptr() for tensor in self.tensors]
-        # Aliases keep the storage alive: no other tensor can get its address, so a changed pointer also tells a changed
-        # dtype (`child.half().float()`).
-        self.aliases = [tensor.detach() for tensor in self.tensors]
-        self.families = [module._modules for module in modules if module._modules]
-        self.children = self._children()
-        self.watched = [module for module in modules if module is not block]
-        self.hooks = [getattr(module, attribute) for module in self.watched for attribute in _HOOKS]
-
-    def _held(self) -> list[Any]:
-        return [*chain.from_iterable(map(dict.values, self.holders))]
-
-    def _children(self) -> list[Any]:
-        return [*chain.from_iterable(map(dict.values, self.families))]
+        self.watch = watch(block.folded_modules(), block)
 
     def is_fresh(self) -> bool:
-        held = self._held()
-        return (
-            len(held) == len(self.held)
-            and all(map(is_, held, self.held))
-            and [tensor._version for tensor in self.versioned] == self.versions
-            and [tensor.data_ptr() for tensor in self.tensors] == self.pointers
-            and self._children() == self.children
-            and not any(self.hooks)
-            and not any([module.training for module in self.watched])
-        )
+        return self.watch.unchanged()
 
 
 def repack(model: nn.Module) -> None:
@@ -225,7 +188,7 @@ def _tensor_slots(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
 def _obstacle(module: nn.Module, hooks: bool) -> str | None:
     """Why `module` can't be folded, or None."""
     name = type(module).__name__
-    if hooks and any(getattr(module, attribute) for attribute in _HOOKS):
+    if hooks and any(getattr(module, attribute) for attribute in HOOKS):
         return f"a {name} in it carries a hook"
     if hooks and module.training:
         return f"a {name} in it is in training mode"

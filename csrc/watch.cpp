@@ -1,0 +1,251 @@
+// Watch: whether modules are still as they were when their weights were packed; made by cnnfast/nn/watch.py.
+//
+// It runs before every call of a packing, when kernels have swept the caches: what it costs is cache lines, several for
+// each dict and each tensor. So nothing is looked up that can be kept, and lines are asked for well before they are read.
+// No torch in it: tensors are asked through the C functions behind two of their Python attributes.
+#include "watch.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace cnnfast {
+namespace {
+
+using Dicts = std::vector<py::dict>;
+using Objects = std::vector<py::object>;
+
+py::object owned_or_throw(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// An attribute that tells an integer of a tensor; `descriptor` is the class's own.
+struct Version {  // Tensor._version, a getset descriptor
+  PyObject* descriptor;
+  getter get = nullptr;
+  void* closure = nullptr;
+
+  explicit Version(PyObject* descriptor) : descriptor(descriptor) {
+    if (Py_IS_TYPE(descriptor, &PyGetSetDescr_Type)) {
+      const PyGetSetDef* definition = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
+      get = definition->get;
+      closure = definition->closure;
+    }
+  }
+
+  int64_t checked(PyObject* tensor) const {  // also that the tensor is of the descriptor's type
+    return value(owned_or_throw(PyObject_CallMethod(descriptor, "__get__", "O", tensor)));
+  }
+
+  int64_t operator()(PyObject* tensor) const {
+    return get ? value(owned_or_throw(get(tensor, closure))) : checked(tensor);
+  }
+
+  static int64_t value(const py::object& number) {
+    const int64_t value = PyLong_AsLongLong(number.ptr());
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+};
+
+struct Pointer {  // Tensor.data_ptr, a method descriptor
+  PyObject* descriptor;
+  PyCFunction call = nullptr;
+
+  explicit Pointer(PyObject* descriptor) : descriptor(descriptor) {
+    if (Py_IS_TYPE(descriptor, &PyMethodDescr_Type)) {
+      const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method;
+      if (definition->ml_flags == METH_NOARGS) call = definition->ml_meth;
+    }
+  }
+
+  uint64_t checked(PyObject* tensor) const {
+    return value(owned_or_throw(PyObject_CallFunctionObjArgs(descriptor, tensor, nullptr)));
+  }
+
+  uint64_t operator()(PyObject* tensor) const {
+    return call ? value(owned_or_throw(call(tensor, nullptr))) : checked(tensor);
+  }
+
+  static uint64_t value(const py::object& number) {
+    const uint64_t value = PyLong_AsUnsignedLongLong(number.ptr());
+    if (value == static_cast<uint64_t>(-1) && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+};
+
+class Watch {
+ public:
+  Watch(const Dicts& members, const Objects& versioned, const Objects& unversioned, const Objects& aliases,
+        const Dicts& hooks, const Dicts& instances, bool calls, const py::object& version, const py::object& data_ptr)
+      : version_(own(version)),
+        pointer_(own(data_ptr)),
+        training_(own(owned_or_throw(PyUnicode_InternFromString("training")))),
+        forward_(own(owned_or_throw(PyUnicode_InternFromString("forward")))),
+        compiled_(own(owned_or_throw(PyUnicode_InternFromString("_compiled_call_impl")))),
+        calls_(calls) {
+    for (const py::dict& dict : members) {
+      members_.push_back({own(dict), PyDict_GET_SIZE(dict.ptr())});
+      for (const auto& [key, value] : dict) values_.push_back(own(value));
+    }
+    for (const py::object& tensor : versioned) add(tensor, true);
+    for (const py::object& tensor : unversioned) add(tensor, false);
+    for (const py::object& alias : aliases) own(alias);
+    for (const py::dict& dict : hooks) hooks_.push_back(own(dict));
+    for (const py::dict& dict : instances) instances_.push_back(own(dict));
+  }
+
+  bool unchanged() const {
+    prefetch();
+    return same_members() && same_tensors() && no_hooks() && same_instances();
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    for (const py::object& object : owned_) Py_VISIT(object.ptr());
+    return 0;
+  }
+
+  void clear() {
+    members_.clear(), values_.clear(), tensors_.clear(), hooks_.clear(), instances_.clear();
+    Objects owned;
+    owned.swap(owned_);  // what is freed may run code that sees this object
+  }
+
+ private:
+  struct Member {
+    PyObject* dict;
+    Py_ssize_t size;
+  };
+  struct Tensor {
+    PyObject* tensor;
+    bool versioned;  // inference tensors count no versions
+    int64_t version;
+    uint64_t pointer;
+  };
+
+  PyObject* own(py::handle object) {
+    owned_.push_back(py::reinterpret_borrow<py::object>(object));
+    return object.ptr();
+  }
+
+  void add(const py::object& tensor, bool versioned) {
+    PyObject* object = own(tensor);
+    tensors_.push_back({object, versioned, versioned ? version_.checked(object) : 0, pointer_.checked(object)});
+  }
+
+  void prefetch() const {
+    for (const Member& member : members_) prefetch_dict(member.dict);
+    for (const Tensor& tensor : tensors_) __builtin_prefetch(tensor.tensor);
+    for (const PyObject* dict : hooks_) prefetch_dict(dict);
+    for (const PyObject* dict : instances_) prefetch_dict(dict);
+    for (const Member& member : members_) prefetch_keys(member.dict);
+    for (const PyObject* dict : instances_) prefetch_keys(dict);
+  }
+
+  // The head of a dict, 48 bytes from 16 on after a line's start
+  static void prefetch_dict(const PyObject* dict) {
+    const char* start = reinterpret_cast<const char*>(dict);
+    __builtin_prefetch(start);
+    __builtin_prefetch(start + sizeof(PyDictObject) - 1);
+  }
+
+  static void prefetch_keys(const PyObject* dict) {
+    const char* start = reinterpret_cast<const char*>(reinterpret_cast<const PyDictObject*>(dict)->ma_keys);
+    for (int line = 0; line < 2; ++line) __builtin_prefetch(start + 64 * line);
+  }
+
+  bool same_members() const {
+    PyObject* const* expected = values_.data();
+    for (const Member& member : members_) {
+      if (PyDict_GET_SIZE(member.dict) != member.size) return false;
+      PyObject* value;
+      for (Py_ssize_t position = 0; PyDict_Next(member.dict, &position, nullptr, &value); ++expected) {
+        if (value != *expected) return false;
+      }
+    }
+    return true;
+  }
+
+  bool same_tensors() const {
+    for (const Tensor& tensor : tensors_) {
+      if (tensor.versioned && version_(tensor.tensor) != tensor.version) return false;
+      if (pointer_(tensor.tensor) != tensor.pointer) return false;
+    }
+    return true;
+  }
+
+  bool no_hooks() const {
+    for (PyObject* dict : hooks_) {
+      if (PyDict_GET_SIZE(dict) != 0) return false;
+    }
+    return true;
+  }
+
+  bool same_instances() const {
+    for (PyObject* dict : instances_) {
+      PyObject* training = item(dict, training_);
+      if (training == nullptr) throw py::key_error("training");
+      const int truth = PyObject_IsTrue(training);
+      if (truth < 0) throw py::error_already_set();
+      if (truth) return false;
+      if (!calls_) continue;
+      const PyObject* compiled = item(dict, compiled_);
+      if (item(dict, forward_) != nullptr || (compiled != nullptr && compiled != Py_None)) return false;
+    }
+    return true;
+  }
+
+  static PyObject* item(PyObject* dict, PyObject* key) {  // null: there is none
+    PyObject* value = PyDict_GetItemWithError(dict, key);
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+
+  Objects owned_;  // every object that the other members point to; first: the others are made through it
+  Version version_;
+  Pointer pointer_;
+  PyObject *training_, *forward_, *compiled_;
+  bool calls_;
+  std::vector<Member> members_;
+  std::vector<PyObject*> values_;  // of the members, one dict after the other
+  std::vector<Tensor> tensors_;
+  std::vector<PyObject*> hooks_, instances_;
+};
+
+// The garbage collector may come before the constructor has run.
+Watch* constructed(PyObject* self) {
+  auto holder = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+  return holder.holder_constructed() ? holder.value_ptr<Watch>() : nullptr;
+}
+
+// A packing is held by the module whose dicts it watches: a cycle, which only the garbage collector frees.
+void collectable(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const Watch* watch = constructed(self);
+    return watch ? watch->traverse(visit, arg) : 0;
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (Watch* watch = constructed(self)) watch->clear();
+    return 0;
+  };
+}
+
+}  // namespace
+
+void bind_watch(py::module_& m) {
+  py::class_<Watch>(m, "Watch", py::custom_type_setup(collectable))
+      .def(py::init<const Dicts&, const Objects&, const Objects&, const Objects&, const Dicts&, const Dicts&, bool,
+                    const py::object&, const py::object&>(),
+           py::kw_only(), py::arg("members"), py::arg("versioned"), py::arg("unversioned"), py::arg("aliases"),
+           py::arg("hooks"), py::arg("instances"), py::arg("calls"), py::arg("version"), py::arg("data_ptr"))
+      .def("unchanged", &Watch::unchanged);
+}
+
+}  // namespace cnnfast
