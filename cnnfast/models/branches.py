@@ -107,7 +107,7 @@ class AuxiliaryNetwork(Network):
     def forward(self, x: Tensor) -> Any:
         if not (self.aux_logits and self.training):
             return super().forward(x)
-        self._check_input(x)
+        self._check_input(x, self._first_conv())
         least, largest = self.aux_sizes
         if min(x.shape[2:]) < least or max(x.shape[2:]) > largest:
             raise ValueError(

@@ -16,21 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from cnnfast.models.features import FeatureInfo
 from cnnfast.models.layouts import Layouts
 from cnnfast.models.layouts import renamed as renamed
-from cnnfast.models.plan import Plan, PooledLinear, wanted
+from cnnfast.models.plan import NetworkChain, PooledLinear, plan_of
 from cnnfast.nn import FusedModule, FusedSequential, GlobalPool
 from cnnfast.nn.fused import only_calls
 from cnnfast.nn.sequential import Call, Chain, fuse_run
 
 Step = str | tuple[str, ...]
-
-
-class NetworkChain(Chain):
-    """Steps, the head behind them, and the plans that were made of both."""
-
-    def __init__(self, steps: Sequence[tuple[str, Call]], head: PooledLinear):
-        super().__init__(steps)
-        self.head = head
-        self.plans: dict[str, Plan] = {}
 
 
 class Network(Layouts, FusedModule):
@@ -75,7 +66,7 @@ class Network(Layouts, FusedModule):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, num_features, H, W) -> (N, num_classes), or the classifier's input with `pre_logits`."""
-        plan = None if pre_logits else self._plan("head")
+        plan = None if pre_logits else plan_of(self, "head")
         return self._head(x, pre_logits) if plan is None else plan(x)
 
     def _head(self, x: Tensor, pre_logits: bool) -> Tensor:
@@ -93,10 +84,10 @@ class Network(Layouts, FusedModule):
     def forward(self, x: Tensor) -> Any:
         if self.out_indices is not None:
             return self.forward_intermediates(x, self.out_indices, stop_early=True, intermediates_only=True)
-        plan = self._plan("forward")
+        plan = plan_of(self, "forward")
         if plan is None:
             return self.forward_head(self.forward_features(x))
-        self._check_input(x)
+        self._check_input(x, plan.first)
         return plan(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -174,23 +165,6 @@ class Network(Layouts, FusedModule):
         names = [name for step in self.steps if isinstance(step, tuple) for name in step]
         return [self, *(module for name in names for module in self.get_submodule(name).modules())]
 
-    def _plan(self, what: str) -> Plan | None:
-        """The whole of "forward", or of forward's "head", for inference; None where layers or blocks are to be called
-        one by one."""
-        chain = self.fused() if not torch.compiler.is_compiling() and wanted() else None
-        if not isinstance(chain, NetworkChain):
-            return None
-        head = chain.head.fused()
-        if what == "head" and head is None:
-            return None
-        calls = [call for _, call in self._calls()] if what == "forward" else []
-        if head is None:
-            calls.append(self.forward_head)
-        made = chain.plans.get(what)
-        if made is None or made.made_of != [*calls, head]:
-            made = chain.plans[what] = Plan(calls, head, flatten=head is not None)
-        return made
-
     def _calls(self, taps: Sequence[str] = (), open_all: bool = False) -> list[tuple[str, Call]]:
         """What x goes through, by name. Made before the first call: see FusedModule.direct."""
         steps = (self.fused() or self.layers()).steps
@@ -200,7 +174,7 @@ class Network(Layouts, FusedModule):
         self, x: Tensor, modules: Sequence[str] = (), stop_early: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The last output and those of `modules` by name; with `stop_early` nothing behind the last of these runs."""
-        self._check_input(x)
+        self._check_input(x, self._first_conv())  # people exchange it
         sources = {module: self._tap(module) for module in modules}
         checkpointing = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         calls = self._calls([source for source, _ in sources.values()], checkpointing)
@@ -232,10 +206,12 @@ class Network(Layouts, FusedModule):
         self.steps = self.steps[:-1]
         return True
 
-    def _check_input(self, x: Tensor) -> None:
+    def _first_conv(self) -> nn.Conv2d:
+        return next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def _check_input(self, x: Tensor, first: nn.Conv2d) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))  # people exchange it
         if x.dim() != 4 or x.shape[1] != first.in_channels:
             raise ValueError(f"x must have shape (N, {first.in_channels}, H, W), got {tuple(x.shape)}")
         if x.shape[2] < self.min_size or x.shape[3] < self.min_size:

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from cnnfast.nn import FusedModule, GlobalPool
-from cnnfast.nn.fused import NotFusable
+from cnnfast.nn.fused import NotFusable, packings_dropped
 from cnnfast.nn.fusion import fuse_pool_and_linear
 from cnnfast.nn.recording import Call, record
+from cnnfast.nn.sequential import Chain
+from cnnfast.nn.watch import watch
 
 
 class PooledLinear(FusedModule):
@@ -37,23 +40,77 @@ class PooledLinear(FusedModule):
 
 
 class Plan:
-    """What x goes through; the last call may be the head's."""
+    """What x goes through; `head` None: the last of `calls` is all of it. `first`: the network's first convolution."""
 
-    def __init__(self, calls: Sequence[Callable[..., Any]], head: Call | None, flatten: bool):
+    def __init__(self, network: FusedModule, calls: Sequence[Callable[..., Any]], head: Call | None, first: Any):
+        self.first = first
         self.made_of = [*calls, head]
-        self.flatten = flatten
-        self.calls = record([*calls, *([] if head is None else [head])], lambda call: type(call) is FunctionType)
+        self.flatten = head is not None
+        self.calls = record(
+            [call for call in self.made_of if call is not None], lambda call: type(call) is FunctionType
+        )
+        children: list[Any] = list(network.modules())[1:]
+        self.forwards = {type(child): type(child).forward for child in children}
+        self.watches = [watch([network], network), watch(children, network, calls=True)]
+        self.packings_dropped = packings_dropped()
+        # With a hook or a part in training there are calls that may come to something else every time.
+        self.lasting = self._unchanged()
 
     def __call__(self, x: Tensor) -> Tensor:
         for call in self.calls:
             x = call(x)
         return x.flatten(1) if self.flatten else x
 
+    def is_fresh(self) -> bool:
+        """Whether it is sure to be made of what it would be made of now."""
+        return self.lasting and self._unchanged()
 
-def wanted() -> bool:
-    """Whether nobody looks at single ops: modes (FLOP counters, fake tensors, devices), the profiler; nor autocast,
-    which works op by op."""
-    return not (
+    def _unchanged(self) -> bool:
+        return (
+            self.packings_dropped == packings_dropped()
+            and all([kind.forward is forward for kind, forward in self.forwards.items()])
+            and not _has_any_global_hook()
+            and all([watched.unchanged() for watched in self.watches])
+        )
+
+
+class NetworkChain(Chain):
+    """Steps, the head behind them, and the plans that were made of both."""
+
+    def __init__(self, steps: Sequence[tuple[str, Call]], head: PooledLinear):
+        super().__init__(steps)
+        self.head = head
+        self.plans: dict[str, Plan] = {}
+
+
+def plan_of(network: Any, what: str) -> Plan | None:
+    """The whole of "forward", or of forward's "head", for inference; None where layers or blocks are to be called one
+    by one: for gradients, for torch.compile, and where somebody looks at single ops."""
+    if network.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or _ops_are_watched():
+        return None
+    packing = network._packing
+    plan = None if packing is None else packing.function.plans.get(what)
+    return plan if plan is not None and plan.is_fresh() else _made_plan(network, what)
+
+
+def _made_plan(network: Any, what: str) -> Plan | None:
+    """Of what every block says now."""
+    chain = network.fused()
+    head = None if chain is None else chain.head.fused()
+    if chain is None or (what == "head" and head is None):
+        return None
+    calls = [call for _, call in network._calls()] if what == "forward" else []
+    if head is None:
+        calls.append(network.forward_head)
+    plan = chain.plans.get(what)
+    if plan is None or plan.made_of != [*calls, head]:
+        plan = chain.plans[what] = Plan(network, calls, head, network._first_conv())
+    return plan
+
+
+def _ops_are_watched() -> bool:
+    """By a mode (FLOP counters, fake tensors, devices) or the profiler; and autocast works op by op."""
+    return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch.autograd._profiler_enabled()

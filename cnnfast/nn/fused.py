@@ -22,6 +22,7 @@ from cnnfast.ops.backends import BACKENDS
 
 _log = logging.getLogger("cnnfast")
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_drops = 0  # of packings, anywhere
 _PLAIN_TENSORS = (Tensor, nn.Parameter)  # others (DTensor, quantised ones, ...) have no storage for kernels to read
 
 
@@ -73,8 +74,7 @@ class FusedModule(nn.Module):
     def fused(self) -> Any:
         """What `fuse` returned, made anew if the weights changed; None where `layers` is to run."""
         if self.training or torch.is_grad_enabled() or self.backend == "reference":  # which has no packed form
-            if self._packing is not None:
-                self._packing = None
+            self.drop_packing()
             return None
         if torch.compiler.is_compiling():  # recorded as ops on the parameters, which freezing folds; nothing is cached
             return self._recorded()
@@ -93,7 +93,10 @@ class FusedModule(nn.Module):
         return self.fused() or self.layers
 
     def drop_packing(self) -> None:
-        self._packing = None
+        global _drops
+        if self._packing is not None:
+            self._packing = None
+            _drops += 1
 
     def _recorded(self) -> Any:
         if self._obstacle():
@@ -125,15 +128,15 @@ class FusedModule(nn.Module):
     # Everything below drops the packing.
 
     def train(self, mode: bool = True) -> FusedModule:
-        self._packing = None
+        self.drop_packing()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> FusedModule:
-        self._packing = None
+        self.drop_packing()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # called for each module of a loaded parent too
-        self._packing = None
+        self.drop_packing()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:  # deepcopy and pickle
@@ -154,6 +157,11 @@ class _Packing:
 
     def is_fresh(self) -> bool:
         return self.watch.unchanged()
+
+
+def packings_dropped() -> int:
+    """How many packings have been dropped so far, for what is made of several of them."""
+    return _drops
 
 
 def repack(model: nn.Module) -> None:

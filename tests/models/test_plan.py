@@ -14,6 +14,7 @@ from torch import nn
 from torch.profiler import profile
 
 import cnnfast
+from cnnfast.models.plan import plan_of
 
 
 def network_and_input(name="mobilenet_v2", dtype=torch.float32, **options):
@@ -27,7 +28,7 @@ def network_and_input(name="mobilenet_v2", dtype=torch.float32, **options):
 def seen(network, x):
     """What a forward's calls are, after one."""
     network(x)
-    plan = network._plan("forward")
+    plan = plan_of(network, "forward")
     return None if plan is None else [type(call).__name__ for call in plan.calls]
 
 
@@ -118,10 +119,10 @@ def test_looking_at_single_ops():
     names = [event.name for event in profiled.events()]
     assert names.count("cnnfast::inverted_residual_packed") == 16 and "cnnfast::packed_sequence" not in names
     with torch.device("cpu"):
-        assert network._plan("forward") is None
+        assert plan_of(network, "forward") is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert network._plan("forward") is None and network(x).dtype is torch.bfloat16
-    assert network._plan("forward") is not None
+        assert plan_of(network, "forward") is None and network(x).dtype is torch.bfloat16
+    assert plan_of(network, "forward") is not None
 
 
 def test_no_part_of_copies():
