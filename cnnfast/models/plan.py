@@ -49,9 +49,10 @@ class Plan:
         self.calls = record(
             [call for call in self.made_of if call is not None], lambda call: type(call) is FunctionType
         )
-        children: list[Any] = list(network.modules())[1:]
-        self.forwards = {type(child): type(child).forward for child in children}
-        self.watches = [watch([network], network), watch(children, network, calls=True)]
+        self.children: list[Any] = list(network.modules())[1:]
+        self.types = list(map(type, self.children))
+        self.forwards = {kind: kind.forward for kind in self.types}
+        self.watches = [watch([network], network), watch(self.children, network, calls=True)]
         self.packings_dropped = packings_dropped()
         # With a hook or a part in training there are calls that may come to something else every time.
         self.lasting = self._unchanged()
@@ -68,6 +69,7 @@ class Plan:
     def _unchanged(self) -> bool:
         return (
             self.packings_dropped == packings_dropped()
+            and list(map(type, self.children)) == self.types
             and all([kind.forward is forward for kind, forward in self.forwards.items()])
             and not _has_any_global_hook()
             and all([watched.unchanged() for watched in self.watches])
