@@ -50,7 +50,7 @@ class Plan:
             [call for call in self.made_of if call is not None], lambda call: type(call) is FunctionType
         )
         self.children: list[Any] = list(network.modules())[1:]
-        self.types = list(map(type, self.children))
+        self.types: list[Any] = list(map(type, self.children))
         self.forwards = {kind: kind.forward for kind in self.types}
         self.watches = [watch([network], network), watch(self.children, network, calls=True)]
         self.packings_dropped = packings_dropped()
