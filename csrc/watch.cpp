@@ -114,12 +114,6 @@ class Watch {
     return 0;
   }
 
-  void clear() {
-    members_.clear(), values_.clear(), tensors_.clear(), lines_.clear(), hooks_.clear(), instances_.clear();
-    Objects owned;
-    owned.swap(owned_);  // what is freed may run code that sees this object
-  }
-
  private:
   struct Member {
     PyObject* dict;
@@ -227,13 +221,14 @@ class Watch {
   std::vector<uintptr_t> lines_;  // of the cache, by number
 };
 
-// The garbage collector may come before the constructor has run.
-Watch* constructed(PyObject* self) {
-  auto holder = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
-  return holder.holder_constructed() ? holder.value_ptr<Watch>() : nullptr;
+// Null before the constructor has run, and the garbage collector may come earlier.
+const Watch* constructed(PyObject* self) {
+  const auto instance = reinterpret_cast<const py::detail::instance*>(self);
+  return instance->simple_layout ? static_cast<const Watch*>(instance->simple_value_holder[0]) : nullptr;
 }
 
-// A packing is held by the module whose dicts it watches: a cycle, which only the garbage collector frees.
+// A module that holds its own watch is a cycle, which only the garbage collector frees. It goes through a dict, which
+// then clears itself: as a tuple, the watch needs no tp_clear, and never is without what it looks at.
 void collectable(PyHeapTypeObject* heap_type) {
   PyTypeObject& type = heap_type->ht_type;
   type.tp_flags |= Py_TPFLAGS_HAVE_GC;
@@ -242,16 +237,12 @@ void collectable(PyHeapTypeObject* heap_type) {
     const Watch* watch = constructed(self);
     return watch ? watch->traverse(visit, arg) : 0;
   };
-  type.tp_clear = [](PyObject* self) {
-    if (Watch* watch = constructed(self)) watch->clear();
-    return 0;
-  };
 }
 
 }  // namespace
 
 void bind_watch(py::module_& m) {
-  py::class_<Watch>(m, "Watch", py::custom_type_setup(collectable))
+  py::class_<Watch>(m, "Watch", py::is_final(), py::custom_type_setup(collectable))
       .def(py::init<const Dicts&, const Objects&, const Objects&, const Objects&, const Dicts&, const Dicts&, bool,
                     const py::object&, const py::object&>(),
            py::kw_only(), py::arg("members"), py::arg("versioned"), py::arg("unversioned"), py::arg("aliases"),
