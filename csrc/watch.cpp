@@ -7,6 +7,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace py = pybind11;
 
 namespace cnnfast {
 namespace {
+
+constexpr uintptr_t kLine = 64;  // bytes
 
 using Dicts = std::vector<py::dict>;
 using Objects = std::vector<py::object>;
@@ -23,58 +26,51 @@ py::object owned_or_throw(PyObject* object) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-// An attribute that tells an integer of a tensor; `descriptor` is the class's own.
-struct Version {  // Tensor._version, a getset descriptor
+uint64_t number_or_throw(PyObject* object) {
+  const py::object number = owned_or_throw(object);
+  const uint64_t value = PyLong_AsUnsignedLongLongMask(number.ptr());
+  if (value == static_cast<uint64_t>(-1) && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// Tensor._version: called directly where it is a getset descriptor, and by the protocol of descriptors elsewhere.
+struct Version {
   PyObject* descriptor;
   getter get = nullptr;
   void* closure = nullptr;
 
   explicit Version(PyObject* descriptor) : descriptor(descriptor) {
-    if (Py_IS_TYPE(descriptor, &PyGetSetDescr_Type)) {
-      const PyGetSetDef* definition = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
-      get = definition->get;
-      closure = definition->closure;
-    }
+    if (!Py_IS_TYPE(descriptor, &PyGetSetDescr_Type)) return;
+    const PyGetSetDef* definition = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
+    get = definition->get;
+    closure = definition->closure;
   }
 
-  int64_t checked(PyObject* tensor) const {  // also that the tensor is of the descriptor's type
-    return value(owned_or_throw(PyObject_CallMethod(descriptor, "__get__", "O", tensor)));
+  // The first time: it is an error if the descriptor is another type's.
+  uint64_t checked(PyObject* tensor) const {
+    return number_or_throw(PyObject_CallMethod(descriptor, "__get__", "O", tensor));
   }
 
-  int64_t operator()(PyObject* tensor) const {
-    return get ? value(owned_or_throw(get(tensor, closure))) : checked(tensor);
-  }
-
-  static int64_t value(const py::object& number) {
-    const int64_t value = PyLong_AsLongLong(number.ptr());
-    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return value;
-  }
+  uint64_t operator()(PyObject* tensor) const { return get ? number_or_throw(get(tensor, closure)) : checked(tensor); }
 };
 
-struct Pointer {  // Tensor.data_ptr, a method descriptor
-  PyObject* descriptor;
+// Tensor.data_ptr: called directly where it is the descriptor of a C function without arguments.
+struct Pointer {
+  PyObject* method;
   PyCFunction call = nullptr;
 
-  explicit Pointer(PyObject* descriptor) : descriptor(descriptor) {
-    if (Py_IS_TYPE(descriptor, &PyMethodDescr_Type)) {
-      const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(descriptor)->d_method;
-      if (definition->ml_flags == METH_NOARGS) call = definition->ml_meth;
-    }
+  explicit Pointer(PyObject* method) : method(method) {
+    if (!Py_IS_TYPE(method, &PyMethodDescr_Type)) return;
+    const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(method)->d_method;
+    if (definition->ml_flags == METH_NOARGS) call = definition->ml_meth;
   }
 
-  uint64_t checked(PyObject* tensor) const {
-    return value(owned_or_throw(PyObject_CallFunctionObjArgs(descriptor, tensor, nullptr)));
+  uint64_t checked(PyObject* tensor) const {  // as Version's
+    return number_or_throw(PyObject_CallFunctionObjArgs(method, tensor, nullptr));
   }
 
   uint64_t operator()(PyObject* tensor) const {
-    return call ? value(owned_or_throw(call(tensor, nullptr))) : checked(tensor);
-  }
-
-  static uint64_t value(const py::object& number) {
-    const uint64_t value = PyLong_AsUnsignedLongLong(number.ptr());
-    if (value == static_cast<uint64_t>(-1) && PyErr_Occurred()) throw py::error_already_set();
-    return value;
+    return call ? number_or_throw(call(tensor, nullptr)) : checked(tensor);
   }
 };
 
@@ -91,28 +87,31 @@ class Watch {
     for (const py::dict& dict : members) {
       members_.push_back({own(dict), PyDict_GET_SIZE(dict.ptr())});
       for (const auto& [key, value] : dict) values_.push_back(own(value));
+      note_table(dict.ptr());
     }
     for (const py::object& tensor : versioned) add(tensor, true);
     for (const py::object& tensor : unversioned) add(tensor, false);
     for (const py::object& alias : aliases) own(alias);
-    for (const py::dict& dict : hooks) hooks_.push_back(own(dict));
-    for (const py::dict& dict : instances) instances_.push_back(own(dict));
+    for (const py::dict& dict : hooks) {
+      hooks_.push_back(own(dict));
+      note(&reinterpret_cast<PyDictObject*>(dict.ptr())->ma_used, sizeof(Py_ssize_t));
+    }
+    for (const py::dict& dict : instances) {
+      instances_.push_back(own(dict));
+      note_table(dict.ptr());
+    }
+    std::sort(lines_.begin(), lines_.end());
+    lines_.erase(std::unique(lines_.begin(), lines_.end()), lines_.end());
   }
 
   bool unchanged() const {
-    prefetch();
+    for (const uintptr_t line : lines_) __builtin_prefetch(reinterpret_cast<const void*>(line * kLine));
     return same_members() && same_tensors() && no_hooks() && same_instances();
   }
 
   int traverse(visitproc visit, void* arg) const {
     for (const py::object& object : owned_) Py_VISIT(object.ptr());
     return 0;
-  }
-
-  void clear() {
-    members_.clear(), values_.clear(), tensors_.clear(), hooks_.clear(), instances_.clear();
-    Objects owned;
-    owned.swap(owned_);  // what is freed may run code that sees this object
   }
 
  private:
@@ -123,8 +122,7 @@ class Watch {
   struct Tensor {
     PyObject* tensor;
     bool versioned;  // inference tensors count no versions
-    int64_t version;
-    uint64_t pointer;
+    uint64_t version, pointer;
   };
 
   PyObject* own(py::handle object) {
@@ -135,27 +133,33 @@ class Watch {
   void add(const py::object& tensor, bool versioned) {
     PyObject* object = own(tensor);
     tensors_.push_back({object, versioned, versioned ? version_.checked(object) : 0, pointer_.checked(object)});
+    note_tensor(object);
   }
 
-  void prefetch() const {
-    for (const Member& member : members_) prefetch_dict(member.dict);
-    for (const Tensor& tensor : tensors_) __builtin_prefetch(tensor.tensor);
-    for (const PyObject* dict : hooks_) prefetch_dict(dict);
-    for (const PyObject* dict : instances_) prefetch_dict(dict);
-    for (const Member& member : members_) prefetch_keys(member.dict);
-    for (const PyObject* dict : instances_) prefetch_keys(dict);
+  // Which lines will be read. Some may move (a dict that grows has another table): what is asked for then is of no use,
+  // and does no harm.
+  void note(const void* start, uintptr_t bytes) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(start);
+    for (uintptr_t line = address / kLine; line <= (address + bytes - 1) / kLine; ++line) lines_.push_back(line);
   }
 
-  // The head of a dict, 48 bytes from 16 on after a line's start
-  static void prefetch_dict(const PyObject* dict) {
-    const char* start = reinterpret_cast<const char*>(dict);
-    __builtin_prefetch(start);
-    __builtin_prefetch(start + sizeof(PyDictObject) - 1);
+  void note_table(const PyObject* object) {
+    const auto dict = reinterpret_cast<const PyDictObject*>(object);
+    note(dict, sizeof(PyDictObject));
+    note(dict->ma_keys, 3 * kLine);  // the index of a module's dict and its first entries, all of a smaller one
+    if (dict->ma_values != nullptr) note(dict->ma_values, kLine);
   }
 
-  static void prefetch_keys(const PyObject* dict) {
-    const char* start = reinterpret_cast<const char*>(reinterpret_cast<const PyDictObject*>(dict)->ma_keys);
-    for (int line = 0; line < 2; ++line) __builtin_prefetch(start + 64 * line);
+  // Of what torch has behind a tensor, the TensorImpl and what its third and sixth words point to, in torch 2.13 the
+  // storage and the version counter. Elsewhere they may be anything: nothing is read there.
+  void note_tensor(PyObject* tensor) {
+    note(tensor, sizeof(PyObject) + sizeof(void*));
+    const py::object address = owned_or_throw(PyObject_GetAttrString(tensor, "_cdata"));
+    const auto words = static_cast<const void* const*>(PyLong_AsVoidPtr(address.ptr()));
+    if (words == nullptr) throw py::error_already_set();
+    note(words, 208);
+    note(words[2], 96);
+    note(words[5], 16);
   }
 
   bool same_members() const {
@@ -214,15 +218,17 @@ class Watch {
   std::vector<PyObject*> values_;  // of the members, one dict after the other
   std::vector<Tensor> tensors_;
   std::vector<PyObject*> hooks_, instances_;
+  std::vector<uintptr_t> lines_;  // of the cache, by number
 };
 
-// The garbage collector may come before the constructor has run.
-Watch* constructed(PyObject* self) {
-  auto holder = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
-  return holder.holder_constructed() ? holder.value_ptr<Watch>() : nullptr;
+// Null before the constructor has run, and the garbage collector may come earlier.
+const Watch* constructed(PyObject* self) {
+  const auto instance = reinterpret_cast<const py::detail::instance*>(self);
+  return instance->simple_layout ? static_cast<const Watch*>(instance->simple_value_holder[0]) : nullptr;
 }
 
-// A packing is held by the module whose dicts it watches: a cycle, which only the garbage collector frees.
+// A module that holds its own watch is a cycle, which only the garbage collector frees. It goes through a dict, which
+// then clears itself: as a tuple, the watch needs no tp_clear, and never is without what it looks at.
 void collectable(PyHeapTypeObject* heap_type) {
   PyTypeObject& type = heap_type->ht_type;
   type.tp_flags |= Py_TPFLAGS_HAVE_GC;
@@ -231,16 +237,12 @@ void collectable(PyHeapTypeObject* heap_type) {
     const Watch* watch = constructed(self);
     return watch ? watch->traverse(visit, arg) : 0;
   };
-  type.tp_clear = [](PyObject* self) {
-    if (Watch* watch = constructed(self)) watch->clear();
-    return 0;
-  };
 }
 
 }  // namespace
 
 void bind_watch(py::module_& m) {
-  py::class_<Watch>(m, "Watch", py::custom_type_setup(collectable))
+  py::class_<Watch>(m, "Watch", py::is_final(), py::custom_type_setup(collectable))
       .def(py::init<const Dicts&, const Objects&, const Objects&, const Objects&, const Dicts&, const Dicts&, bool,
                     const py::object&, const py::object&>(),
            py::kw_only(), py::arg("members"), py::arg("versioned"), py::arg("unversioned"), py::arg("aliases"),

@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -156,12 +157,16 @@ def test_inference_tensors(net):
 
 
 def test_no_other_tensor_gets_the_address(net):
-    """A freed storage's address goes to the next tensor of its size: the watch keeps it from being freed."""
+    """The address of a freed storage goes to another tensor of its size: the watch keeps it from being freed."""
+    array = np.zeros((4, 3, 3, 3), np.float32)
+    storage = weakref.ref(array)
+    net.conv.weight.data = torch.from_numpy(array)
+    del array
     check = watched(net)
-    addresses = {net.conv.weight.data_ptr()}
-    net.conv.weight.data = torch.empty(0)
-    assert addresses.isdisjoint(torch.empty(4, 3, 3, 3).data_ptr() for _ in range(10))
-    assert not check.unchanged()
+    net.conv.weight.data = torch.zeros(4, 3, 3, 3)
+    assert storage() is not None and not check.unchanged()
+    del check
+    assert storage() is None
 
 
 def plain(tensor, version=Tensor._version, data_ptr=Tensor.data_ptr):
@@ -230,6 +235,16 @@ def test_network_that_ran_is_freed():
     assert block._packing is not None and network._packing is not None
     left = [weakref.ref(object) for object in (block, network, *network.modules(), *network.parameters())]
     del block, network
+    gc.collect()
+    assert not [reference for reference in left if reference() is not None]
+
+
+@pytest.mark.parametrize("calls", [False, True])
+def test_module_that_holds_its_watch_is_freed(calls):
+    net = Net().eval()
+    net.check = watched(net, calls)
+    left = [weakref.ref(object) for object in (*net.modules(), *net.parameters())]
+    del net
     gc.collect()
     assert not [reference for reference in left if reference() is not None]
 
