@@ -31,8 +31,9 @@ def test_one_op_in_a_fresh_process(tmp_path, capsys):
     assert main(["bench", "ops", *arguments, "--json", str(file)]) == 0
     assert "pointwise_conv2d" in capsys.readouterr().out
     written = json.loads(file.read_text())
-    assert written["settings"]["peers"] == ["eager"] and written["settings"]["threads"] == 1
-    (row,) = written["rows"]
+    (cell,) = written["cells"]
+    assert cell["settings"]["peers"] == ["eager"] and cell["settings"]["threads"] == 1
+    (row,) = cell["rows"]
     assert row["problems"] == {} and set(row["timings"]) == {"cnnfast", "eager"}
     assert [len(rounds) for rounds in row["timings"]["cnnfast"]["samples_ms"]] == [2]
 
