@@ -14,6 +14,8 @@ from .peers import TO_BEAT
 from .report import Row, geometric_means, losses
 from .timing import Ratio
 
+LABELS = {OURS: "cnnfast", "eager": "eager", "eager_channels_last": "channels_last", "inductor": "Inductor"}
+LABELS |= {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _HEADINGS = {"eager": "eager", "eager_channels_last": "chan.\nlast", "inductor": "In-\nduct."}
 _HEADINGS |= {"onnxruntime": "ONNX\nRunt.", "openvino": "Open\nVINO"}
 
