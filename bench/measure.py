@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -206,4 +207,6 @@ def _in_processes(
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    """Of one process, which Ctrl-C ends without a traceback."""
+    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=quiet)

@@ -122,7 +122,7 @@ def _measured(
     set_threads(settings.threads)
     measurements: list[Any] = []
     total = len(cases) * (1 if settings.memory else args.processes)
-    cell = f"{settings.batch} x {str(settings.dtype).removeprefix('torch.')}, {settings.threads} threads"
+    cell = f"batch {settings.batch}, {str(settings.dtype).removeprefix('torch.')}, threads {settings.threads}"
     with progress.status(f"{cell}: starting") as status:
         dram_rate = 0.0
         try:

@@ -122,7 +122,7 @@ def test_cells_their_picture_and_their_page(tmp_path, monkeypatch, capsys, same_
 def test_ctrl_c_leaves_what_was_measured(tmp_path, monkeypatch, capsys, same_threads):
     planted(monkeypatch, interrupt_at=5)
     assert main([*f"bench models {MODELS} {FLAGS}".split(), "--json", str(tmp_path / "a.json")]) == 130
-    assert "interrupted: reporting 1 of 2 measurements of 1 x float32, 2 threads" in words(capsys.readouterr().err)
+    assert "interrupted: reporting 1 of 2 measurements of batch 1, float32, threads 2" in words(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
     cells = json.loads((tmp_path / "a.json").read_text())["cells"]
     assert [len(cell["rows"]) for cell in cells] == [2, 2, 1]
