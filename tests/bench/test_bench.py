@@ -190,6 +190,7 @@ class Allocating(TinyCase):
         problem = super().build(settings)
 
         def ours():
+            assert threading.current_thread() is not threading.main_thread()
             torch.ones(32 << 20)
             calls = []
 
