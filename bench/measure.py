@@ -122,7 +122,7 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS, o
 
 
 def _several(call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The last output of three calls: arenas may still grow in the second."""
+    """The last output of three calls: arenas may still grow in the second, and malloc keeps what the first freed."""
     for _ in range(2):
         call()
     return call()
