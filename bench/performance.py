@@ -206,8 +206,8 @@ def _memory(grown: Sequence[Cell]) -> str:
     headings = ["network", "batch", "dtype", "threads", "ISA", OURS, *(LABELS[p] for p in peers), "to the leanest"]
     intro = (
         "MB by which a process that has one contender in it grows at most, in three calls, above what it had once that"
-        " was loaded, packed and compiled; with what the C library's malloc keeps between them. The leanest is that of the"
-        " peers that the ratios are to."
+        " was loaded, packed and compiled; with what the C library's malloc keeps between them. The leanest is that of"
+        " the peers that the ratios are to."
     )
     return "\n".join(["## Memory", "", intro, "", *_table(headings, rows, left=1), *_problems(grown, peers)]) + "\n"
 
