@@ -14,8 +14,8 @@ import torch
 from cnnfast import info
 
 _PACKAGES = ("cnnfast", "triton", "timm", "onnxruntime", "openvino")
-# cnnfast's kernels, ATen's own, and oneDNN's, which PyTorch and OpenVINO each have a copy of.
-_RESTRICTIONS = ("CNNFAST_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+# cnnfast's kernels, ATen's own, oneDNN's (PyTorch and OpenVINO each have a copy of it), MKL's products.
+_RESTRICTIONS = ("CNNFAST_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 
 def environment() -> dict[str, object]:

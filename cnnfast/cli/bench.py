@@ -76,12 +76,12 @@ def run(args: argparse.Namespace) -> int:
     for settings in grid:
         measurements, dram_rate, interrupted = _measured(args, cases, settings, progress)
         rows = report.make_rows(measurements)
-        tables.print_report(rows, settings.peers, tables.title_of(settings), console)
         failed |= any(row.problems for row in rows)
         if rows:
             written["cells"].append(report.to_json(rows, measurements, settings, dram_rate))
         if path and rows:  # after each cell: what ends a run of hours leaves what it has
             report.write_json(written, path)
+        tables.print_report(rows, settings.peers, tables.title_of(settings), console)
         if interrupted:
             break
     if path and written["cells"]:
