@@ -6,5 +6,6 @@ peers     the same layers run by eager PyTorch and by torch.compile
 measure   one case in one process; many cases in fresh processes
 ops       the cases of `cnnfast bench ops`;  models: those of `cnnfast bench models`
 gpu       the parts of `cnnfast bench gpu`;  gpu_tests: the first of them;  device: a GPU's times and ceilings
-report    samples -> rows, tables, JSON
+report    samples -> rows, JSON;  tables: rows as text;  plot: as a picture;  environment: where they were measured
+performance  JSON files -> docs/performance.md;  cells: what is in them, and the bars that they are held against
 """

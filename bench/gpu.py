@@ -28,6 +28,7 @@ from . import models as model_suite
 from . import ops as op_suite
 from . import report
 from .device import Device
+from .environment import environment
 from .gpu_tests import BACKENDS, Deadline, find_sanitizer, run_tests, verdict
 from .measure import ALLOWED, OURS, Contender, Measurement, Settings, mismatch
 from .timing import Call, interleave
@@ -234,7 +235,7 @@ def run_part(
     if device.is_gpu:
         torch.backends.cudnn.benchmark = True
     result: dict[str, Any] = {"part": part, "rehearsal": not device.is_gpu}
-    result |= {"environment": report.environment(), "device": device.facts()}
+    result |= {"environment": environment(), "device": device.facts()}
     rows: list[report.Row] = []
     if part == "tests":
         if tests_folder is None:
@@ -249,9 +250,7 @@ def run_part(
             verdicts[f"{measurement.group} {measurement.name}"] = without_speed_where_red(measurement, tests)
             taken.append(measurement)
         rows = report.make_rows(taken)
-        result |= {"rows": [dataclasses.asdict(row) | {"best_peer": row.best_peer} for row in rows]}
-        result |= {"tests": verdicts, "left_out": left_out, "geometric_means": report.geometric_means(rows)}
-        result |= {"losses": [f"{row.group} {row.name}" for row in report.losses(rows)]}
+        result |= {"tests": verdicts, "left_out": left_out} | report.rows_to_json(rows)
         result |= {"ceilings": {"copy_gb_per_s": device.copy_rate() / 1e9}}
     report.write_json(result, out / f"{part}.json")
     merge(out)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ class Settings:
     sample_seconds: float = 0.02
     gemm_size: int = 2048
     peers: tuple[str, ...] = tuple(PEERS)
+    memory: bool = False  # growth of peak memory instead of times, each contender in a process of its own
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Case(Protocol):
 
 @dataclass
 class Contender:
-    """What one way to run a case gave: either a problem in a sentence, or seconds a call for each round."""
+    """What one way to run a case gave: either a problem in a sentence, or seconds a call for each round, or the bytes
+    by which a few calls let the process grow once everything was loaded."""
 
     problem: str | None = None
     seconds: list[float] = field(default_factory=list)
@@ -79,8 +82,11 @@ class Measurement:
 
 
 @torch.no_grad()
-def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS) -> Measurement:
-    """Check every contender's output against the plain layers in float64, then time those that are right."""
+def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS, only: str | None = None) -> Measurement:
+    """Check every contender's output against the plain layers in float64, then time those that are right.
+
+    `only`: of this contender alone, in a process that has run nothing else, the growth of peak memory, no times.
+    """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     problem = case.build(settings)
@@ -90,22 +96,43 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS) -
 
     result = Measurement(case.group, case.name, problem.flops, problem.nbytes)
     calls: dict[str, Call] = {}
-    for name in prepare:
+    for name in prepare if only is None else [only]:
         result.contenders[name] = contender = Contender()
         try:
-            call = prepare[name]()
-            output, contender.peak_growth = peak_growth(call)
+            call = prepare[name]() if only is None else _loaded_elsewhere(prepare[name], settings.threads)
+            output, growth = peak_growth(partial(_several, call))
         except Exception as error:  # a peer that can't run is a line of the report, never the end of the run
-            contender.problem = f"cannot run: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            lines = str(error).strip().splitlines() or [""]
+            contender.problem = f"cannot run: {type(error).__name__}: {lines[0]}"
             continue
         contender.problem = mismatch(output, expected, settings.dtype)
+        if name == OURS or only:  # the others would use again what the contenders before them gave back
+            contender.peak_growth = growth
         if contender.problem is None:
+            if only and growth is None:
+                contender.problem = "growth of memory not measured: only Linux resets the peak of a process's memory"
             calls[name] = call
+    if only:
+        return result
     for name, seconds in interleave(calls, settings.rounds, settings.sample_seconds).items():
         result.contenders[name].seconds = seconds
     result.gemm_rate = ceilings.gemm_rate(settings.dtype, settings.threads, settings.gemm_size)
     result.copy_rate = ceilings.copy_rate(problem.nbytes, settings.threads)
     return result
+
+
+def _several(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The last output of three calls: arenas may still grow in the second, and malloc keeps what the first freed."""
+    for _ in range(2):
+        call()
+    return call()
+
+
+def _loaded_elsewhere(prepare: Callable[[], Callable[[], torch.Tensor]], threads: int) -> Callable[[], torch.Tensor]:
+    """What `prepare` returns, run in a thread that ends then: what loading left in buffers of threads goes with it, and
+    counts as growth once calls need it again."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(torch.no_grad()(prepare)).result()
 
 
 def _in_float64(plain: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -141,24 +168,45 @@ def mismatch(output: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -
 
 
 def run_cases(cases: Sequence[Case], settings: Settings, processes: int, isolate: bool) -> Iterator[Measurement]:
-    """Measure every case in each of `processes` processes, one after the other.
+    """Measure every case in each of `processes` processes, one after the other; memory (`settings.memory`) once, each
+    contender in a fresh one.
 
     `isolate`: a fresh process for each case as well, for cases so large that one would change the next one's memory.
     """
+    if settings.memory:
+        for case in cases:
+            found = [next(_in_processes([case], settings, True, name)) for name in (OURS, *settings.peers)]
+            found[0].contenders = {name: c for one in found for name, c in one.contenders.items()}
+            yield found[0]
+        return
     for _ in range(processes):
-        pool = _pool()
+        yield from _in_processes(cases, settings, isolate)
+
+
+def _in_processes(
+    cases: Sequence[Case], settings: Settings, isolate: bool, only: str | None = None
+) -> Iterator[Measurement]:
+    """What `measure` returns of each case. A process that dies (of memory that isn't there, of a peer's fault) is a
+    problem of all contenders that it would have measured."""
+    pool = _pool()
+    try:
         for case in cases:
             try:
-                yield pool.submit(measure, case, settings).result()
+                yield pool.submit(measure, case, settings, only=only).result()
                 fresh = isolate
             except BrokenProcessPool:
-                yield Measurement(case.group, case.name, contenders={OURS: Contender(problem="the process died")})
+                names = (only,) if only else (OURS, *settings.peers)
+                died = {name: Contender(problem="the process died") for name in names}
+                yield Measurement(case.group, case.name, contenders=died)
                 fresh = True
             if fresh:
                 pool.shutdown()
                 pool = _pool()
+    finally:
         pool.shutdown()
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    """Of one process, which Ctrl-C ends without a traceback."""
+    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=quiet)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 Result = TypeVar("Result")
 Call = Callable[[], object]
@@ -73,26 +74,34 @@ class Ratio:
     high: float
 
 
-def speedup(ours: Samples, peer: Samples, resamples: int = 2000) -> Ratio:
-    """The median over rounds of peer's time / our time in the same round, and its bootstrap interval.
+Compared = tuple[Samples, Sequence[Samples]]  # ours, and those of each peer in the same rounds
 
-    Processes are resampled, then the rounds within each: two processes differ by more than two rounds do (where memory
-    came to lie, which threads share a core).
+
+def speedup(ours: Samples, *peers: Samples) -> Ratio:
+    """How many times faster than the fastest of `peers`: the median over rounds of the peer's time / our time in the
+    same round."""
+    return mean_speedup([(ours, peers)])
+
+
+def mean_speedup(rows: Sequence[Compared], resamples: int = 2000) -> Ratio:
+    """The geometric mean over `rows` of `speedup`, and its 95 % bootstrap interval.
+
+    In each row processes are resampled, then the rounds within each, the medians taken over what was drawn: two
+    processes differ by more than two rounds do (where memory came to lie, which threads share a core). A draw's fastest
+    peer is that of the draw, so that the interval also tells how sure it is which one that is.
     """
-    pairs = [[p / o for o, p in zip(*rounds, strict=True)] for rounds in zip(ours, peer, strict=True)]
-    draw = random.Random(0)
-
-    def resampled() -> float:
-        processes = draw.choices(pairs, k=len(pairs))
-        return statistics.median(ratio for rounds in processes for ratio in draw.choices(rounds, k=len(rounds)))
-
-    medians = sorted(resampled() for _ in range(resamples))
-    value = statistics.median(ratio for rounds in pairs for ratio in rounds)
-    return Ratio(value, medians[int(0.025 * resamples)], medians[int(0.975 * resamples) - 1])
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return statistics.geometric_mean(values)
+    generator = np.random.default_rng(0)
+    value, drawn = 0.0, np.zeros(resamples)
+    for ours, peers in rows:
+        ratios = np.array([peer for peer in peers]) / np.array(ours)  # [peers, processes, rounds]
+        count, processes, rounds = ratios.shape
+        of = generator.integers(processes, size=(resamples, processes, 1))
+        at = generator.integers(rounds, size=(resamples, processes, rounds))
+        medians = np.median(ratios[:, of, at].reshape(count, resamples, -1), axis=2)
+        drawn += np.log(medians.min(axis=0)) / len(rows)
+        value += np.log(np.median(ratios.reshape(count, -1), axis=1).min()) / len(rows)
+    low, high = np.exp(np.quantile(drawn, (0.025, 0.975)))
+    return Ratio(float(np.exp(value)), float(low), float(high))
 
 
 def peak_growth(call: Callable[[], Result]) -> tuple[Result, int | None]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from cnnfast.cli.errors import UsageError, require
-from cnnfast.cli.options import DTYPES, add_threads, positive_int, set_threads
+from cnnfast.cli.options import DTYPES, comma_list, dtype_name, positive_int, set_threads
 from cnnfast.models import list_models
 
 
@@ -25,16 +28,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     example = "example: cnnfast bench models --model mobilenet_v2 --dtype bfloat16"
     models = kinds.add_parser("models", help="whole networks, each in a fresh process", epilog=example)
     models.add_argument("--model", action="append", dest="names", metavar="NAME", help="only this one (repeatable)")
+    memory = "growth of peak memory after loading instead of times, each contender in a process of its own"
+    models.add_argument("--memory", action="store_true", help=memory)
+    png = "bars of each network's time per image in each cell, with its floor"
+    models.add_argument("--png", type=Path, metavar="FILE", help=png)
     for kind in (ops, models):
         kind.add_argument("--quick", action="store_true", help="few cases and rounds, under a minute")
-        kind.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-        kind.add_argument("--batch", type=positive_int, default=1, metavar="N", help="(default: 1)")
+        dtypes = f"of {','.join(DTYPES)} (default: float32)"
+        kind.add_argument("--dtype", type=comma_list(dtype_name), default=("float32",), metavar="A,B", help=dtypes)
+        numbers = comma_list(positive_int)
+        kind.add_argument("--batch", type=numbers, default=(1,), metavar="N,M", help="(default: 1)")
+        kind.add_argument("--threads", type=numbers, metavar="N,M", help="CPU threads (default: PyTorch's)")
         peers = "of eager,eager_channels_last,inductor,onnxruntime,openvino (default: all that are installed)"
         kind.add_argument("--peers", metavar="A,B", help=peers)
         kind.add_argument("--rounds", type=positive_int, metavar="N", help="of interleaved samples (default: 15)")
         kind.add_argument("--processes", type=positive_int, default=1, metavar="N", help="repeat in N (default: 1)")
         kind.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in bench/results/)")
-        add_threads(kind)
     gpu = kinds.add_parser(
         "gpu",
         help="on a GPU: its tests, every op, whole networks, each part in under ten minutes",
@@ -51,43 +60,100 @@ def run(args: argparse.Namespace) -> int:
     """1 if an output was wrong or a contender could not run."""
     if args.kind == "gpu":
         return _run_gpu(args)
-    from cnnfast.bench import ceilings, peers, report
-    from cnnfast.bench.measure import Settings, run_cases
+    from cnnfast.bench import report, tables
+    from cnnfast.bench.environment import environment
 
-    cases = _cases(args)
+    png = args.png if args.kind == "models" else None
+    if png:
+        require("matplotlib", "bench")
+        if args.memory:
+            raise UsageError("--png draws times, which --memory doesn't take")
+    cases, grid = _cases(args), _grid(args)
+    path = args.json or (None if args.quick else report.default_path(args.kind))
+    written: dict = {"environment": environment(), "command": _command(args, grid), "cells": []}
+    progress, console = Console(stderr=True, highlight=False), Console()
+    failed = interrupted = False
+    for settings in grid:
+        measurements, dram_rate, interrupted = _measured(args, cases, settings, progress)
+        rows = report.make_rows(measurements)
+        failed |= any(row.problems for row in rows)
+        if rows:
+            written["cells"].append(report.to_json(rows, measurements, settings, dram_rate))
+        if path and rows:  # after each cell: what ends a run of hours leaves what it has
+            report.write_json(written, path)
+        tables.print_report(rows, settings.peers, tables.title_of(settings), console)
+        if interrupted:
+            break
+    if path and written["cells"]:
+        progress.print(f"written: {path}", soft_wrap=True)
+    if png and written["cells"]:
+        from cnnfast.bench.plot import plot
+
+        plot(written, png)
+        progress.print(f"written: {png}", soft_wrap=True)
+    return 130 if interrupted else int(failed)
+
+
+def _grid(args: argparse.Namespace) -> list[Any]:
+    """The settings of each cell."""
+    from cnnfast.bench import peers
+    from cnnfast.bench.measure import Settings
+
     missing = {name for name in peers.ENGINES if not find_spec(name)}
     names = tuple(args.peers.split(",")) if args.peers else tuple(name for name in peers.PEERS if name not in missing)
     if unknown := set(names) - set(peers.PEERS):
         raise UsageError(f"--peers: no peer {', '.join(sorted(unknown))}; there are {', '.join(peers.PEERS)}")
     for name in missing.intersection(names):
         require(name, "bench")
-    threads = set_threads(args.threads)
-    settings = Settings(threads, DTYPES[args.dtype], args.batch, args.rounds or (5 if args.quick else 15), peers=names)
+    rounds, memory = args.rounds or (5 if args.quick else 15), args.kind == "models" and args.memory
+    return [
+        Settings(threads, DTYPES[dtype], batch, rounds, peers=names, memory=memory)
+        for dtype, threads, batch in product(args.dtype, args.threads or (set_threads(None),), args.batch)
+    ]
 
-    measurements = []
-    progress = Console(stderr=True, highlight=False)
-    with progress.status("starting") as status:
-        dram_rate = ceilings.dram_rate(threads)
-        total = len(cases) * args.processes
+
+def _measured(
+    args: argparse.Namespace, cases: Sequence[Any], settings: Any, progress: Console
+) -> tuple[list[Any], float, bool]:
+    """The measurements of a cell, bytes/s of a copy in memory, and whether Ctrl-C came between."""
+    from cnnfast.bench import ceilings
+    from cnnfast.bench.measure import run_cases
+
+    set_threads(settings.threads)
+    measurements: list[Any] = []
+    total = len(cases) * (1 if settings.memory else args.processes)
+    cell = f"batch {settings.batch}, {str(settings.dtype).removeprefix('torch.')}, threads {settings.threads}"
+    with progress.status(f"{cell}: starting") as status:
+        dram_rate = 0.0
         try:
+            dram_rate = ceilings.dram_rate(settings.threads)
             for measurement in run_cases(cases, settings, args.processes, isolate=args.kind == "models"):
                 measurements.append(measurement)
-                status.update(f"{len(measurements)}/{total} {measurement.group} {measurement.name}")
+                status.update(f"{cell}: {len(measurements)}/{total} {measurement.group} {measurement.name}")
         except KeyboardInterrupt:
-            progress.print(f"interrupted: reporting {len(measurements)} of {total} measurements")
-    rows = report.make_rows(measurements)
-    report.print_report(rows, settings.peers, report.title_of(settings), Console())
-    if path := args.json or (None if args.quick else report.default_path(args.kind)):
-        report.write_json(report.to_json(rows, measurements, settings, dram_rate), path)
-        progress.print(f"written: {path}", soft_wrap=True)
-    return 1 if any(row.problems for row in rows) else 0
+            progress.print(f"interrupted: reporting {len(measurements)} of {total} measurements of {cell}")
+            return measurements, dram_rate, True
+    return measurements, dram_rate, False
+
+
+def _command(args: argparse.Namespace, grid: Sequence[Any]) -> str:
+    """What repeats the run, files left out."""
+    first = grid[0]
+    option = "--op" if args.kind == "ops" else "--model"
+    parts = ["cnnfast bench", args.kind, *(f"{option} {name}" for name in args.names or ())]
+    parts += ["--quick"] if args.quick else []
+    parts += [f"--batch {','.join(map(str, args.batch))} --dtype {','.join(args.dtype)}"]
+    threads = dict.fromkeys(settings.threads for settings in grid)
+    parts += [f"--threads {','.join(map(str, threads))} --peers {','.join(first.peers)}"]
+    parts += ["--memory"] if first.memory else [f"--rounds {first.rounds} --processes {args.processes}"]
+    return " ".join(parts)
 
 
 def _run_gpu(args: argparse.Namespace) -> int:
     """1 if a test is red, an output was wrong or cnnfast could not run."""
     import torch
 
-    from cnnfast.bench import gpu, report
+    from cnnfast.bench import gpu, tables
     from cnnfast.bench.device import Device
     from cnnfast.bench.measure import OURS
 
@@ -112,7 +178,7 @@ def _run_gpu(args: argparse.Namespace) -> int:
         failed = any(counts.get("failed", 0) + counts.get("error", 0) for counts in result["counts"].values())
         failed |= any(found.startswith(("errors", "failed")) for found in sanitized.values())
     else:
-        report.print_report(
+        tables.print_report(
             rows, gpu.PEERS, f"{result['device']['name']}; ratios: cnnfast's speed to the peer's", console
         )
         for name in result["left_out"]:

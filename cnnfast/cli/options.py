@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -25,6 +26,22 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return int(text)
+
+
+def comma_list(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """An argparse type: what `parse` makes of each of a comma-separated list, in order, each once."""
+
+    def parse_all(text: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(map(parse, text.split(","))))
+
+    return parse_all
+
+
+def dtype_name(text: str) -> str:
+    """An argparse type."""
+    if text not in DTYPES:
+        raise argparse.ArgumentTypeError(f"no dtype {text!r}; there are {', '.join(DTYPES)}")
+    return text
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:

@@ -104,8 +104,9 @@ def run(args: argparse.Namespace) -> int:
 def measured_ceilings(dtype: torch.dtype, threads: int, device: torch.device) -> Ceilings:
     """This CPU's or GPU's. In 16 bits the product that our CPU kernels may take is the faster one of that and
     float32's."""
-    from cnnfast.bench import ceilings, report
+    from cnnfast.bench import ceilings
     from cnnfast.bench.device import Device
+    from cnnfast.bench.environment import environment
     from cnnfast.summary import Ceilings
 
     if device.type == "cuda":
@@ -114,7 +115,7 @@ def measured_ceilings(dtype: torch.dtype, threads: int, device: torch.device) ->
             return Ceilings(torch.cuda.get_device_name(device), gpu.gemm_rate(dtype), None, gpu.copy_rate())
     dtypes = {dtype} if dtype.itemsize > 2 else {dtype, torch.float32}
     flops = max(ceilings.gemm_rate(one, threads, 1024) for one in dtypes)
-    cpu = str(report.environment()["cpu"])
+    cpu = str(environment()["cpu"])
     machine = f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
     return Ceilings(machine, flops, lambda nbytes: ceilings.copy_rate(nbytes, threads), ceilings.dram_rate(threads))
 

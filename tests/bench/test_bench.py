@@ -6,13 +6,15 @@ upside down, or if a field of the JSON is missing. Nothing here asserts on a tim
 
 import json
 import math
+import threading
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from cnnfast.bench import ceilings, measure, peers, report, timing
+from cnnfast.bench import ceilings, measure, peers, report, tables, timing
+from cnnfast.bench.environment import environment
 
 
 @dataclass(frozen=True)
@@ -112,31 +114,6 @@ def test_engines_compute_the_module(name, dtype):
     assert error < 1e-5 if dtype == torch.float32 else 1e-4 < error < 3e-2
 
 
-def test_speedup_is_peer_over_ours_with_its_interval():
-    ours = [[1.0, 1.1, 0.9, 1.0, 5.0]] * 3  # one bad round in five doesn't matter
-    peer = [[2.0, 2.2, 1.8, 2.0, 10.0]] * 3
-    ratio = timing.speedup(ours, peer)
-    assert ratio.low == pytest.approx(2.0) == ratio.high and ratio.value == pytest.approx(2.0)
-    noisy = timing.speedup([[1.0] * 5] * 2, [[1.0, 2.0, 3.0, 4.0, 5.0]] * 2)
-    assert noisy.low < noisy.value == 3.0 < noisy.high
-
-
-def test_between_processes_counts():
-    """Two processes that agree within and differ between: the interval spans both."""
-    ratio = timing.speedup([[1.0] * 50, [1.0] * 50], [[1.0] * 50, [2.0] * 50])
-    assert ratio.low == 1.0 and ratio.high == 2.0
-
-
-def test_quantiles():
-    assert timing.quantiles([[float(i) for i in range(11)]]) == timing.Quantiles(2.0, 5.0, 8.0)
-    assert timing.quantiles([[3.0]]) == timing.Quantiles(3.0, 3.0, 3.0)
-
-
-def test_interleave_of_nobody():
-    """Where no contender's output is right, there is nothing to time; the report says why."""
-    assert timing.interleave({}, 3, 0.001) == {}
-
-
 def test_logits_may_be_five_times_farther_off():
     expected = torch.randn(1, 1000, dtype=torch.float64)
     off = (expected + 0.3 * torch.ones_like(expected)).bfloat16()
@@ -144,21 +121,6 @@ def test_logits_may_be_five_times_farther_off():
     image = expected.reshape(1, 10, 10, 10)
     assert "off by" in measure.mismatch(off.reshape(image.shape), image, torch.bfloat16)
     assert "off by" in measure.mismatch(-off, expected, torch.bfloat16)
-
-
-def test_interleave_rotates():
-    order = []
-    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    samples = timing.interleave(calls, rounds=3, seconds=0.0)
-    assert {name: len(s) for name, s in samples.items()} == {"a": 3, "b": 3, "c": 3}
-    assert "".join(order[-9:]) == "abcbcacab"
-
-
-@pytest.mark.skipif(timing.peak_growth(lambda: None)[1] is None, reason="/proc/self/clear_refs can't be written here")
-def test_peak_growth_sees_what_a_call_allocates():
-    result, growth = timing.peak_growth(lambda: torch.ones(8 << 20).sum().item())  # 32 MB, freed again
-    assert result == 8 << 20 and 30e6 < growth < 60e6
-    assert timing.peak_growth(lambda: torch.ones(8).sum())[1] < 4e6
 
 
 def fake_row(name, ours, channels_last, inductor):
@@ -172,13 +134,13 @@ def test_report_says_where_it_loses(capsys):
 
     rows = [fake_row("won", 4e-3, 16e-3, 12e-3), fake_row("lost", 4e-3, 3e-3, 9e-3)]
     assert rows[0].best_peer == "inductor" and rows[1].best_peer == "eager_channels_last"
-    assert rows[0].timings["cnnfast"].percent_of_ceiling == pytest.approx(50)
+    assert rows[0].timings["cnnfast"].percent_of_floor == pytest.approx(50)
     assert rows[0].timings["cnnfast"].gflop_per_s == pytest.approx(0.5)
-    assert report.geometric_means(rows)["op"] == pytest.approx(1.5)
+    assert report.geometric_means(rows)["op"].value == pytest.approx(1.5)
     assert [row.name for row in report.losses(rows)] == ["lost"]
-    report.print_report(rows, ("eager_channels_last", "inductor"), "title", Console(width=200))
+    tables.print_report(rows, ("eager_channels_last", "inductor"), "title", Console(width=200))
     text = capsys.readouterr().out
-    assert "op: 1.50x the fastest of eager_channels_last, inductor" in text
+    assert "op: 1.50 (1.50-1.50) x the fastest of eager_channels_last, inductor" in text
     assert "op lost: 0.75 (0.75-0.75) eager_channels_last" in text
 
 
@@ -187,8 +149,9 @@ def test_json_has_what_it_promises(tmp_path):
     found = [measure.measure(TinyCase(), settings) for _ in range(2)]
     report.write_json(report.to_json(report.make_rows(found), found, settings, 1e10), tmp_path / "a" / "b.json")
     written = json.loads((tmp_path / "a" / "b.json").read_text())
-    assert set(written) == {"environment", "settings", "ceilings", "geometric_means", "rows", "losses"}
-    assert set(written["environment"]) == {"versions", "cpu", "cpu_mhz", "isa", "commit", "date"}
+    assert set(written) == {"settings", "ceilings", "geometric_means", "rows", "losses"}
+    facts = {"versions", "cpu", "cpu_mhz", "cores", "isa", "restrictions", "commit", "date"}
+    assert set(environment()) == facts
     assert written["settings"]["dtype"] == "float32" and written["settings"]["threads"] == 1
     assert written["ceilings"] == {"gemm_gflop_per_s": 100.0, "dram_copy_gb_per_s": 10.0}
     (row,) = written["rows"]
@@ -196,7 +159,8 @@ def test_json_has_what_it_promises(tmp_path):
     assert set(row["ratios"]["eager"]) == {"value", "low", "high"}
     ours = row["timings"]["cnnfast"]
     assert set(ours["ms"]) == {"p20", "p50", "p80"} and [len(rounds) for rounds in ours["samples_ms"]] == [3, 3]
-    assert {"gflop_per_s", "gb_per_s", "percent_of_ceiling", "peak_growth_bytes"} < set(ours)
+    assert {"gflop_per_s", "gb_per_s", "percent_of_floor"} < set(ours)
+    assert set(row["peak_growth_bytes"]) <= {"cnnfast"}
 
 
 def test_ceilings_are_rates():
@@ -207,7 +171,7 @@ def test_fresh_processes():
     """Cases travel to another process and back; one that dies is a row that says so, and the next one runs."""
     settings = quick_settings("eager")
     died, lived = measure.run_cases([DyingCase(), TinyCase()], settings, processes=1, isolate=False)
-    assert died.contenders["cnnfast"].problem == "the process died"
+    assert {n: c.problem for n, c in died.contenders.items()} == dict.fromkeys(("cnnfast", "eager"), "the process died")
     assert lived.contenders["cnnfast"].problem is None and len(lived.contenders["eager"].seconds) == 3
 
 
@@ -216,3 +180,72 @@ class DyingCase(TinyCase):
         import os
 
         os._exit(9)
+
+
+@dataclass(frozen=True)
+class Allocating(TinyCase):
+    """Ours takes 64 MB in its second call, after 128 MB that are gone once it is loaded."""
+
+    def build(self, settings):
+        problem = super().build(settings)
+
+        def ours():
+            assert threading.current_thread() is not threading.main_thread()
+            torch.ones(32 << 20)
+            calls = []
+
+            def call():
+                calls.append(torch.ones(16 << 20) if len(calls) == 1 else None)
+                return problem.plain(problem.x)
+
+            return call
+
+        return measure.Problem(ours, problem.plain, problem.x, 1, 1)
+
+
+@pytest.mark.skipif(timing.peak_growth(lambda: None)[1] is None, reason="/proc/self/clear_refs can't be written here")
+def test_memory_is_that_of_calls_after_loading():
+    found = measure.measure(Allocating(), quick_settings("eager", memory=True), only="cnnfast")
+    assert set(found.contenders) == {"cnnfast"} and found.contenders["cnnfast"].seconds == []
+    row = report.make_row([found])
+    assert row.timings == row.problems == {} and 60e6 < row.peak_growth_bytes["cnnfast"] < 80e6
+
+
+def test_memory_says_where_it_cannot_be_measured(monkeypatch):
+    monkeypatch.setattr(measure, "peak_growth", lambda call: (call(), None))
+    row = report.make_row([measure.measure(TinyCase(), quick_settings(memory=True), only="cnnfast")])
+    assert row.peak_growth_bytes == {} and "only Linux" in row.problems["cnnfast"]
+
+
+def test_scratch_of_loading_counts_as_growth():
+    """What a thread holds goes with the thread that loads."""
+    local = threading.local()
+
+    def prepare():
+        local.scratch = object()
+        return lambda: torch.tensor(hasattr(local, "scratch"))
+
+    assert not measure._loaded_elsewhere(prepare, 1)()
+
+
+@pytest.mark.slow  # a process for each
+def test_memory_of_each_in_a_fresh_process():
+    settings = quick_settings("eager", "onnxruntime", memory=True, dtype=torch.bfloat16)
+    (found,) = measure.run_cases([TinyCase()], settings, processes=3, isolate=True)
+    row = report.make_row([found])
+    assert set(row.peak_growth_bytes) == {"cnnfast", "eager"} and "bfloat16" in row.problems["onnxruntime"]
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["times", "memory"])
+def test_tables_fit_80_columns(memory, capsys):
+    from rich.console import Console
+
+    rounds = {name: measure.Contender(seconds=[123.456e-3] * 4) for name in ("cnnfast", *peers.PEERS)}
+    if memory:
+        rounds = {name: measure.Contender(peak_growth=1_234_500_000) for name in rounds}
+    rows = [report.make_row([measure.Measurement("model", "tf_efficientnet_lite0", 10**9, 10**6, 1e9, 1e9, rounds)])]
+    tables.print_report(rows, tuple(peers.PEERS), "title", Console(width=80))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "\x1b" not in out
+    cells = next(line for line in out.splitlines() if "tf_efficientnet_lite0" in line).split()
+    assert cells[1:] == ["1234.5"] * 6 + ["1.00"] if memory else cells[1:3] == ["123.5", "810"] and len(cells) == 10
