@@ -63,7 +63,7 @@ class Recorder:
         last_read = {0: 0}
         for n, (_, arguments) in enumerate(self.steps):
             last_read.update({a.number: n for a in arguments if isinstance(a, Value)})
-        words: list[int] = []
+        words: list[int] = [len(self.steps)]
         for n, (code, arguments) in enumerate(self.steps):
             words.append(code)
             words.extend(itertools.chain.from_iterable(map(_words, arguments)))

@@ -122,6 +122,12 @@ Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, 
   // Where both formats are the same in memory, the strides of dimensions of size 1 are those of the format that x has.
   const bool either = n == 0 || c == 1 || h * w == 1;
   const MemoryFormat format = either && !is_channels_last(like) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+  if (ImageArena* const arena = ImageArena::current(); arena && n * c * h * w > 0) {
+    const Ints strides =
+        format == MemoryFormat::Contiguous ? Ints{c * h * w, h * w, w, 1} : Ints{h * w * c, 1, w * c, c};
+    const int64_t itemsize = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    return torch::stable::from_blob(arena->bytes(n * c * h * w * itemsize), size, strides, like.device(), dtype);
+  }
   return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
@@ -143,6 +149,51 @@ void check_residual(const Maybe& residual, const Tensor& x, int64_t n, int64_t c
                       residual->size(3) == w,
                   "residual must have the output's shape (", n, ", ", c, ", ", h, ", ", w, ")");
   STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "residual must have x's dtype");
+}
+
+namespace {
+
+thread_local ImageArena image_arena;
+
+}  // namespace
+
+void ImageArena::Free::operator()(char* p) const { std::free(p); }
+
+ImageArena& ImageArena::open() {
+  STD_TORCH_CHECK(!image_arena.open_, "an arena is open on this thread");
+  image_arena.open_ = true;
+  return image_arena;
+}
+
+ImageArena* ImageArena::current() { return image_arena.taking_ ? &image_arena : nullptr; }
+
+char* ImageArena::bytes(int64_t count) {
+  Block* best = nullptr;
+  for (Block& block : blocks_)
+    if (!block.used && block.size >= count && (!best || block.size < best->size)) best = &block;
+  if (!best) {
+    const int64_t size = round_up(count, 64);
+    std::unique_ptr<char, Free> bytes(static_cast<char*>(std::aligned_alloc(64, size)));
+    STD_TORCH_CHECK(bytes, "no memory for ", size, " bytes of an image");
+    best = &blocks_.emplace_back(Block{std::move(bytes), size, false, false});
+  }
+  best->used = best->touched = true;
+  return best->bytes.get();
+}
+
+void ImageArena::keep(const std::vector<const void*>& live) {
+  for (Block& block : blocks_) block.used = std::find(live.begin(), live.end(), block.bytes.get()) != live.end();
+}
+
+bool ImageArena::holds(const void* p) const {
+  return std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& block) { return block.bytes.get() == p; });
+}
+
+void ImageArena::close() {
+  taking_ = open_ = false;
+  int64_t kept = 0;
+  std::erase_if(blocks_, [&](const Block& block) { return !block.touched || (kept += block.size) > kKept; });
+  for (Block& block : blocks_) block.used = block.touched = false;
 }
 
 char* scratch(Slot slot, int64_t bytes) {

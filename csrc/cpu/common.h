@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -65,6 +66,37 @@ inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mut
 // A buffer of this thread's, kept between calls; the content is whatever the last user left. One slot a purpose.
 enum class Slot { depthwise, expanded, gathered, sums, excite, panels, normalised, count };
 char* scratch(Slot slot, int64_t bytes);
+
+// Where empty_channels_last takes its memory from while one is open on this thread: images that only this thread's open
+// call sees. Their pages are kept for the next call, which an allocator gives back to the system and gets anew, zeroed.
+class ImageArena {
+ public:
+  // This thread's; one at a time is open.
+  static ImageArena& open();
+  // The bytes of images that are not `live` are free from now on.
+  void keep(const std::vector<const void*>& live);
+  // Between an op that may take from it and one that may not.
+  void take(bool yes) { taking_ = yes; }
+  bool holds(const void* p) const;
+  // What this call has not taken, and what is too much to be kept, goes back.
+  void close();
+
+  static ImageArena* current();
+  char* bytes(int64_t count);
+
+ private:
+  static constexpr int64_t kKept = 256'000'000;
+  struct Free {
+    void operator()(char* p) const;
+  };
+  struct Block {
+    std::unique_ptr<char, Free> bytes;
+    int64_t size;
+    bool used, touched;  // now; in this call
+  };
+  std::vector<Block> blocks_;
+  bool open_ = false, taking_ = false;
+};
 
 // libgomp starts and ends a parallel region by futexes, in code that no sanitizer has instrumented: TSan sees neither that
 // the threads come after what the caller has done nor that the caller goes on after them. These two say so. Two, so that

@@ -1,7 +1,7 @@
 // A sequence of packed ops in one call: a network is some twenty, of a tenth of a millisecond each, and through Python and
 // the dispatcher every call costs a tenth of that again, with the caches swept by the kernels in between.
 //
-// program: for each step a Step, where its arguments are (as many as the op takes: a tensor is the number of a value, x
+// program: how many steps; for each its code, where its arguments are (as many as the op takes: a tensor is the number of a value, x
 // being 0 and step i's output i + 1, or -1 for none; a list its length, then its elements), and then the values that
 // no later step reads: how many, which. Written by cnnfast/nn/recording.py.
 #include "channels.h"
@@ -79,16 +79,27 @@ Tensor packed_sequence(Tensor x, std::vector<Tensor> packed, Tensor program) {
   const auto* const begin = static_cast<const int64_t*>(program.const_data_ptr());
   Machine machine{packed, begin, begin + program.numel()};
   machine.values.emplace_back(x);
-  while (machine.at != machine.end) {
+  ImageArena& arena = ImageArena::open();
+  struct Closed {
+    ImageArena& arena;
+    ~Closed() { arena.close(); }
+  } const closed{arena};
+  for (int64_t left = machine.read<int64_t>(); left > 0; --left) {
+    arena.take(left > 1);  // what the last step makes is the caller's
     machine.values.emplace_back(machine.step(machine.read<int64_t>()));
     for (const int64_t value : machine.read<Ints>()) {
       STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(machine.values.size()), "program drops no value");
       machine.values[value].reset();
     }
+    std::vector<const void*> live;
+    for (const Maybe& value : machine.values)
+      if (value) live.push_back(value->const_data_ptr());
+    arena.keep(live);
   }
+  STD_TORCH_CHECK(machine.at == machine.end, "program goes on after its last step");
   const Maybe& last = machine.values.back();
   STD_TORCH_CHECK(last, "program drops its result");
-  return *last;
+  return arena.holds(last->const_data_ptr()) ? torch::stable::clone(*last) : *last;
 }
 
 }  // namespace

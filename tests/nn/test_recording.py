@@ -4,6 +4,8 @@ Fails if a bit differs from the calls one by one, a value is lost before its las
 does more than packed ops is recorded, an error isn't the single call's, or a broken program is run.
 """
 
+import threading
+
 import pytest
 import torch
 from numerics import draw, fresh_generator
@@ -95,8 +97,8 @@ def test_values_are_dropped_after_their_last_use():
     y = recorder.add(4, [x, None, 7])
     z = recorder.add(4, [y, x, 7])
     recorder.add(2, [z, None, y, (1, 1)])
-    # op, its tensors and options, then how many values no later step reads and which
-    assert recorder.program().tolist() == [4, 0, -1, 7, 0, 4, 1, 0, 7, 1, 0, 2, 2, -1, 1, 2, 1, 1, 2, 1, 2]
+    # how many steps; op, its tensors and options, then how many values no later step reads and which
+    assert recorder.program().tolist() == [3, 4, 0, -1, 7, 0, 4, 1, 0, 7, 1, 0, 2, 2, -1, 1, 2, 1, 1, 2, 1, 2]
 
 
 def test_peak_of_a_sequence_is_no_higher_than_of_its_calls():
@@ -104,7 +106,7 @@ def test_peak_of_a_sequence_is_no_higher_than_of_its_calls():
     block = blocks_of.PointwiseConvBN(64, 64, activation="relu").eval()
     with torch.no_grad():
         call = block.fused()
-        program = record([call] * 10, always)[0].program.tolist()
+        program = record([call] * 10, always)[0].program.tolist()[1:]
     drops = [program[end - 1] for end in range(len(program) // 10, len(program) + 1, len(program) // 10)]
     assert drops == list(range(10))  # each step's x, x of the first included
 
@@ -125,14 +127,15 @@ def test_errors_are_those_of_the_single_call(shape, dtype, error, says):
 
 
 BROKEN = {
-    "ends within a step": [5],
-    "ends within a list": [100, 0, 5, 0],
-    "more packed ops": [100, 0, 0, 5, 1, -1, 24, 2, 3, 3, 2, 2, 2, 4, 1, 1, 1, 1, 2, 1, 1, 0, 0, 0],
-    "a step 77 that is none": [77, 0, 0],
-    "a value that is not there": [100, 3, 0],
-    "drops no value": [100, 0, 1, 9],
-    "drops its result": [100, 0, 1, 1],
-    "without an x": [100, -1, 0],
+    "ends within a step": [1, 5],
+    "ends within a list": [1, 100, 0, 5, 0],
+    "more packed ops": [2, 100, 0, 0, 5, 1, -1, 24, 2, 3, 3, 2, 2, 2, 4, 1, 1, 1, 1, 2, 1, 1, 0, 0, 0],
+    "a step 77 that is none": [1, 77, 0, 0],
+    "a value that is not there": [1, 100, 3, 0],
+    "drops no value": [1, 100, 0, 1, 9],
+    "drops its result": [1, 100, 0, 1, 1],
+    "without an x": [1, 100, -1, 0],
+    "goes on after its last step": [1, 100, 0, 0, 100, 0, 0],
 }
 
 
@@ -147,4 +150,44 @@ def test_broken_programs(says):
 
 def test_dropped_values_are_not_read():
     with pytest.raises(RuntimeError, match="a value that is not there"):
-        torch.ops.cnnfast.packed_sequence(torch.zeros(1, 3, 9, 9), [], torch.tensor([100, 0, 1, 0, 100, 0, 0]))
+        torch.ops.cnnfast.packed_sequence(torch.zeros(1, 3, 9, 9), [], torch.tensor([2, 100, 0, 1, 0, 100, 0, 0]))
+
+
+def test_results_are_their_own_memory():
+    """Those of a call stay what they are during the next ones, also a result that a step only passes on."""
+    calls = fused_calls(torch.float32)
+    generator = fresh_generator()
+    x = draw(generator, (2, 3, 33, 29), torch.float32).contiguous(memory_format=torch.channels_last)
+    passed_on = torch.tensor([2, 100, 0, 1, 0, 0, 1, 1, 1])  # mean, channels_last
+    with torch.no_grad():
+        (whole,) = record(calls[:-1], always)
+        first, means = whole(x), torch.ops.cnnfast.packed_sequence(x, [], passed_on)
+        kept, kept_means = first.clone(), means.clone()
+        for shape in ((1, 3, 40, 40), (3, 3, 17, 12), (0, 3, 9, 9), (2, 3, 33, 29)):
+            other = draw(generator, shape, torch.float32)
+            whole(other)
+            torch.ops.cnnfast.packed_sequence(other, [], passed_on)
+        assert torch.equal(first, kept) and torch.equal(means, kept_means) and torch.equal(whole(x), kept)
+        torch.testing.assert_close(means, x.mean((2, 3), keepdim=True), rtol=1e-5, atol=1e-6)
+
+
+def test_after_an_error_and_on_other_threads():
+    calls = fused_calls(torch.float32)
+    x = draw(fresh_generator(), (2, 3, 33, 29), torch.float32)
+    with torch.no_grad():
+        (whole,) = record(calls[:-1], always)
+        expected = whole(x)
+        results = []
+
+        def work():
+            with torch.no_grad(), pytest.raises(RuntimeError, match="a step 77"):
+                torch.ops.cnnfast.packed_sequence(x, [], torch.tensor([2, 100, 0, 0, 77, 0, 0]))
+            with torch.no_grad():
+                results.extend(whole(x) for _ in range(3))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 12 and all(torch.equal(result, expected) for result in results)
