@@ -29,13 +29,14 @@ class ModelCase:
 
     def build(self, settings: Settings) -> Problem:
         channels = model_entry(self.name).pretrained_cfg["input_size"][0]
-        x = torch.randn(settings.batch, channels, self.size, self.size).to(settings.dtype)
+        x = torch.randn(settings.batch, channels, self.size, self.size)
         plain = _plain(self.name)
         draw_batch_norms(plain, torch.randn(2, *x.shape[1:]))  # fresh ones do nothing: any logits would pass
-        plain = plain.eval().requires_grad_(False).to(settings.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
+        plain = plain.eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
-            y = plain(x)
+            y = plain(x)  # in float32, which has every layer
+        plain = plain.to(settings.dtype)
+        x = x.to(settings.dtype).contiguous(memory_format=torch.channels_last)
         weights = sum(p.numel() for p in plain.parameters())
         nbytes = (x.numel() + weights + y.numel()) * x.element_size()
         return Problem(lambda: self._ours(plain, x), plain, x, counter.get_total_flops(), nbytes)

@@ -8,6 +8,7 @@ import importlib.util
 from dataclasses import replace
 
 import pytest
+import torch
 
 from cnnfast.bench import models, ops
 from cnnfast.bench.measure import Settings, measure
@@ -66,3 +67,12 @@ def test_selection():
     assert {case.group for case in quick} == set(ops.OPS) and {case.name for case in quick} == ops._QUICK
     assert {case.group for case in ops.select(["separable_conv2d"])} == {"separable_conv2d"}
     assert [case.name for case in models.select(["xception"])] == ["xception"] and len(models.select(quick=True)) == 1
+
+
+def test_layers_that_a_dtype_lacks_are_a_peers_matter():
+    """PyTorch's local response normalisation has no bfloat16: the network is measured all the same, beside a sentence."""
+    settings = replace(SETTINGS, dtype=torch.bfloat16)
+    problem = replace(models.case("googlenet"), size=64).build(settings)
+    assert problem.ours()().shape == (settings.batch, 1000) and problem.flops > 0
+    with pytest.raises(NotImplementedError, match="BFloat16"):
+        problem.plain(problem.x)
