@@ -70,7 +70,7 @@ def test_selection():
 
 
 def test_layers_that_a_dtype_lacks_are_a_peers_matter():
-    """PyTorch's local response normalisation has no bfloat16: the network is measured all the same, beside a sentence."""
+    """PyTorch's local response normalisation has no bfloat16: the network is measured beside a sentence."""
     settings = replace(SETTINGS, dtype=torch.bfloat16)
     problem = replace(models.case("googlenet"), size=64).build(settings)
     assert problem.ours()().shape == (settings.batch, 1000) and problem.flops > 0
