@@ -19,8 +19,7 @@ const KernelTable& kernels(Storage storage) {
 #ifdef CNNFAST_HAVE_AMX
       case Isa::amx: {
         KernelTable table = avx512::table;
-        table.isa = "amx";
-        table.gemm_bf16 = amx::gemm_bf16;
+        amx::add_to(table);
         return table;
       }
 #endif

@@ -64,7 +64,7 @@ inline const char* bytes_of(const Tensor& t) { return static_cast<const char*>(t
 inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
 // A buffer of this thread's, kept between calls; the content is whatever the last user left. One slot a purpose.
-enum class Slot { depthwise, expanded, gathered, sums, excite, panels, normalised, count };
+enum class Slot { depthwise, expanded, gathered, sums, excite, panels, planes, odd, normalised, count };
 char* scratch(Slot slot, int64_t bytes);
 
 // Where empty_channels_last takes its memory from while one is open on this thread: images that only this thread's open

@@ -127,6 +127,8 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   whole.a_tap = w.dilation_w * conv.c;
   whole.a_tap_line = w.dilation_h * line;
 
+  whole.in_planes = conv.c % kPairDepth == 0 && pays_in_planes(table, whole, conv.out_h * conv.out_w);
+
   const int64_t itemsize = lines.itemsize();
   const Bands bands = bands_of(conv, w.stride_h * lines.bytes(), halo_of(conv), weights.in * out_channels * itemsize);
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
@@ -147,7 +149,7 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
     const int64_t to = (n * conv.out_h + begin) * conv.out_w * out_channels * storage_size(storage);
     g.y = mutable_bytes_of(y) + to;
     g.residual = rs ? bytes_of(*rs) + to : nullptr;
-    gemm_in_parts(worker, table, g);
+    gemm_in_parts(worker, table, g.in_planes ? windows_in_planes(worker, table, g, lines.count(rows), line) : g);
   });
   return in_format_of(x, y);
 }

@@ -39,6 +39,7 @@ struct Pointwise {
     PackedReader reader(packed, PackedOp::pointwise_conv2d, image, conv.c, out_channels, 1, 1);
     const PointwiseWeights weights = reader.pointwise(conv.c, out_channels);
     whole = packed_gemm(weights, operand_storage(table, storage, weights), storage, activation_code);
+    whole.in_planes = pays_in_planes(table, whole, conv.out_h * conv.out_w);
     whole.rows = conv.n * conv.out_h * conv.out_w;
     whole.a = x.const_data_ptr();
     whole.a_row = conv.c;
@@ -55,7 +56,8 @@ struct Pointwise {
   int64_t scratch_row() const { return padded_row(conv.c, storage_size(whole.a_storage)); }
   // Pixels whose rows fill a tile.
   int64_t fitting() const {
-    return std::max<int64_t>(1, kTileBytes / 2 / (scratch_row() * storage_size(whole.a_storage)));
+    return std::max<int64_t>(
+        1, kTileBytes * (whole.in_planes ? 2 : 1) / 2 / (scratch_row() * storage_size(whole.a_storage)));
   }
 
   // Output pixels [first, first + count), their part of x copied into this thread's scratch.
@@ -106,7 +108,7 @@ void run(const Pointwise& op) {
   const int64_t stored = storage_size(op.storage);
   if (whole.rows == 0 || whole.cols == 0) return;
   if (op.in_place() && op.dense()) return gemm_on_threads(op.table, whole);
-  if (op.in_place() && conv.out_w >= kWideRow && conv.c * whole.cols * stored <= kTileBytes) {
+  if (op.in_place() && !whole.in_planes && conv.out_w >= kWideRow && conv.c * whole.cols * stored <= kTileBytes) {
     // A row of the output reads pixels that are equally far apart: no copy.
     for_each(conv.n * conv.out_h, [&](int64_t i) {
       const int64_t n = i / conv.out_h, ih = i % conv.out_h * conv.window.stride_h;
@@ -120,7 +122,7 @@ void run(const Pointwise& op) {
     return;
   }
   const int64_t tiles = round_up(ceil_div(whole.rows, op.fitting()), torch::stable::get_num_threads());
-  const int64_t unit = whole.a_storage == Storage::bf16 ? kPairDepth : op.table.gemm_rows;
+  const int64_t unit = whole.a_storage == Storage::bf16 || whole.in_planes ? kPairDepth : op.table.gemm_rows;
   const int64_t pixels = round_up(ceil_div(whole.rows, tiles), unit);
   for_each(ceil_div(whole.rows, pixels),
            [&](int64_t i) { op.pixels(i * pixels, std::min(pixels, whole.rows - i * pixels)); });

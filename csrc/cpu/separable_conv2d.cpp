@@ -77,6 +77,7 @@ struct Separable {
     const PointwiseWeights pw = reader.pointwise(mid, out_channels);
     const Storage between = operand_storage(table, storage, pw);
     pointwise = packed_gemm(pw, between, storage, activation_code);
+    pointwise.in_planes = pays_in_planes(table, pointwise, conv.out_h * conv.out_w);
     pointwise.y_row = pointwise.residual_row = out_channels;
     row = pointwise.a_row = depthwise.tile.y_pixel = padded_row(mid, storage_size(between));
     depthwise.tile.y_storage = between;
@@ -93,7 +94,9 @@ struct Separable {
 
 void run(const Separable& op, const Tensor& y) {
   const Conv& conv = op.conv;
-  const Bands bands = bands_of(conv, op.tile_bytes(1), 0, op.pointwise.depth * op.pointwise.cols * op.itemsize());
+  // In planes: rather more rows at a time than to split the weights again.
+  const Bands bands = bands_of(conv, op.tile_bytes(1) / (op.pointwise.in_planes ? 2 : 1), 0,
+                               op.pointwise.depth * op.pointwise.cols * op.itemsize());
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
     const auto [n, begin, end] = bands[i];
     op.rows(worker, n, begin, end, y);

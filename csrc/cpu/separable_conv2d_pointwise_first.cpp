@@ -32,7 +32,13 @@ struct PointwiseFirst {
   }
 
   // Input rows [first, last) of image n as the product's left side, in this thread's scratch if not as they lie.
-  const char* input(const Worker& worker, int64_t n, int64_t first, int64_t last) const {
+  GemmTile input(const Worker& worker, int64_t n, int64_t first, int64_t last) const {
+    GemmTile g = pointwise;
+    g.a = rows(worker, n, first, last);
+    g.rows = (last - first) * conv.w;
+    return in_planes(worker, table, g);
+  }
+  const char* rows(const Worker& worker, int64_t n, int64_t first, int64_t last) const {
     const int64_t row_bytes = conv.w * conv.c * storage_size(storage);
     const char* const rows = bytes_of(x) + (n * conv.h + first) * row_bytes;
     if (in_place()) return rows;
@@ -47,14 +53,12 @@ struct PointwiseFirst {
   }
 
   // Chunk k of the output rows [begin, end) of image n; `from`: what input() gave for the rows that they read.
-  void chunk(const char* from, int64_t n, int64_t begin, int64_t end, int64_t k) const {
+  void chunk(const GemmTile& from, int64_t n, int64_t begin, int64_t end, int64_t k) const {
     const auto [first, last] = input_rows(conv, begin, end);
     const int64_t c = k * kChunk, channels = std::min(kChunk, pointwise.cols - c), multiplier = depthwise.multiplier;
     char* const between = scratch(Slot::expanded, std::max<int64_t>(1, last - first) * conv.w * kChunk * scalar());
-    GemmTile g = columns_of(pointwise, c, channels);
-    g.a = from;
+    GemmTile g = columns_of(from, c, channels);
     g.y = between;
-    g.rows = (last - first) * conv.w;
     multiply(table, g);
 
     const int64_t out = depthwise.channels, stored = storage_size(storage), pixels = (end - begin) * conv.out_w;
@@ -124,6 +128,7 @@ Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, c
                     activation(activation_code),
                     empty_channels_last(x, conv.n, out_channels, conv.out_h, conv.out_w, x.scalar_type())};
   op.pointwise.a_row = op.in_place() ? conv.c : padded_row(conv.c, storage_size(operand));
+  op.pointwise.in_planes = pays_in_planes(table, op.pointwise, conv.h * conv.w);
   op.pointwise.y_row = kChunk;
   op.depthwise.multiplier = out_channels / mid;
   op.depthwise.x_pixel = kChunk;
@@ -134,7 +139,7 @@ Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, c
   for_each(op.y.numel() ? bands.count : 0, [&](const Worker& worker, int64_t i) {
     const auto [n, begin, end] = bands[i];
     const auto [first, last] = input_rows(conv, begin, end);
-    const char* const from = op.input(worker, n, first, last);
+    const GemmTile from = op.input(worker, n, first, last);
     worker.each_part(op.chunks(),
                      [&, n = n, begin = begin, end = end](int64_t k) { op.chunk(from, n, begin, end, k); });
   });

@@ -3,12 +3,9 @@
 #include "channels.h"
 #include "common.h"
 #include "packing.h"
+#include "products.h"
 
 namespace cnnfast::cpu {
-
-// Bytes of intermediate that a tile may keep, so that it stays in L2 (1 to 2 MiB a core on servers) beside a group of
-// weight panels and the rows of x that are being read.
-constexpr int64_t kTileBytes = 290'000;
 
 // Distance between the rows of an intermediate: whole panels (bfloat16: tiles of AMX), and never a multiple of 4 KiB, where the rows of a
 // register block would all fall into one set of the L1 cache.
@@ -57,25 +54,5 @@ struct DepthwiseStage {
   // Output rows [begin, end) of image n; y: row `begin`.
   void rows(int64_t n, int64_t begin, int64_t end, char* y) const;
 };
-
-// What the left operand of a product with these weights is stored as: bfloat16 where both are and the ISA multiplies it,
-// else the compute type.
-Storage operand_storage(const KernelTable& table, Storage storage, const PointwiseWeights& weights);
-// rows, a and y are the caller's to fill in; a bfloat16 a is finite, or anything that zeros may be multiplied with, up to
-// a depth of whole kPairDepth.
-GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage y_storage, int64_t activation_code);
-// Zeros after the channels of each of `pixels` rows of a bfloat16 left side, up to the next row or a whole kPairDepth;
-// nothing for other types.
-void clear_tail(const GemmTile& tile, char* rows, int64_t pixels);
-// Pixels side by side in memory to such rows.
-void copy_padded(const GemmTile& tile, const char* from, char* rows, int64_t pixels);
-// Columns [col, col + cols), col a multiple of kPanel.
-GemmTile columns_of(const GemmTile& whole, int64_t col, int64_t cols);
-// The product on this thread.
-void multiply(const KernelTable& table, const GemmTile& tile);
-// A task's product, in parts that idle threads help with: groups of panels or blocks of rows, of the larger operand.
-void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTile& whole);
-// The whole product on all threads.
-void gemm_on_threads(const KernelTable& table, const GemmTile& whole);
 
 }  // namespace cnnfast::cpu

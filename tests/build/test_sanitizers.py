@@ -30,7 +30,7 @@ OPTIONS = {
 }
 FAULTS = {  # sanitizer: file of csrc/cpu, what stands there, what stands there instead, what is reported
     "address,undefined": ("stages.cpp", "t.height = conv.h;", "t.height = conv.h + 1;", "heap-buffer-overflow"),
-    "thread": ("stages.cpp", "std::min(block * unit, whole", "std::min(block * unit + 1, whole", "data race"),
+    "thread": ("products.cpp", "std::min(block * unit, whole", "std::min(block * unit + 1, whole", "data race"),
 }
 
 

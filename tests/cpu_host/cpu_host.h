@@ -37,8 +37,7 @@ inline std::vector<const KernelTable*> tables() {
 #ifdef CNNFAST_HAVE_AMX
   static const KernelTable with_amx = [] {
     KernelTable table = avx512::table;
-    table.isa = "amx";
-    table.gemm_bf16 = amx::gemm_bf16;
+    amx::add_to(table);
     return table;
   }();
   if (cpu_has(Isa::amx)) all.push_back(&with_amx);

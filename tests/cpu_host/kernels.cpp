@@ -6,16 +6,16 @@
 //
 // Bound of an element: that of tests/numerics.py, and the errors that csrc/cpu/kernels/activations.h states. Inputs end
 // at a guard page, outputs besides; elements between the pixels of an output have to stay as they were.
-#include "conv2d_winograd.h"
+#include "planes.h"
 
 namespace host {
 namespace {
 
 constexpr int64_t kSizes[] = {1, 3, 15, 16, 17, 31, 40, 64, 97};  // channels
 
-class Kernels : public WinogradTester {
+class Kernels : public PlanesTester {
  public:
-  using WinogradTester::WinogradTester;
+  using PlanesTester::PlanesTester;
 
   void run(int64_t cases) {
     for (int64_t i = 0; i < cases; ++i) {
@@ -29,6 +29,11 @@ class Kernels : public WinogradTester {
       if (table_.winograd_output) winograd_output(random_.one_of(kSizes));
       unpair();
       if (table_.gemm_bf16) gemm_bf16();
+      if (table_.gemm_planes) {
+        split_rows();
+        split_panels();
+        gemm_planes(random_.one_of({1, 15, 16, 17, 31, 32}));
+      }
       for (Storage s : {Storage::f32, Storage::f64}) {
         compute_ = s;
         if (table_.gemm[pair()]) gemm();

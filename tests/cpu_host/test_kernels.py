@@ -79,10 +79,11 @@ def test_each_function_is_looked_at(kernels, function):
     assert function == "gap" or done.stdout.startswith(f"generic {function}: ")
 
 
-def test_products_of_amx_are_looked_at(kernels):
+@pytest.mark.parametrize("function", ["gemm_bf16", "split_rows", "split_panels", "gemm_planes"])
+def test_products_of_amx_are_looked_at(kernels, function):
     skip_unless_here("amx")
-    done = host.run(kernels, "amx", "30", "1", KERNELS_FAULT="gemm_bf16")
-    assert done.returncode == 1 and done.stdout.startswith("amx gemm_bf16: "), done.stdout
+    done = host.run(kernels, "amx", "30", "1", KERNELS_FAULT=function)
+    assert done.returncode == 1 and done.stdout.startswith(f"amx {function}: "), done.stdout
 
 
 def test_isa_that_is_not_there(kernels):

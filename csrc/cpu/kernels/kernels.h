@@ -63,6 +63,9 @@ struct DepthwiseGradWeightTile {
   Activation pre_activation;
 };
 
+// Of float32 products on AMX: bfloat16 that a float is the sum of; bytes of them, of a panel, for a scalar of the depth.
+constexpr int64_t kPlanes = 3, kPlanesOfDepth = kPlanes * kPanel * 2;
+
 // y[rows][cols] = activation(a[rows][depth] * b[depth][cols] * scale + bias + residual)
 struct GemmTile {
   const void* a;  // S, or bfloat16 for gemm_bf16
@@ -83,7 +86,33 @@ struct GemmTile {
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
   int64_t chain;      // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
-  const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel]
+  const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel], or null
+  // Floats that are to be multiplied in planes, each as the sum of three bfloat16.
+  bool in_planes;
+  // Then, once a is: from one plane of a row to the next, in scalars; the floats themselves; which rows are odd, having
+  // something that is no such sum; b: two panels' planes.
+  int64_t a_plane;
+  const void* floats;
+  int64_t float_row;
+  const uint8_t* odd;
+};
+
+// Rows of `depth` floats to planes, zeros behind the depth up to a whole kPairDepth. odd[row]: see GemmTile.
+struct RowsTile {
+  const void* from;
+  int64_t from_row, rows, depth;
+  void* to;
+  int64_t to_row, to_plane;
+  uint8_t* odd;
+};
+
+// `count` of at most two panels of floats, from_panel scalars apart, to planes, to_panel bytes apart: kPlanesOfDepth bytes
+// for each scalar of the depth, a whole kPairDepth of them.
+struct PanelsTile {
+  const void* from;
+  int64_t from_panel, count, depth;
+  void* to;
+  int64_t to_panel;
 };
 
 // Winograd's F(2x2, 3x3): a row of tiles of one image, channels_last, into a row of each of 16 matrices.
@@ -178,7 +207,12 @@ struct KernelTable {
   void (*gemm[2])(const GemmTile&);
   // a bfloat16 panel times scale [kPanel] to float, both b of a GemmTile
   void (*unpair)(const void* pairs, const void* scale, void* panel, int64_t count);
-  void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16; null: none
+  // On AMX; null elsewhere.
+  void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16
+  void (*split_rows)(const RowsTile&);
+  bool (*split_panels)(const PanelsTile&);  // false: something in them is odd
+  // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
+  bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
@@ -198,7 +232,7 @@ extern const KernelTable table;
 }
 
 namespace amx {
-void gemm_bf16(const GemmTile&);  // the rest of an AMX machine's table is AVX-512's
-}
+void add_to(KernelTable& avx512);  // the rest of an AMX machine's table is AVX-512's
+}  // namespace amx
 
 }  // namespace cnnfast

@@ -28,12 +28,38 @@ constexpr int kRows = 6, kPanels = 1;  // a panel is two registers: 12 accumulat
 constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON registers: 8 accumulators
 #endif
 constexpr int64_t kChain = 384, kWindowChain = 192;
+// From which depth on lines of y come while the products are made; before, asking for them costs more than the stores.
+constexpr int64_t kLinesAhead = 64;
+
+// A block's sums to y in any storage: in memory, by loops, for what isn't in a hurry.
+template <class S>
+__attribute__((noinline)) void finish_sums(const GemmTile& t, int64_t row, int64_t rows, int64_t column, int64_t panels,
+                                           S* sums) {
+  const auto each = [&](auto f) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t at = column + p * kPanel;
+        f(sums + (r * panels + p) * kPanel, row + r, at, t.cols - at);
+      }
+  };
+  each([&](S* at, int64_t y, int64_t x, int64_t left) {
+    Vec<S> sum = load<S>(at);
+    if (t.bias) sum = add(sum, load<S>(static_cast<const S*>(t.bias) + x, t.packed ? kPanel : left));
+    if (t.residual) sum = add(sum, load_storage<S>(t.residual, y * t.residual_row + x, left, t.y_storage));
+    store(at, is_clamp(t.activation) ? Clamp<S>(t.activation)(sum) : sum);
+  });
+  if (!is_clamp(t.activation)) curve(sums, rows * panels, t.activation.code);
+  each([&](const S* at, int64_t y, int64_t x, int64_t left) {
+    store_storage(t.y, y * t.y_row + x, load<S>(at), left, t.y_storage);
+  });
+}
 
 // Rows [row, row + R), which begin at `a`, panels [panel, panel + P), of the depth [done, end). `sums`: of the chains
 // before, and for those to come.
+// share: bytes of the next panels to ask for in each step of the depth.
 template <class S, int R, int P, bool Packed>
 __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t row, int64_t panel, int64_t done,
-                                          int64_t end, S* sums) {
+                                          int64_t end, int64_t share, S* sums) {
   const int64_t a_depth = Packed ? 1 : t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
   const int64_t first = panel * kPanel;
   // Only the last panel of an unpacked b ends before its last lane.
@@ -44,20 +70,16 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
 
   // While this group of panels works from L2, the next one comes from memory, an even share during each block of rows.
   const char* next = reinterpret_cast<const char*>(static_cast<const S*>(t.b) + (panel + P) * t.b_panel);
-  const int64_t blocks = (t.rows + R - 1) / R, share = P * kPanel * static_cast<int64_t>(sizeof(S)) / blocks;
   next += row / R * share * t.depth + done * share;
 
   // Lines of y are asked for now, so that the stores at the end don't wait for memory.
-  if (end == t.depth)
+  const bool plain = t.y_storage == (sizeof(S) == 8 ? Storage::f64 : Storage::f32);
+  if (plain && end == t.depth && end >= kLinesAhead)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p)
-        __builtin_prefetch(static_cast<const char*>(t.y) +
-                               ((row + r) * t.y_row + first + p * kPanel) * (t.y_storage == Storage::f64   ? 8
-                                                                             : t.y_storage == Storage::f32 ? 4
-                                                                                                           : 2),
-                           1, 3);
+        __builtin_prefetch(static_cast<S*>(t.y) + (row + r) * t.y_row + first + p * kPanel, 1, 3);
 
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[R * P];
@@ -101,11 +123,14 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
   if (done > 0)
 #pragma GCC unroll 32
     for (int i = 0; i < R * P; ++i) acc[i] = add(load<S>(sums + i * kPanel), acc[i]);
-  if (end < t.depth) {
+  if (end < t.depth || !plain) {
 #pragma GCC unroll 32
     for (int i = 0; i < R * P; ++i) store(sums + i * kPanel, acc[i]);
+    if (end == t.depth) finish_sums(t, row, R, first, P, sums);
     return;
   }
+  // Only the matrix' last panel ends before its last lane.
+  const auto left = [&](int p) { return p + 1 < P ? kPanel : smaller(t.cols - first - p * kPanel, kPanel); };
   if (t.bias)
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
@@ -113,23 +138,20 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r * P + p] = add(acc[r * P + p], bias);
     }
-  if (t.residual)
+  if (t.residual) {
+    const S* const residual = static_cast<const S*>(t.residual) + row * t.residual_row + first;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        const int64_t column = first + p * kPanel;
-        acc[r * P + p] = add(acc[r * P + p], load_storage<S>(t.residual, (row + r) * t.residual_row + column,
-                                                             t.cols - column, t.y_storage));
-      }
+      for (int p = 0; p < P; ++p)
+        acc[r * P + p] = add(acc[r * P + p], load<S>(residual + r * t.residual_row + p * kPanel, left(p)));
+  }
   activate(acc, t.activation);
+  S* const y = static_cast<S*>(t.y) + row * t.y_row + first;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      const int64_t column = first + p * kPanel;
-      store_storage(t.y, (row + r) * t.y_row + column, acc[r * P + p], t.cols - column, t.y_storage);
-    }
+    for (int p = 0; p < P; ++p) store(y + r * t.y_row + p * kPanel, acc[r * P + p], left(p));
 }
 
 // Where the chain ends that begins at `done`.
@@ -145,24 +167,24 @@ CNNFAST_INLINE int64_t chain_end(const GemmTile& t, int64_t done) {
 }
 
 template <class S, int R, int P, bool Packed>
-CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel) {
+CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel, int64_t share) {
   alignas(64) S sums[R * P * kPanel];
   const S* const a =
       static_cast<const S*>(t.a) + (t.line ? row / t.line * t.a_line + row % t.line * t.a_row : row * t.a_row);
   int64_t done = 0;
   do {
     const int64_t end = chain_end(t, done);
-    gemm_chain<S, R, P, Packed>(t, a, row, panel, done, end, sums);
+    gemm_chain<S, R, P, Packed>(t, a, row, panel, done, end, share, sums);
     done = end;
   } while (done < t.depth);
 }
 
 // Rows [row, end), of one line.
 template <class S, int R, int P, bool Packed>
-void gemm_rows(const GemmTile& t, int64_t row, int64_t end, int64_t panel) {
-  for (; end - row >= R; row += R) gemm_block<S, R, P, Packed>(t, row, panel);
+void gemm_rows(const GemmTile& t, int64_t row, int64_t end, int64_t panel, int64_t share) {
+  for (; end - row >= R; row += R) gemm_block<S, R, P, Packed>(t, row, panel, share);
   if constexpr (R > 1)
-    if (row < end) gemm_rows<S, R - 1, P, Packed>(t, row, end, panel);
+    if (row < end) gemm_rows<S, R - 1, P, Packed>(t, row, end, panel, share);
 }
 
 template <class S, int P, bool Packed>
@@ -177,12 +199,14 @@ void gemm_panels(const GemmTile& t, int64_t panel) {
     }
   }
   const int64_t line = t.line ? t.line : t.rows;
-  for (int64_t row = 0; row < t.rows; row += line) gemm_rows<S, kRows, P, Packed>(t, row, row + line, panel);
+  const int64_t share = P * kPanel * static_cast<int64_t>(sizeof(S)) / ((t.rows + kRows - 1) / kRows);
+  for (int64_t row = 0; row < t.rows; row += line) gemm_rows<S, kRows, P, Packed>(t, row, row + line, panel, share);
   gemm_panels<S, P, Packed>(t, panel + P);
 }
 
 template <class S>
 void gemm(const GemmTile& t) {
+  if (t.rows == 0) return;
   if (t.packed)
     gemm_panels<S, kPanels, true>(t, 0);
   else
