@@ -118,7 +118,8 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   const bool in_place = lines.in_place();
   const int64_t line = (in_place ? conv.w : lines.width()) * conv.c;
   GemmTile whole = packed_gemm(weights, lines.to, storage, activation_code);
-  whole.y_row = whole.residual_row = out_channels;
+  whole.y_row = pixel_of(y);
+  whole.residual_row = out_channels;
   whole.a_row = w.stride_w * conv.c;
   whole.line = conv.out_w;
   whole.a_line = w.stride_h * line;
@@ -144,9 +145,9 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
                        [&, n = n](int64_t k) { lines.copy(n, first + k, tile + k * lines.bytes()); });
       g.a = tile;
     }
-    const int64_t to = (n * conv.out_h + begin) * conv.out_w * out_channels * storage_size(storage);
-    g.y = mutable_bytes_of(y) + to;
-    g.residual = rs ? bytes_of(*rs) + to : nullptr;
+    const int64_t to = (n * conv.out_h + begin) * conv.out_w * storage_size(storage);
+    g.y = mutable_bytes_of(y) + to * g.y_row;
+    g.residual = rs ? bytes_of(*rs) + to * g.residual_row : nullptr;
     gemm_in_parts(worker, table, g);
   });
   return in_format_of(x, y);
