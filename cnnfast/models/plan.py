@@ -53,7 +53,7 @@ class Plan:
         self.types: list[Any] = list(map(type, self.children))
         self.forwards = {kind: kind.forward for kind in self.types}
         self.poolings: list[Any] = [child for child in self.children if type(child) in _POOLINGS]
-        self.sizes = self._sizes()
+        self.pooling = self._pooling()
         self.watches = [watch([network], network), watch(self.children, network, calls=True)]
         self.packings_dropped = packings_dropped()
         # With a hook or a part in training there are calls that may come to something else every time.
@@ -69,17 +69,17 @@ class Plan:
         return self.lasting and self._unchanged()
 
     def is_of(self, made_of: list[Any]) -> bool:
-        return self.made_of == made_of and self.sizes == self._sizes()
+        return self.made_of == made_of and self.pooling == self._pooling()
 
-    def _sizes(self) -> list[Any]:
-        """Of pooling, which has no packing that they are part of."""
-        return [getattr(pooling, name) for pooling in self.poolings for name in pooling.__constants__]
+    def _pooling(self) -> list[Any]:
+        """What pooling does, which isn't part of any packing: layers' functions call it."""
+        return [getattr(layer, name) for layer in self.poolings for name in ("forward", *layer.__constants__)]
 
     def _unchanged(self) -> bool:
         return (
             self.packings_dropped == packings_dropped()
             and list(map(type, self.children)) == self.types
-            and self._sizes() == self.sizes
+            and self._pooling() == self.pooling
             and all([kind.forward is forward for kind, forward in self.forwards.items()])
             and not _has_any_global_hook()
             and all([watched.unchanged() for watched in self.watches])

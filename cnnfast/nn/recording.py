@@ -155,6 +155,7 @@ class Recorder:
                 continue
             first = 0
             for value in _values(arguments):
+                assert value.channels is not None  # or there were no total
                 if reads[value.number] == 1 and value.number and self.steps[value.number - 1][0] in _WRITE_PARTS:
                     places[value.number] = [number, first, total]
                 first += value.channels
