@@ -2,7 +2,7 @@
 //
 // Layout   pixels of contiguous channels; a row of pooled pixels at a time.
 // Loops    max: panels of channels outside, pixels inside, so that a column's largest serves all windows that it is in;
-//          average: pixels outside, since its sums begin anew in each window.
+//          average: pixels outside, since its sums begin anew in each window, groups of panels inside.
 // Sums     over a window's rows, in order, from zero, then divided: the same bits as PyTorch's.
 #pragma once
 #include "vec.h"
@@ -58,23 +58,29 @@ void max_pool2d(const Pool2dTile& t) {
   }
 }
 
-// One panel of channels of one pooled pixel.
-template <class T, bool Full>
-CNNFAST_INLINE void avg_pool_panel(const Pool2dTile& t, Inside rows, Inside columns,
-                                   Vec<typename Compute<T>::type> divisor, int64_t y, int64_t channel) {
+// P panels of channels of one pooled pixel.
+template <class T, int P, bool Full>
+CNNFAST_INLINE void avg_pool_panels(const Pool2dTile& t, Inside rows, Inside columns,
+                                    Vec<typename Compute<T>::type> divisor, int64_t y, int64_t channel) {
   using S = typename Compute<T>::type;
   const int64_t count = Full ? kPanel : t.channels - channel, row = t.width * t.channels;
   const T* line = static_cast<const T*>(t.x) + (rows.begin - t.x_first_row) * row + channel;
-  Vec<S> sum = Vec<S>::zero();
+  Vec<S> sums[P];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) sums[p] = Vec<S>::zero();
   for (int64_t h = rows.begin; h < rows.end; ++h, line += row)
     for (int64_t column = columns.begin; column < columns.end; ++column)
-      sum = add(sum, load<S>(line + column * t.channels, count));
-  store_storage(t.y, y + channel, divide(sum, divisor), count, t.y_storage);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) sums[p] = add(sums[p], load<S>(line + column * t.channels + p * kPanel, count));
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p)
+    store_storage(t.y, y + channel + p * kPanel, divide(sums[p], divisor), count, t.y_storage);
 }
 
 template <class T>
 void avg_pool2d(const Pool2dTile& t) {
   using S = typename Compute<T>::type;
+  constexpr int kTogether = 4;  // panels: additions wait for each other
   const Window& w = t.window;
   for (int64_t oh = t.row_begin; oh < t.row_end; ++oh) {
     const int64_t top = oh * w.stride_h - w.pad_top;
@@ -89,9 +95,11 @@ void avg_pool2d(const Pool2dTile& t) {
       const Vec<S> divisor = Vec<S>::set(static_cast<S>(pixels));
       const int64_t y = ((oh - t.row_begin) * t.out_width + ow) * t.y_pixel;
       int64_t channel = 0;
+      for (; channel + kTogether * kPanel <= t.channels; channel += kTogether * kPanel)
+        avg_pool_panels<T, kTogether, true>(t, rows, columns, divisor, y, channel);
       for (; channel + kPanel <= t.channels; channel += kPanel)
-        avg_pool_panel<T, true>(t, rows, columns, divisor, y, channel);
-      if (channel < t.channels) avg_pool_panel<T, false>(t, rows, columns, divisor, y, channel);
+        avg_pool_panels<T, 1, true>(t, rows, columns, divisor, y, channel);
+      if (channel < t.channels) avg_pool_panels<T, 1, false>(t, rows, columns, divisor, y, channel);
     }
   }
 }
