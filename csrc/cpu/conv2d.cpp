@@ -121,8 +121,9 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   whole.y_row = pixel_of(y);
   whole.residual_row = out_channels;
   whole.a_row = w.stride_w * conv.c;
-  whole.line = conv.out_w;
   whole.a_line = w.stride_h * line;
+  // Lines that follow on each other are one.
+  whole.line = whole.a_line == conv.out_w * whole.a_row ? 0 : conv.out_w;
   whole.taps = dense ? 1 : w.kernel_w;
   whole.tap_depth = dense ? row : conv.c;
   whole.a_tap = w.dilation_w * conv.c;
