@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from cnnfast.nn import FusedModule, GlobalPool
-from cnnfast.nn.fused import NotFusable, packings_dropped
+from cnnfast.nn.fused import NotFusable, only_calls, packings_dropped
 from cnnfast.nn.fusion import fuse_pool_and_linear
 from cnnfast.nn.recording import Call, record
 from cnnfast.nn.sequential import Chain
 from cnnfast.nn.watch import watch
+
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
 class PooledLinear(FusedModule):
@@ -46,12 +48,12 @@ class Plan:
         self.first = first
         self.made_of = [*calls, head]
         self.flatten = head is not None
-        self.calls = record(
-            [call for call in self.made_of if call is not None], lambda call: type(call) is FunctionType
-        )
+        self.calls = record([call for call in self.made_of if call is not None], _is_recordable)
         self.children: list[Any] = list(network.modules())[1:]
         self.types: list[Any] = list(map(type, self.children))
         self.forwards = {kind: kind.forward for kind in self.types}
+        self.poolings: list[Any] = [child for child in self.children if type(child) in _POOLINGS]
+        self.pooling = self._pooling()
         self.watches = [watch([network], network), watch(self.children, network, calls=True)]
         self.packings_dropped = packings_dropped()
         # With a hook or a part in training there are calls that may come to something else every time.
@@ -66,10 +68,18 @@ class Plan:
         """Whether it is sure to be made of what it would be made of now."""
         return self.lasting and self._unchanged()
 
+    def is_of(self, made_of: list[Any]) -> bool:
+        return self.made_of == made_of and self.pooling == self._pooling()
+
+    def _pooling(self) -> list[Any]:
+        """What pooling does, which isn't part of any packing: layers' functions call it."""
+        return [getattr(layer, name) for layer in self.poolings for name in ("forward", *layer.__constants__)]
+
     def _unchanged(self) -> bool:
         return (
             self.packings_dropped == packings_dropped()
             and list(map(type, self.children)) == self.types
+            and self._pooling() == self.pooling
             and all([kind.forward is forward for kind, forward in self.forwards.items()])
             and not _has_any_global_hook()
             and all([watched.unchanged() for watched in self.watches])
@@ -101,13 +111,22 @@ def _made_plan(network: Any, what: str) -> Plan | None:
     head = None if chain is None else chain.head.fused()
     if chain is None or (what == "head" and head is None):
         return None
-    calls = [call for _, call in network._calls()] if what == "forward" else []
+    calls = [_direct(call) for _, call in network._calls()] if what == "forward" else []
     if head is None:
         calls.append(network.forward_head)
     plan = chain.plans.get(what)
-    if plan is None or plan.made_of != [*calls, head]:
+    if plan is None or not plan.is_of([*calls, head]):
         plan = chain.plans[what] = Plan(network, calls, head, network._first_conv())
     return plan
+
+
+def _direct(call: Any) -> Any:
+    """Of pooling what a call comes to."""
+    return call.forward if type(call) in _POOLINGS and only_calls(call, type(call).forward) else call
+
+
+def _is_recordable(call: Any) -> bool:
+    return type(call) is FunctionType or type(getattr(call, "__self__", None)) in _POOLINGS
 
 
 def _ops_are_watched() -> bool:

@@ -303,10 +303,11 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
     tail = [converted[name] for name in names[residual_at + 1 :]]
 
     step = _registration.PACKED_OPS[op] if packed.device.type == "cpu" else None
+    out_channels = options.get("out_channels", in_channels)
 
     def call(x: Tensor) -> Tensor:
         if type(x) is Value:
-            return x.recorder.add(step, [x, *tail], packed)
+            return x.recorder.add(step, [x, *tail], packed, out_channels)
         try:
             return overload(x, packed, *tail)
         except (RuntimeError, TypeError):
@@ -315,7 +316,7 @@ def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: 
 
     def call_with_residual(x: Tensor, residual: Tensor | None = None) -> Tensor:
         if type(x) is Value:
-            return x.recorder.add(step, [x, *head, residual, *tail], packed)
+            return x.recorder.add(step, [x, *head, residual, *tail], packed, out_channels)
         try:
             return overload(x, packed, *head, residual, *tail)
         except (RuntimeError, TypeError):

@@ -116,16 +116,38 @@ bool is_channels_last(const Tensor& x) {
   return dense_in(x, {1, 3, 2, 0}) || (x.size(1) > 1 && x.stride(1) == 1);
 }
 
+namespace {
+
+Tensor in_arena(ImageArena& arena, const Tensor& like, const Ints& size, const Ints& strides, ScalarType dtype) {
+  const int64_t itemsize = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+  char* const bytes = arena.bytes(size[0] * size[1] * size[2] * size[3] * itemsize);
+  return torch::stable::from_blob(bytes, size, strides, like.device(), dtype);
+}
+
+Tensor in_arena(ImageArena& arena, const Part& part, const Tensor& like, const Ints& size, ScalarType dtype) {
+  const int64_t n = size[0], h = size[2], w = size[3], c = part.channels;
+  const Ints strides{h * w * c, 1, w * c, c};
+  if (!*part.image) *part.image = in_arena(arena, like, {n, c, h, w}, strides, dtype);
+  const Tensor& whole = **part.image;
+  STD_TORCH_CHECK(whole.size(0) == n && whole.size(2) == h && whole.size(3) == w && whole.scalar_type() == dtype &&
+                      part.first >= 0 && part.first + size[1] <= whole.size(1),
+                  "program joins images that don't fit");
+  char* const bytes = mutable_bytes_of(whole) + part.first * static_cast<int64_t>(whole.element_size());
+  return torch::stable::from_blob(bytes, size, strides, like.device(), dtype);
+}
+
+}  // namespace
+
 Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype) {
   const Ints size{n, c, h, w};
   // Where both formats are the same in memory, the strides of dimensions of size 1 are those of the format that x has.
   const bool either = n == 0 || c == 1 || h * w == 1;
   const MemoryFormat format = either && !is_channels_last(like) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
   if (ImageArena* const arena = ImageArena::current(); arena && n * c * h * w > 0) {
+    if (arena->part()) return in_arena(*arena, *arena->part(), like, size, dtype);
     const Ints strides =
         format == MemoryFormat::Contiguous ? Ints{c * h * w, h * w, w, 1} : Ints{h * w * c, 1, w * c, c};
-    const int64_t itemsize = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
-    return torch::stable::from_blob(arena->bytes(n * c * h * w * itemsize), size, strides, like.device(), dtype);
+    return in_arena(*arena, like, size, strides, dtype);
   }
   return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
@@ -190,6 +212,7 @@ bool ImageArena::holds(const void* p) const {
 
 void ImageArena::close() {
   taking_ = open_ = false;
+  part_.reset();
   int64_t kept = 0;
   std::erase_if(blocks_, [&](const Block& block) { return !block.touched || (kept += block.size) > kKept; });
   for (Block& block : blocks_) block.used = block.touched = false;

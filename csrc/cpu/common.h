@@ -52,6 +52,8 @@ Window pointwise_window(const Ints& stride);
 bool is_channels_last(const Tensor& x);
 inline Tensor channels_last(const Tensor& x) { return torch::stable::contiguous(x, MemoryFormat::ChannelsLast); }
 Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType dtype);
+// Scalars from a pixel of y, which empty_channels_last made and which isn't empty, to the next.
+inline int64_t pixel_of(const Tensor& y) { return y.stride(0) / (y.size(2) * y.size(3)); }
 // y (made by empty_channels_last) in the format that x had.
 Tensor in_format_of(const Tensor& x, const Tensor& y);
 Tensor to_dtype(const Tensor& t, ScalarType dtype);
@@ -67,6 +69,12 @@ inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mut
 enum class Slot { depthwise, expanded, gathered, sums, excite, panels, planes, odd, normalised, count };
 char* scratch(Slot slot, int64_t bytes);
 
+// Where an op's image is to lie: channels [first, first + its own) of an image of `channels` that several ops write.
+struct Part {
+  Maybe* image;  // the first of them makes it
+  int64_t first, channels;
+};
+
 // Where empty_channels_last takes its memory from while one is open on this thread: images that only this thread's open
 // call sees. Their pages are kept for the next call, which an allocator gives back to the system and gets anew, zeroed.
 class ImageArena {
@@ -77,6 +85,9 @@ class ImageArena {
   void keep(const std::vector<const void*>& live);
   // Between an op that may take from it and one that may not.
   void take(bool yes) { taking_ = yes; }
+  // Between ops whose images are part of another and those whose aren't.
+  void write_to(const std::optional<Part>& part) { part_ = part; }
+  const std::optional<Part>& part() const { return part_; }
   bool holds(const void* p) const;
   // What this call has not taken, and what is too much to be kept, goes back.
   void close();
@@ -96,6 +107,7 @@ class ImageArena {
   };
   std::vector<Block> blocks_;
   bool open_ = false, taking_ = false;
+  std::optional<Part> part_;
 };
 
 // libgomp starts and ends a parallel region by futexes, in code that no sanitizer has instrumented: TSan sees neither that

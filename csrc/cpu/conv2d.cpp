@@ -118,10 +118,12 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   const bool in_place = lines.in_place();
   const int64_t line = (in_place ? conv.w : lines.width()) * conv.c;
   GemmTile whole = packed_gemm(weights, lines.to, storage, activation_code);
-  whole.y_row = whole.residual_row = out_channels;
+  whole.y_row = pixel_of(y);
+  whole.residual_row = out_channels;
   whole.a_row = w.stride_w * conv.c;
-  whole.line = conv.out_w;
   whole.a_line = w.stride_h * line;
+  // Lines that follow on each other are one.
+  whole.line = whole.a_line == conv.out_w * whole.a_row ? 0 : conv.out_w;
   whole.taps = dense ? 1 : w.kernel_w;
   whole.tap_depth = dense ? row : conv.c;
   whole.a_tap = w.dilation_w * conv.c;
@@ -146,10 +148,11 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
                        [&, n = n](int64_t k) { lines.copy(n, first + k, tile + k * lines.bytes()); });
       g.a = tile;
     }
-    const int64_t to = (n * conv.out_h + begin) * conv.out_w * out_channels * storage_size(storage);
-    g.y = mutable_bytes_of(y) + to;
-    g.residual = rs ? bytes_of(*rs) + to : nullptr;
-    gemm_in_parts(worker, table, g.in_planes ? windows_in_planes(worker, table, g, lines.count(rows), line) : g);
+    const int64_t to = (n * conv.out_h + begin) * conv.out_w * storage_size(storage);
+    g.y = mutable_bytes_of(y) + to * g.y_row;
+    g.residual = rs ? bytes_of(*rs) + to * g.residual_row : nullptr;
+    if (g.in_planes) g = windows_in_planes(worker, table, g, lines.count(rows), line, conv.out_w);
+    gemm_in_parts(worker, table, g);
   });
   return in_format_of(x, y);
 }

@@ -49,7 +49,7 @@ void conv2d_winograd(const Conv& conv, const Tensor& x, const PointwiseWeights& 
   const int64_t groups = ceil_div(out, kColumns);
 
   const int64_t x_image = conv.h * conv.w * in * storage_size(storage);
-  const int64_t y_image = conv.out_h * conv.out_w * out * storage_size(storage);
+  const int64_t y_pixels = conv.out_h * conv.out_w, y_pixel = pixel_of(y);
   for_each(conv.n * per_image, [&](const Worker& worker, int64_t i) {
     const int64_t n = i / per_image, begin = i % per_image * rows, count = std::min(rows, tiles_h - begin);
     const int64_t tiles = count * tiles_w, v_matrix = matrix_of(tiles, v_row), m_matrix = matrix_of(tiles, m_row);
@@ -78,19 +78,21 @@ void conv2d_winograd(const Conv& conv, const Tensor& x, const PointwiseWeights& 
       multiply(table, columns_of(g, column, std::min(kColumns, out - column)));
     });
     worker.each_part(count, [&](int64_t k) {
-      table.winograd_output({.m = m + k * tiles_w * m_row,
-                             .m_row = m_row,
-                             .m_matrix = m_matrix,
-                             .bias = weights.bias,
-                             .residual = residual ? bytes_of(*residual) + n * y_image : nullptr,
-                             .y = mutable_bytes_of(y) + n * y_image,
-                             .y_storage = storage,
-                             .out_height = conv.out_h,
-                             .out_width = conv.out_w,
-                             .channels = out,
-                             .tile_row = begin + k,
-                             .tiles = tiles_w,
-                             .activation = activation(activation_code)});
+      table.winograd_output(
+          {.m = m + k * tiles_w * m_row,
+           .m_row = m_row,
+           .m_matrix = m_matrix,
+           .bias = weights.bias,
+           .residual = residual ? bytes_of(*residual) + n * y_pixels * out * storage_size(storage) : nullptr,
+           .y = mutable_bytes_of(y) + n * y_pixels * y_pixel * storage_size(storage),
+           .y_storage = storage,
+           .y_pixel = y_pixel,
+           .out_height = conv.out_h,
+           .out_width = conv.out_w,
+           .channels = out,
+           .tile_row = begin + k,
+           .tiles = tiles_w,
+           .activation = activation(activation_code)});
     });
   });
 }

@@ -36,6 +36,9 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
                                 int64_t activation, int64_t se_activation, int64_t gate_activation, int64_t backend);
 Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t activation, int64_t gate_activation,
                              int64_t post_activation, int64_t backend);
+// As PyTorch's, without dilation; steps of packed_sequence, no ops by themselves.
+Tensor max_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode);
+Tensor avg_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode, bool count_include_pad);
 // separable_conv2d with the pointwise stage first.
 Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, const Maybe& residual,
                                         int64_t out_channels, const Ints& kernel_size, const Ints& stride,

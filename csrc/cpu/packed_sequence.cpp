@@ -1,9 +1,13 @@
 // A sequence of packed ops in one call: a network is some twenty, of a tenth of a millisecond each, and through Python and
 // the dispatcher every call costs a tenth of that again, with the caches swept by the kernels in between.
 //
-// program: how many steps; for each its code, where its arguments are (as many as the op takes: a tensor is the number of a value, x
-// being 0 and step i's output i + 1, or -1 for none; a list its length, then its elements), and then the values that
-// no later step reads: how many, which. Written by cnnfast/nn/recording.py.
+// program: how many steps; for each its code, where its image is to lie (a list: empty, or the number of the concatenation
+// that it is part of, its first channel there, that one's channels), its arguments (as many as the op takes: a tensor is
+// the number of a value, x being 0 and step i's output i + 1, or -1 for none; a list its length, then its elements), and
+// then a list of the values that no later step reads. Written by cnnfast/nn/recording.py.
+#include <cstring>
+#include <map>
+
 #include "channels.h"
 #include "ops.h"
 
@@ -12,13 +16,27 @@ namespace cnnfast::cpu {
 namespace {
 
 // The codes of packing.h's PackedOp are the ops' steps; these are the others.
-constexpr int64_t kChannelsLast = 0, kMean = 100;
+constexpr int64_t kChannelsLast = 0, kMean = 100, kConcatenate = 101, kMaxPool = 102, kAvgPool = 103;
+
+// x to channels [first, first + its own) of y, unless that is where it lies.
+void copy_channels(const Tensor& x, const Tensor& y, int64_t first) {
+  const int64_t itemsize = static_cast<int64_t>(x.element_size()), w = x.size(3);
+  char* const to = mutable_bytes_of(y) + first * itemsize;
+  if (x.const_data_ptr() == to || x.numel() == 0) return;
+  const Tensor xs = channels_last(x);
+  const int64_t x_pixel = x.size(1) * itemsize, y_pixel = pixel_of(y) * itemsize;
+  for_each(x.size(0) * x.size(2), [&](int64_t row) {
+    for (int64_t pixel = row * w; pixel < (row + 1) * w; ++pixel)
+      std::memcpy(to + pixel * y_pixel, bytes_of(xs) + pixel * x_pixel, x_pixel);
+  });
+}
 
 struct Machine {
   const std::vector<Tensor>& packed;
   const int64_t* at;
   const int64_t* end;
   std::vector<Maybe> values{};
+  std::map<int64_t, Maybe> joined{};  // by concatenation, images that some of its parts have been written to
   size_t next_packed = 0;
 
   template <class T>
@@ -30,14 +48,17 @@ struct Machine {
       return Ints(at - count, at);
     } else if constexpr (std::is_same_v<T, Maybe>) {
       const int64_t value = read<int64_t>();
-      if (value == -1) return std::nullopt;
-      STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(values.size()) && values[value],
-                      "program reads a value that is not there");
-      return values[value];
+      return value == -1 ? std::nullopt : Maybe(at_number(value));
     } else {
       STD_TORCH_CHECK(at != end, "program ends within a step");
       return static_cast<T>(*at++);
     }
+  }
+
+  const Tensor& at_number(int64_t value) const {
+    STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(values.size()) && values[value],
+                    "program reads a value that is not there");
+    return *values[value];
   }
 
   Tensor image() {
@@ -54,6 +75,47 @@ struct Machine {
     return std::apply([&](A&... a) { return op(x, packed[next_packed++], std::move(a)...); }, arguments);
   }
 
+  template <class... A>
+  Tensor run_unpacked(Tensor (*op)(Tensor, A...)) {
+    const Tensor x = image();
+    std::tuple<A...> arguments{read<A>()...};
+    return std::apply([&](A&... a) { return op(x, std::move(a)...); }, arguments);
+  }
+
+  // Where the next step's image is to lie.
+  std::optional<Part> part() {
+    const Ints words = read<Ints>();
+    if (words.empty()) return std::nullopt;
+    STD_TORCH_CHECK(words.size() == 3, "program has a part without its place");
+    return Part{&joined[words[0]], words[1], words[2]};
+  }
+
+  // Images side by side; parts that could not be written there are copied.
+  Tensor concatenate() {
+    std::vector<Tensor> parts;
+    for (const int64_t value : read<Ints>()) parts.push_back(at_number(value));
+    STD_TORCH_CHECK(!parts.empty(), "program concatenates nothing");
+    const Tensor& x = parts[0];
+    int64_t channels = 0;
+    for (const Tensor& part : parts) {
+      STD_TORCH_CHECK(part.dim() == 4 && part.size(0) == x.size(0) && part.size(2) == x.size(2) &&
+                          part.size(3) == x.size(3) && part.scalar_type() == x.scalar_type(),
+                      "program joins images that don't fit");
+      channels += part.size(1);
+    }
+    Maybe& written = joined[static_cast<int64_t>(values.size())];
+    const Tensor y =
+        written ? *written : empty_channels_last(x, x.size(0), channels, x.size(2), x.size(3), x.scalar_type());
+    STD_TORCH_CHECK(y.size(1) == channels, "program joins images that don't fit");
+    written.reset();
+    int64_t first = 0;
+    for (const Tensor& part : parts) {
+      copy_channels(part, y, first);
+      first += part.size(1);
+    }
+    return y;
+  }
+
   Tensor step(int64_t code) {
     switch (code) {
       case kChannelsLast: return channels_last(image());
@@ -62,6 +124,9 @@ struct Machine {
         for_each(sums.count(), [&](int64_t band) { sums.add(band); });
         return sums.means();
       }
+      case kConcatenate: return concatenate();
+      case kMaxPool: return run_unpacked(&max_pool2d);
+      case kAvgPool: return run_unpacked(&avg_pool2d);
       case static_cast<int64_t>(PackedOp::conv2d): return run(&conv2d_packed);
       case static_cast<int64_t>(PackedOp::depthwise_conv2d): return run(&depthwise_conv2d_packed);
       case static_cast<int64_t>(PackedOp::pointwise_conv2d): return run(&pointwise_conv2d_packed);
@@ -86,7 +151,9 @@ Tensor packed_sequence(Tensor x, std::vector<Tensor> packed, Tensor program) {
   } const closed{arena};
   for (int64_t left = machine.read<int64_t>(); left > 0; --left) {
     arena.take(left > 1);  // what the last step makes is the caller's
-    machine.values.emplace_back(machine.step(machine.read<int64_t>()));
+    const int64_t code = machine.read<int64_t>();
+    arena.write_to(machine.part());
+    machine.values.emplace_back(machine.step(code));
     for (const int64_t value : machine.read<Ints>()) {
       STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(machine.values.size()), "program drops no value");
       machine.values[value].reset();
@@ -94,6 +161,8 @@ Tensor packed_sequence(Tensor x, std::vector<Tensor> packed, Tensor program) {
     std::vector<const void*> live;
     for (const Maybe& value : machine.values)
       if (value) live.push_back(value->const_data_ptr());
+    for (const auto& [_, image] : machine.joined)
+      if (image) live.push_back(image->const_data_ptr());
     arena.keep(live);
   }
   STD_TORCH_CHECK(machine.at == machine.end, "program goes on after its last step");

@@ -44,7 +44,8 @@ struct Pointwise {
     whole.a = x.const_data_ptr();
     whole.a_row = conv.c;
     whole.y = y.mutable_data_ptr();
-    whole.y_row = whole.residual_row = out_channels;
+    whole.y_row = pixel_of(y);
+    whole.residual_row = out_channels;
     whole.residual = residual ? residual->const_data_ptr() : nullptr;
   }
 
@@ -96,9 +97,9 @@ struct Pointwise {
   }
 
   void to_pixel(GemmTile& g, int64_t first) const {
-    const int64_t bytes = first * whole.y_row * storage_size(storage);
-    g.y = static_cast<char*>(whole.y) + bytes;
-    if (g.residual) g.residual = static_cast<const char*>(whole.residual) + bytes;
+    const int64_t bytes = first * storage_size(storage);
+    g.y = static_cast<char*>(whole.y) + bytes * g.y_row;
+    if (g.residual) g.residual = static_cast<const char*>(whole.residual) + bytes * g.residual_row;
   }
 };
 

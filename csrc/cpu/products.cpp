@@ -184,8 +184,8 @@ GemmTile in_planes(const Worker& worker, const KernelTable& table, const GemmTil
 }
 
 GemmTile windows_in_planes(const Worker& worker, const KernelTable& table, const GemmTile& whole, int64_t lines,
-                           int64_t line) {
-  const int64_t out_lines = whole.rows / whole.line, tap_lines = whole.depth / (whole.taps * whole.tap_depth);
+                           int64_t line, int64_t out_w) {
+  const int64_t out_lines = whole.rows / out_w, tap_lines = whole.depth / (whole.taps * whole.tap_depth);
   const Planes planes(whole.a, line, lines, line, line, lines * line, kPlanes * lines * line * 2);
   planes.fill(worker, table, 1);
   GemmTile g = planes.tile(whole);
@@ -195,7 +195,7 @@ GemmTile windows_in_planes(const Worker& worker, const KernelTable& table, const
     const uint8_t* const first = planes.odd + i * whole.a_line / line;
     uint8_t any = 0;
     for (int64_t tap = 0; tap < tap_lines; ++tap) any |= first[tap * whole.a_tap_line / line];
-    std::memset(odd + i * whole.line, any, whole.line);
+    std::memset(odd + i * out_w, any, out_w);
   }
   g.odd = odd;
   return g;

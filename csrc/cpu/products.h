@@ -28,9 +28,10 @@ bool pays_in_planes(const KernelTable& table, const GemmTile& tile, int64_t pixe
 // The product with its left side in planes, if it is to be: in this thread's scratch, made with the help of idle threads,
 // until the next such. Else, and of such a product, itself.
 GemmTile in_planes(const Worker& worker, const KernelTable& table, const GemmTile& whole);
-// Of a convolution: `whole` reads windows of `lines` of floats, a whole kPairDepth of them each.
+// Of a convolution: `whole` reads windows, out_w from one line to the next, of `lines` of floats, a whole kPairDepth of
+// them each.
 GemmTile windows_in_planes(const Worker& worker, const KernelTable& table, const GemmTile& whole, int64_t lines,
-                           int64_t line);
+                           int64_t line, int64_t out_w);
 // The product on this thread.
 void multiply(const KernelTable& table, const GemmTile& tile);
 // A task's product, in parts that idle threads help with: groups of panels or blocks of rows, of the larger operand.

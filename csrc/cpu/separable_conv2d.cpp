@@ -104,27 +104,28 @@ void run(const Separable& op, const Tensor& y) {
 }
 
 // y: the pooled image; `pool` has its sizes.
-void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, Tensor& y) {
+void run_pooled(const Separable& op, const Pool2dTile& pool, int64_t pooled_h, Tensor& y) {
   const Conv& conv = op.conv;
+  const int64_t kernel = pool.window.kernel_h, stride = pool.window.stride_h, padding = pool.window.pad_top;
   const int64_t row_bytes = conv.out_w * op.pointwise.y_row * compute_size(op.storage);
   const int64_t pooled_row_bytes = pool.out_width * pool.channels * static_cast<int64_t>(y.element_size());
   // Pooled rows at a time: their convolved rows fill a tile, and are pixels enough to be worth reading the weights for.
   constexpr int64_t kPixels = 256;
-  const int64_t step = std::max({int64_t{1}, kTileBytes / op.tile_bytes(1) / pool.stride,
-                                 ceil_div(kPixels, std::max<int64_t>(1, conv.out_w * pool.stride))});
+  const int64_t step = std::max({int64_t{1}, kTileBytes / op.tile_bytes(1) / stride,
+                                 ceil_div(kPixels, std::max<int64_t>(1, conv.out_w * stride))});
   const int64_t tasks = ceil_div(torch::stable::get_num_threads(), conv.n);
   const int64_t rows = ceil_div(pooled_h, tasks), per_image = ceil_div(pooled_h, rows);
-  const int64_t held_rows = (step - 1) * pool.stride + pool.kernel;
+  const int64_t held_rows = (step - 1) * stride + kernel;
   for_each(conv.n * per_image, [&](const Worker& worker, int64_t i) {
     const int64_t n = i / per_image, task_begin = i % per_image * rows,
                   task_end = std::min(task_begin + rows, pooled_h);
     char* tile = scratch(Slot::depthwise, op.tile_bytes(held_rows));
     char* convolved = scratch(Slot::expanded, held_rows * row_bytes);
-    int64_t held = std::max<int64_t>(0, task_begin * pool.stride - pool.padding), done = held;  // rows [held, done)
+    int64_t held = std::max<int64_t>(0, task_begin * stride - padding), done = held;  // rows [held, done)
     for (int64_t begin = task_begin; begin < task_end; begin += step) {
       const int64_t end = std::min(begin + step, task_end);
-      const int64_t first = std::max<int64_t>(0, begin * pool.stride - pool.padding);
-      const int64_t last = std::min(conv.out_h, (end - 1) * pool.stride - pool.padding + pool.kernel);
+      const int64_t first = std::max<int64_t>(0, begin * stride - padding);
+      const int64_t last = std::min(conv.out_h, (end - 1) * stride - padding + kernel);
       if (first > held) {
         if (done > first) std::memmove(convolved, convolved + (first - held) * row_bytes, (done - first) * row_bytes);
         held = first;
@@ -135,13 +136,13 @@ void run_pooled(const Separable& op, const MaxPoolTile& pool, int64_t pooled_h, 
         gemm_in_parts(worker, op.table, op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes));
         done = last;
       }
-      MaxPoolTile t = pool;
+      Pool2dTile t = pool;
       t.x = convolved;
       t.x_first_row = held;
       t.row_begin = begin;
       t.row_end = end;
       t.y = mutable_bytes_of(y) + (n * pooled_h + begin) * pooled_row_bytes;
-      op.table.max_pool[compute_index(op.storage)](t);
+      op.table.max_pool2d[static_cast<int>(compute_storage(op.storage))](t);
     }
   });
 }
@@ -177,15 +178,14 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
   Tensor y = empty_channels_last(x, conv.n, out_channels, pooled_h, pooled_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
   op.pointwise.y_storage = compute_storage(op.storage);
-  MaxPoolTile pool{};
+  Pool2dTile pool{};
   pool.height = conv.out_h;
   pool.width = conv.out_w;
   pool.channels = out_channels;
   pool.y_storage = op.storage;
   pool.out_width = pooled_w;
-  pool.kernel = max_pool[0];
-  pool.stride = max_pool[1];
-  pool.padding = max_pool[2];
+  pool.y_pixel = out_channels;
+  pool.window = {max_pool[0], max_pool[0], max_pool[1], max_pool[1], 1, 1, max_pool[2], max_pool[2]};
   run_pooled(op, pool, pooled_h, y);
   return in_format_of(x, y);
 }

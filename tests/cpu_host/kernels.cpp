@@ -24,6 +24,7 @@ class Kernels : public PlanesTester {
         if (table_.widen[static_cast<int>(s)]) widen(s);
         if (table_.channel_sums[static_cast<int>(s)]) channel_sums(s);
         if (table_.scale_channels[static_cast<int>(s)]) scale_channels(s);
+        if (table_.max_pool2d[static_cast<int>(s)]) pool2d(s, random_.one_of(kSizes));
         if (table_.winograd_input[static_cast<int>(s)]) winograd_input(s, random_.one_of(kSizes));
       }
       if (table_.winograd_output) winograd_output(random_.one_of(kSizes));
@@ -40,7 +41,6 @@ class Kernels : public PlanesTester {
         if (table_.depthwise_grad_input[pair()]) depthwise_grad_input();
         if (table_.depthwise_grad_weight[pair()]) depthwise_grad_weight();
         if (table_.activation_grad[pair()]) activation_grad();
-        if (table_.max_pool[pair()]) max_pool();
       }
     }
     for (Storage s : {Storage::bf16, Storage::f16}) {
@@ -394,34 +394,6 @@ class Kernels : public PlanesTester {
     for (int64_t i = 0; i < count; ++i)
       expect("activation_grad", grad, i, before[i] * slope(act, z[i]), 0, 1,
              act < kFirstCurve ? 0 : (1 + kSlopeError) * std::abs(before[i]));
-  }
-
-  void max_pool() {
-    const int64_t k = 1 + random_.below(4), stride = 1 + random_.below(3), c = random_.one_of(kSizes);
-    Axis v = axis(k, stride, 1), h = axis(k, stride, 1);
-    v.pad = h.pad = std::min({v.pad, h.pad, k / 2});
-    v.out = std::max<int64_t>(1, (v.size + v.pad - k) / stride + 1),
-    h.out = std::max<int64_t>(1, (h.size + h.pad - k) / stride + 1);
-    const int64_t begin = random_.below(v.out), end = begin + 1 + random_.below(v.out - begin);
-    const int64_t first = std::max<int64_t>(0, begin * stride - v.pad),
-                  last = std::min(v.size, (end - 1) * stride - v.pad + k);
-    context("channels", c, "kernel", k, "stride", stride, "padding", v.pad, "width", h.size);
-    Buffer x(compute_, (last - first) * h.size * c), y(output_storage(), (end - begin) * h.out * c);
-    x.draw(random_);
-    for (int64_t i = random_.below(400); i < x.count(); i += 400) x.set(i, std::nan(""));
-    table_.max_pool[pair()](
-        {x.data(), first, v.size, h.size, c, y.data(), y.storage(), begin, end, h.out, k, stride, v.pad});
-    for (int64_t i = 0; i < y.count(); ++i) {
-      const int64_t row = begin + i / (h.out * c), column = i / c % h.out, channel = i % c;
-      double largest = -kInf;
-      inputs(v, row, [&](int64_t ih, int64_t) {
-        inputs(h, column, [&](int64_t iw, int64_t) {
-          const double value = x[((ih - first) * h.size + iw) * c + channel];
-          if (value > largest || std::isnan(value)) largest = value;
-        });
-      });
-      expect("max_pool", y, i, largest, 0, 1);
-    }
   }
 
   void widen(Storage storage) {

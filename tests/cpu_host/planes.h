@@ -1,12 +1,12 @@
 // csrc/cpu/kernels/amx_planes.h: parts add up to the floats, and their products are those of the floats.
 #pragma once
-#include "conv2d_winograd.h"
+#include "pool2d.h"
 
 namespace host {
 
-class PlanesTester : public WinogradTester {
+class PlanesTester : public Pool2dTester {
  public:
-  using WinogradTester::WinogradTester;
+  using Pool2dTester::Pool2dTester;
 
  protected:
   // Scalar i of each plane, added up.

@@ -18,8 +18,9 @@ from build_backend.toolchain import X86
 from cnnfast import _C
 
 FUNCTIONS = (
-    *("depthwise", "widen", "gemm", "depthwise_grad_input", "depthwise_grad_weight", "activation_grad", "max_pool"),
+    *("depthwise", "widen", "gemm", "depthwise_grad_input", "depthwise_grad_weight", "activation_grad"),
     *("unpair", "channel_sums", "scale_channels", "gap", "rounding", "winograd_input", "winograd_output"),
+    *("max_pool2d", "avg_pool2d"),
 )
 # In the sources, what drawn cases have to find: file, what stands there, what stands there instead.
 FAULTS = {
@@ -45,6 +46,15 @@ FAULTS = {
     "NaN that a maximum drops": ("vec.h", "b.v > a.v || b.v != b.v", "b.v > a.v"),
     "a sign of Winograd's input": ("conv2d_winograd.h", "v[3] = sub(d[1], d[3])", "v[3] = sub(d[3], d[1])"),
     "a sign of Winograd's output": ("conv2d_winograd.h", "sub(difference, m[3])", "add(difference, m[3])"),
+    "a column that is kept too long": ("pool2d.h", "|| w.kernel_w > kKept", ""),
+    "a window beyond the padding": (
+        "pool2d.h",
+        "smaller(left + w.kernel_w, t.width + w.pad_left)",
+        "(left + w.kernel_w)",
+    ),
+    "padding that counts": ("pool2d.h", "t.count_include_pad ?", "true ?"),
+    "pooled channels beside each other": ("pool2d.h", "y + ow * t.y_pixel", "y + ow * t.channels"),
+    "Winograd's channels beside each other": ("conv2d_winograd.h", "pixel * t.y_pixel", "pixel * t.channels"),
     "a tile beyond the image": ("conv2d_winograd.h", "h < t.out_height && w < t.out_width", "h < t.out_height"),
 }
 

@@ -55,7 +55,13 @@ def test_is_what_blocks_compute(name, dtype):
     assert (whole - one_by_one[0]).abs().amax() <= tolerance * size > 0
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "efficientnet_b0", "xception"])
+ONE_CALL = (
+    *("mobilenet_v1", "mobilenet_v2", "efficientnet_b0", "xception", "resnet18", "se_resnet50"),
+    *("inception_v3", "googlenet_bn", "inception_v4", "inception_resnet_v2"),
+)
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
 def test_is_one_call(name):
     assert seen(*network_and_input(name)) == ["Recorded"]
 
@@ -108,6 +114,50 @@ def test_hooks_see_every_call_and_go_as_they_came():
     assert seen(network, x) == ["Recorded", "Bottleneck", "Recorded"] and len(calls) == 3
     handle.remove()
     assert seen(network, x) == ["Recorded"] and len(calls) == 3
+
+
+POOLING_CHANGES = {
+    "a hook on pooling": lambda n: n.Pool2.register_forward_hook(lambda m, a, y: y * 2),
+    "a hook on a branch's pooling": lambda n: n.Mixed_6a.pool.register_forward_pre_hook(lambda m, a: (a[0] * 2,)),
+    "a forward on pooling": lambda n: setattr(n.Pool2, "forward", lambda x: x[:, :, ::2, ::2]),
+    "a forward on a branch's pooling": lambda n: setattr(n.Mixed_6a.pool, "forward", lambda x: x[:, :, 1:-1:2, 1:-1:2]),
+    "another pooling": lambda n: setattr(n, "Pool2", nn.AvgPool2d(3, 2)),
+    "another pooling of a branch": lambda n: setattr(n.Mixed_6a, "pool", nn.AvgPool2d(3, 2)),
+    "a pooling's kernel": lambda n: setattr(n.Pool2, "kernel_size", 2),
+    "a branch's pooling's kernel": lambda n: setattr(n.Mixed_6a.pool, "kernel_size", (2, 3)),
+    "what a branch's average is of": lambda n: setattr(n.Mixed_5b.pool, "count_include_pad", False),
+    "branches' order": lambda n: (setattr(n.Mixed_5b, "branches", n.Mixed_5b.branches[::-1]), cnnfast.repack(n)),
+}
+
+
+@pytest.mark.parametrize("change", POOLING_CHANGES)
+def test_follows_pooling(change):
+    network, x = network_and_input("inception_v3")
+    before = network(x)
+    assert seen(network, x) == ["Recorded"]
+    POOLING_CHANGES[change](network)
+    after = network(x)
+    with torch.enable_grad():
+        expected = network(x).detach()  # layer by layer
+    assert (after - before).abs().amax() > 1e-3 * before.abs().amax()
+    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax()))
+    assert torch.equal(network(x), after)
+
+
+def test_pooling_and_branches_are_single_ops_for_those_who_look():
+    network, x = network_and_input("inception_v3")
+    plain, calls = network(x), []
+    with profile() as profiled:
+        network(x)
+    names = [event.name for event in profiled.events()]
+    counts = [names.count(f"aten::{op}") for op in ("max_pool2d", "avg_pool2d", "cat")]
+    assert counts == [4, 9, 11] and "cnnfast::packed_sequence" not in names
+    handle = network.Pool1.register_forward_hook(lambda module, args, y: calls.append(y.shape))
+    assert torch.equal(network(x), plain) and torch.equal(network(x), plain) and len(calls) == 2
+    assert seen(network, x) == ["Recorded", "MaxPool2d", "Recorded"]
+    handle.remove()
+    calls.clear()
+    assert seen(network, x) == ["Recorded"] and calls == []
 
 
 def test_looking_at_single_ops():

@@ -48,6 +48,7 @@ PAIRED = [
     {"c": 64, "size": (9, 17), "k": (3, 3), "padding": "same", "stride": 2, "residual": True},
     {"c": 32, "size": (6, 33), "k": (1, 7), "padding": (0, 3), "activation": "silu"},
     {"c": 96, "size": (12, 16), "k": (7, 1), "padding": (3, 0), "out": 17, "residual": True},
+    {"c": 32, "size": (13, 5), "k": (7, 1), "padding": (3, 0), "n": 2},  # lines that follow on each other
     {"c": 64, "size": (8, 31), "k": (3, 2), "padding": (0, 1, 2, 0), "dilation": (2, 3), "n": 3},
     {"c": 32, "size": (19, 50), "k": (5, 5), "padding": 0, "stride": (2, 1), "out": 48},
     {"c": 64, "size": (1, 1), "k": (3, 3), "padding": 1, "out": 5},

@@ -8,8 +8,8 @@
 //          is up to 16 rows of a line (of all rows, in a plain product): a line is cut into equal ones, 56 into 4 of 14;
 //          where they are more than the line the last takes some rows of the one before: the same sums again.
 // Loops    panels outside, rows inside: two panels (depth * 64 bytes) stay in L1 while the rows stream past, read with the
-//          hint that they need not stay there; the next two panels, used once a call and so far away, are fetched into L2
-//          meanwhile.
+//          hint that they need not stay there, unless they are windows, whose next tap reads most of them again; the next
+//          two panels, used once a call and so far away, are fetched into L2 meanwhile.
 // Sums     pairs of the depth are added in order, in float32; the sum is multiplied by its column's scale and the bias
 //          added, in one rounding; then the residual. An output's bits depend on its row of a and its column of b alone.
 // Rate     4 tile products of 16 cycles for 32 x 32 x 32: 8192 multiply-adds in 16 cycles, where FMA does 512.
@@ -27,7 +27,7 @@ struct Lines {
 constexpr int64_t kStepBytes = 2 * kPairDepth * kPanel * 2, kStepLines = kStepBytes / 64;
 
 // sums[16 R][32] of the runs that begin at a0 and a1, panels [panel, panel + P); lines `ahead` of the next pair into L2.
-template <int R, int P>
+template <int R, int P, bool Windows>
 CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, int64_t panel, Lines ahead,
                              float* sums) {
   const int64_t a_bytes = t.a_row * 2;
@@ -41,7 +41,10 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
     const char* at1 = a1 + tap_bytes(t, tap);
     for (int64_t k = 0; k < together; k += kPairDepth) {
       for (int64_t line = ahead.begin; line < ahead.end; ++line) _mm_prefetch(next + line * 64, _MM_HINT_T1);
-      _tile_stream_loadd(4, at0, a_bytes);
+      if constexpr (Windows)
+        _tile_loadd(4, at0, a_bytes);
+      else
+        _tile_stream_loadd(4, at0, a_bytes);
       _tile_loadd(6, b0, kPairBytes);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (P > 1) {
@@ -49,7 +52,10 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
         _tile_dpbf16ps(1, 4, 7);
       }
       if constexpr (R > 1) {
-        _tile_stream_loadd(5, at1, a_bytes);
+        if constexpr (Windows)
+          _tile_loadd(5, at1, a_bytes);
+        else
+          _tile_stream_loadd(5, at1, a_bytes);
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (P > 1) _tile_dpbf16ps(3, 5, 7);
       }
@@ -64,7 +70,7 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
 }
 
 // Columns of panels [panel, panel + P).
-template <int P>
+template <int P, bool Windows>
 void panels(const GemmTile& t, const Runs& runs, int64_t panel, bool another_pair) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
   const auto done = [&](int64_t run, float* from) { finish<P>(t, runs.first(run), runs.rows, panel, from); };
@@ -74,23 +80,28 @@ void panels(const GemmTile& t, const Runs& runs, int64_t panel, bool another_pai
     const Lines ahead = another_pair ? Lines{kStepLines * i / blocks, kStepLines * (i + 1) / blocks} : Lines{0, 0};
     const char* const a = runs.begin(t, run);
     if (run + 1 == runs.count) {
-      multiply<1, P>(t, a, a, panel, ahead, sums);
+      multiply<1, P, Windows>(t, a, a, panel, ahead, sums);
     } else {
-      multiply<2, P>(t, a, runs.begin(t, run + 1), panel, ahead, sums);
+      multiply<2, P, Windows>(t, a, runs.begin(t, run + 1), panel, ahead, sums);
       done(run + 1, sums + kTileRows * 2 * kPanel);
     }
     done(run, sums);
   }
 }
 
+template <bool Windows>
+void all_panels(const GemmTile& t, const Runs& runs) {
+  const int64_t count = (t.cols + kPanel - 1) / kPanel;
+  int64_t panel = 0;
+  for (; panel + 1 < count; panel += 2) panels<2, Windows>(t, runs, panel, panel + 3 < count);
+  if (panel < count) panels<1, Windows>(t, runs, panel, false);
+}
+
 void gemm_bf16(const GemmTile& t) {
   if (t.rows == 0) return;  // a configuration of tiles without rows faults
   const Runs runs(t);
   const Tiles tiles(runs.rows);
-  const int64_t count = (t.cols + kPanel - 1) / kPanel;
-  int64_t panel = 0;
-  for (; panel + 1 < count; panel += 2) panels<2>(t, runs, panel, panel + 3 < count);
-  if (panel < count) panels<1>(t, runs, panel, false);
+  t.taps ? all_panels<true>(t, runs) : all_panels<false>(t, runs);
 }
 
 }  // namespace

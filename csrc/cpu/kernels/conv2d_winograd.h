@@ -104,13 +104,17 @@ void winograd_output(const WinogradOutputTile& t) {
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
           const int64_t h = first_row + k % 2, w = 2 * tile + k / 2;
-          if (h < t.out_height && w < t.out_width) f(y[k], (h * t.out_width + w) * t.channels + channel);
+          if (h < t.out_height && w < t.out_width) f(y[k], h * t.out_width + w);
         }
       };
       if (t.residual)
-        each_pixel([&](Vec<S>& of, int64_t at) { of = add(of, load_storage<S>(t.residual, at, count, t.y_storage)); });
+        each_pixel([&](Vec<S>& of, int64_t pixel) {
+          of = add(of, load_storage<S>(t.residual, pixel * t.channels + channel, count, t.y_storage));
+        });
       activate(y, t.activation);
-      each_pixel([&](const Vec<S>& of, int64_t at) { store_storage(t.y, at, of, count, t.y_storage); });
+      each_pixel([&](const Vec<S>& of, int64_t pixel) {
+        store_storage(t.y, pixel * t.y_pixel + channel, of, count, t.y_storage);
+      });
     }
   }
 }

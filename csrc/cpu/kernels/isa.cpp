@@ -3,8 +3,8 @@
 #include "conv2d_winograd.h"
 #include "depthwise_conv2d.h"
 #include "local_response_norm.h"
-#include "max_pool.h"
 #include "pointwise_conv2d.h"
+#include "pool2d.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -20,6 +20,8 @@ const KernelTable table = {
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, nullptr, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, nullptr, scale_channels<bf16>, scale_channels<f16>},
+    .max_pool2d = {max_pool2d<float>, nullptr, max_pool2d<bf16>, max_pool2d<f16>},
+    .avg_pool2d = {avg_pool2d<float>, nullptr, avg_pool2d<bf16>, avg_pool2d<f16>},
     .local_response_norm = {local_response_norm<float>, nullptr, local_response_norm<bf16>, local_response_norm<f16>},
     .local_response_norm_backward = {local_response_norm_backward<float>, nullptr, local_response_norm_backward<bf16>,
                                      local_response_norm_backward<f16>},
@@ -32,7 +34,6 @@ const KernelTable table = {
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
     .activation_grad = {activation_grad<float>, nullptr},
-    .max_pool = {max_pool<float>, nullptr},
     .winograd_input = {winograd_input<float>, nullptr, winograd_input<bf16>, winograd_input<f16>},
     .winograd_output = winograd_output<float>,
 #else
@@ -40,6 +41,8 @@ const KernelTable table = {
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, channel_sums<double>, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, scale_channels<double>, scale_channels<bf16>, scale_channels<f16>},
+    .max_pool2d = {max_pool2d<float>, max_pool2d<double>, max_pool2d<bf16>, max_pool2d<f16>},
+    .avg_pool2d = {avg_pool2d<float>, avg_pool2d<double>, avg_pool2d<bf16>, avg_pool2d<f16>},
     .local_response_norm = {local_response_norm<float>, local_response_norm<double>, local_response_norm<bf16>,
                             local_response_norm<f16>},
     .local_response_norm_backward = {local_response_norm_backward<float>, local_response_norm_backward<double>,
@@ -53,7 +56,6 @@ const KernelTable table = {
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},
     .activation_grad = {activation_grad<float>, activation_grad<double>},
-    .max_pool = {max_pool<float>, max_pool<double>},
     .winograd_input = {winograd_input<float>, nullptr, winograd_input<bf16>, winograd_input<f16>},
     .winograd_output = winograd_output<float>,
 #endif

@@ -128,21 +128,23 @@ struct WinogradOutputTile {
   const void* m;  // S: the row's first tile in the first matrix
   int64_t m_row, m_matrix;
   const void* bias;      // S [channels rounded up to kPanel]
-  const void* residual;  // like y, or null
+  const void* residual;  // the image, dense, or null
   void* y;               // the image
   Storage y_storage;
-  int64_t out_height, out_width, channels, tile_row, tiles;
+  int64_t y_pixel, out_height, out_width, channels, tile_row, tiles;
   Activation activation;
 };
 
-// Max pooling of rows [row_begin, row_end) of one image, channels_last; padding counts as -inf, a NaN stays.
-struct MaxPoolTile {
-  const void* x;  // S; row x_first_row
+// Pooling of rows [row_begin, row_end) of one image, channels_last. Max: padding counts as -inf, a NaN stays. Average:
+// padding counts as zeros, or as nothing.
+struct Pool2dTile {
+  const void* x;  // row x_first_row
   int64_t x_first_row, height, width, channels;
   void* y;  // row row_begin
   Storage y_storage;
-  int64_t row_begin, row_end, out_width;
-  int64_t kernel, stride, padding;
+  int64_t y_pixel, row_begin, row_end, out_width;
+  Window window;  // without dilation
+  bool count_include_pad;
 };
 
 // Local response normalisation of a matrix whose rows or columns are channels, or its gradient.
@@ -201,6 +203,8 @@ struct KernelTable {
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   void (*channel_sums[kStorages])(const ChannelSumsTile&);
   void (*scale_channels[kStorages])(const ScaleTile&);
+  void (*max_pool2d[kStorages])(const Pool2dTile&);
+  void (*avg_pool2d[kStorages])(const Pool2dTile&);
   void (*local_response_norm[kStorages])(const LocalResponseNormTile&);
   void (*local_response_norm_backward[kStorages])(const LocalResponseNormTile&);
   // [0] float, [1] double
@@ -216,7 +220,6 @@ struct KernelTable {
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
-  void (*max_pool[2])(const MaxPoolTile&);
   void (*winograd_input[kStorages])(const WinogradInputTile&);  // none for f64
   void (*winograd_output)(const WinogradOutputTile&);           // S is float
 };

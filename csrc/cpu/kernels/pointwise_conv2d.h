@@ -179,12 +179,20 @@ CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel, in
   } while (done < t.depth);
 }
 
-// Rows [row, end), of one line.
+// `count` rows, R at most.
+template <class S, int R, int P, bool Packed>
+CNNFAST_INLINE void gemm_few_rows(const GemmTile& t, int64_t row, int64_t count, int64_t panel, int64_t share) {
+  if (count == R) return gemm_block<S, R, P, Packed>(t, row, panel, share);
+  if constexpr (R > 1) gemm_few_rows<S, R - 1, P, Packed>(t, row, count, panel, share);
+}
+
+// Rows [row, end), of one line. The last two blocks are even: one of a row or two would wait for the weights.
 template <class S, int R, int P, bool Packed>
 void gemm_rows(const GemmTile& t, int64_t row, int64_t end, int64_t panel, int64_t share) {
-  for (; end - row >= R; row += R) gemm_block<S, R, P, Packed>(t, row, panel, share);
-  if constexpr (R > 1)
-    if (row < end) gemm_rows<S, R - 1, P, Packed>(t, row, end, panel, share);
+  for (; end - row == R || end - row >= 2 * R; row += R) gemm_block<S, R, P, Packed>(t, row, panel, share);
+  const int64_t half = end - row > R ? (end - row + 1) / 2 : 0;
+  gemm_few_rows<S, R, P, Packed>(t, row, half, panel, share);
+  gemm_few_rows<S, R, P, Packed>(t, row + half, end - row - half, panel, share);
 }
 
 template <class S, int P, bool Packed>
