@@ -24,6 +24,8 @@ class PooledLinear(FusedModule):
     """The modules of a head, average pooling and a linear layer with dropout between, as one block: (N, C, H, W) ->
     (N, num_classes, 1, 1). Not one of the network's modules: it only has their packed form."""
 
+    _is_users = False
+
     def __init__(self, modules: Sequence[nn.Module], backend: str):
         super().__init__()
         for n, module in enumerate(modules):

@@ -55,6 +55,7 @@ class FusedModule(nn.Module):
     """
 
     _packing: _Packing | None = None
+    _is_users: bool = True  # who is told why it runs layer by layer
     backend: str = "auto"
 
     def layers(self, *args: Any) -> Any:
@@ -115,7 +116,8 @@ class FusedModule(nn.Module):
                     return _Packing(self)
             except NotFusable as error:
                 reason = str(error)
-        _log_once(f"{type(self).__name__} runs layer by layer: {reason}")
+        if self._is_users:
+            _log_once(f"{type(self).__name__} runs layer by layer: {reason}")
         return None
 
     def _obstacle(self) -> str | None:

@@ -5,6 +5,7 @@ modes, or hides single ops from those who look at them.
 """
 
 import copy
+import logging
 import pickle
 
 import pytest
@@ -15,6 +16,7 @@ from torch.profiler import profile
 
 import cnnfast
 from cnnfast.models.plan import plan_of
+from cnnfast.nn import fused
 
 
 def network_and_input(name="mobilenet_v2", dtype=torch.float32, **options):
@@ -204,3 +206,12 @@ def test_batches_and_sizes():
     for n, size in ((0, (64, 64)), (1, (71, 39)), (3, (33, 64))):
         y = network(torch.randn(n, 3, *size))
         assert y.shape == (n, 1000) and y.is_contiguous()
+
+
+def test_a_head_that_is_not_joined_is_not_told_of(inference, caplog):
+    """A network's user didn't write the block that its pooling and its classifier are tried as."""
+    network, x = network_and_input("vgg11")
+    fused._log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="cnnfast"):
+        network(x)
+    assert not caplog.records
