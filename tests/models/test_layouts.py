@@ -12,7 +12,7 @@ import stat
 import pytest
 import safetensors
 import torch
-from networks import draw_batch_norms, relative
+from networks import draw_batch_norms, relative, without_weights
 
 import cnnfast
 from cnnfast._peers import import_torchvision, plain_network
@@ -133,7 +133,7 @@ def case(request):
 )
 def test_same_outputs(case, said):
     name, layout, source, theirs = case
-    ours = cnnfast.create_model(name).double().eval()
+    ours = without_weights(name).double().eval()
     cnnfast.load_weights(ours, theirs.state_dict(), source or (layout if said else None))
     theirs = copy.deepcopy(theirs).double()
     x = torch.randn(2, 3, SIZES.get(name, 75), SIZES.get(name, 75), dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_round_trip(case, tmp_path, suffix):
     """Strictly into the package's own network, and back without a source: the file says what it is."""
     name, layout, source, theirs = case
     options = dict(aux_logits=True) if name == "inception_v3" else {}
-    ours = cnnfast.create_model(name, **options)
+    ours = without_weights(name, **options)
     cnnfast.load_weights(ours, theirs.state_dict(), source)
     path = tmp_path / f"weights{suffix}"
     cnnfast.save_weights(ours, path, layout)
@@ -159,7 +159,7 @@ def test_round_trip(case, tmp_path, suffix):
     theirs.load_state_dict(state, strict=True)
     for key, value in theirs.state_dict().items():
         assert torch.equal(value, expected[key]), key
-    again = cnnfast.create_model(name, **options)
+    again = without_weights(name, **options)
     cnnfast.load_weights(again, path)
     state = ours.state_dict()
     for key, value in again.state_dict().items():
