@@ -128,11 +128,11 @@ def assert_same_state(ours, theirs):
 def test_same_outputs(case):
     """Recognised, or of the layout that source says."""
     name, layout, source, theirs = case
-    ours, other = (without_weights(name).double().eval() for _ in range(2))
+    ours, other = (without_weights(name) for _ in range(2))
     cnnfast.load_weights(ours, theirs.state_dict(), source)
     cnnfast.load_weights(other, theirs.state_dict(), source or layout)
     assert_same_state(other.state_dict(), ours.state_dict())
-    theirs = copy.deepcopy(theirs).double()
+    ours, theirs = ours.double().eval(), copy.deepcopy(theirs).double()
     x = torch.randn(2, 3, SIZES.get(name, 75), SIZES.get(name, 75), dtype=torch.float64)
     with torch.no_grad():
         assert relative(ours(x), theirs(x)) <= 1e-10
