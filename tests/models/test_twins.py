@@ -121,7 +121,8 @@ def test_eval(twins, dtype, nan_outputs):
     name, theirs, ours, _ = twins
     theirs.to(dtype), ours.to(dtype)
     exact, outputs = in_float64(theirs), {}
-    for x in inputs(name, dtype):
+    draws = 3 if name.startswith("se") else 1  # of networks with gates one tells less: cnnfast.exactness.errors
+    for x in (x for _ in range(draws) for x in inputs(name, dtype)):
         pairs = compare(ours, theirs, x)
         for stage, ref in stages_of(exact, x.double(), taps_of(ours)).items():
             outputs.setdefault(stage, []).append((*pairs[stage], ref))
