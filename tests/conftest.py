@@ -1,6 +1,7 @@
 """Shared by all tests: where helpers lie (pyproject.toml puts tests/ on the path), and what runs only with a GPU."""
 
 import gc
+import os
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ pytest_plugins = ["summary"]  # what was proven how, at the end of a run
 
 # After all others what waits for what is made meanwhile (programs, the interpreter's runs); then what wants every core.
 LAST = {"cuda_host": 1, "triton": 1, "cpu_host": 2}
+
+
+def pytest_configure():
+    """pytest-xdist's workers share the cores."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnfast.exactness import draw_batch_norms, errors, in_float64, relative
 from cnnfast.models.figures import figures
-from cnnfast.models.registry import list_models, model_entry
+from cnnfast.models.registry import create_model, list_models, model_entry
 
 __all__ = ["draw_batch_norms", "in_float64", "relative"]  # of the package, beside what is here
 
@@ -40,6 +40,13 @@ def one_of_each_family() -> list[str]:
         families.setdefault(family(name), []).append(name)
     cost = lambda name: (not model_entry(name).peers, figures(name)["macs"])  # noqa: E731
     return sorted(min(names, key=cost) for names in families.values())
+
+
+def without_weights(name: str, **options) -> nn.Module:
+    """For weights that are loaded: to draw those that they replace would take longer than many a test."""
+    with torch.device("meta"):
+        network = create_model(name, **options)
+    return network.to_empty(device="cpu")
 
 
 class Recorder(TorchDispatchMode):

@@ -9,6 +9,8 @@ A test says what it proves with a marker, once per kernel:
 or, where only the run knows, with `record_proof("compiled", kernel=..., target=...)` (a fixture). A kernel counts once
 one of its tests passed and none failed. `--proofs-json FILE` writes the proofs of a run, so that a test that runs
 pytest in another process (the interpreter's flag is read at import) can record them in its own run.
+
+With `-n` (pytest-xdist) tests run in workers: their reports come here, and what they deselected comes at their end.
 """
 
 import json
@@ -55,18 +57,28 @@ def record_proof(record_property):
 class Summary:
     def __init__(self, config):
         self.json_path = config.getoption("--proofs-json")
+        self.for_controller = getattr(config, "workeroutput", None)  # of a worker
         self.passed, self.failed = defaultdict(int), set()  # by (how, kernel, target)
-        self.waiting = {"gpu": 0, "slow": 0}
+        self.skipped, self.deselected = ({"gpu": 0, "slow": 0} for _ in range(2))
+
+    @property
+    def waiting(self):
+        return {why: self.skipped[why] + self.deselected[why] for why in self.skipped}
 
     def pytest_deselected(self, items):
-        for why in self.waiting:
-            self.waiting[why] += sum(item.get_closest_marker(why) is not None for item in items)
+        for why in self.deselected:
+            self.deselected[why] += sum(item.get_closest_marker(why) is not None for item in items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        """Each worker collects, and deselects, the same."""
+        self.deselected = getattr(node, "workeroutput", {}).get("deselected", self.deselected)
 
     def pytest_runtest_logreport(self, report):
         if report.skipped and not hasattr(report, "wasxfail"):
             for name, why in report.user_properties:
                 if name == "waits":
-                    self.waiting[why] += 1
+                    self.skipped[why] += 1
         if report.when == "teardown" and not report.failed:
             return  # teardown repeats the user properties of the call
         proofs = [tuple(value) for name, value in report.user_properties if name == "proof"]
@@ -81,7 +93,9 @@ class Summary:
         return {p[1:]: n for p, n in self.passed.items() if p[0] == how and p not in self.failed}
 
     def pytest_sessionfinish(self):
-        if self.json_path:
+        if self.for_controller is not None:
+            self.for_controller["deselected"] = self.deselected
+        elif self.json_path:
             with open(self.json_path, "w", encoding="utf-8") as file:
                 json.dump([proof for proof in self.passed if proof not in self.failed], file)
 

@@ -1,7 +1,9 @@
 """Builds the CUDA sources with the host compiler (cuda_host.h) and runs them: as torch ops on CPU tensors, or as
 programs under a sanitizer. What was built is kept in build/cuda_host/ until a source, flag or compiler changes."""
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import json
@@ -9,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +129,15 @@ def included(source: Path, folders: list[Path], found: dict[Path, bytes]) -> Non
         included(file, folders, found)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among processes: pytest-xdist's workers start the same builds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build(command: list[str], source: Path, last: list[str], csrc: Path = CSRC) -> Path:
     """Runs the command for the source, unless that was done before; what it said lies beside the result as .log."""
     files: dict[Path, bytes] = {}
@@ -135,14 +146,14 @@ def build(command: list[str], source: Path, last: list[str], csrc: Path = CSRC) 
     for file in sorted(files):
         digest.update(files[file])
     made = BUILT / f"{source.parent.name}-{source.stem}-{digest.hexdigest()[:16]}"
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        partial = made.with_name(f"{made.name}.{os.getpid()}")
-        whole = [*command, f"-I{HERE}", f"-I{csrc}", str(source), "-o", str(partial), *last]
-        done = subprocess.run(yielding(whole), capture_output=True, text=True, env=ENVIRONMENT)
-        assert done.returncode == 0, f"{source.name} does not compile:\n{done.stderr[-4000:]}"
-        made.with_suffix(".log").write_text(done.stderr)
-        partial.replace(made)
+    with locked(made.with_suffix(".lock")):
+        if not made.exists():
+            partial = made.with_name(f"{made.name}.{os.getpid()}")
+            whole = [*command, f"-I{HERE}", f"-I{csrc}", str(source), "-o", str(partial), *last]
+            done = subprocess.run(yielding(whole), capture_output=True, text=True, env=ENVIRONMENT)
+            assert done.returncode == 0, f"{source.name} does not compile:\n{done.stderr[-4000:]}"
+            made.with_suffix(".log").write_text(done.stderr)
+            partial.replace(made)
     return made
 
 

@@ -153,10 +153,20 @@ def test_export(name, strict):
             assert relative(program.module()(x), network(x)) <= 1e-6
 
 
+def shortened(network):
+    """Without the third and later of equal blocks in a row, which would be recorded as the second is."""
+    for chain in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        shapes = [(type(m), [tuple(t.shape) for t in m.state_dict().values()]) for m in chain]
+        for n in reversed(range(2, len(chain))):
+            if shapes[n] == shapes[n - 1] == shapes[n - 2] and shapes[n][1]:
+                del chain[n]
+    return network
+
+
 @slow
 @pytest.mark.parametrize("name", one_of_each_family())
 def test_published_networks_compile_and_export(name):
-    network = cnnfast.create_model(name).eval()
+    network = shortened(cnnfast.create_model(name)).eval()
     x = torch.randn(2, model_entry(name).pretrained_cfg["input_size"][0], 75, 75)
     with torch.no_grad():
         expected = network(x)

@@ -7,10 +7,11 @@ a fused network is less exact than the policy allows at a size at which it is us
 """
 
 import copy
+import functools
 
 import pytest
 import torch
-from networks import assert_as_exact_over, draw_batch_norms, family, in_float64, stages_of
+from networks import assert_as_exact_over, draw_batch_norms, family, in_float64, stages_of, without_weights
 from plain import drawn
 from torch import nn
 
@@ -34,35 +35,48 @@ def test_families():
         assert model_entry(name).pretrained_cfg["input_size"] == (3, size, size)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] * (n != QUICK)) for n in SIZES])
-def case(request):
-    """(their network with drawn parameters and statistics, in eval mode; our name; sizes)"""
+def represented(tensor):
+    """The nearest of the numbers that bfloat16 and float16 both have: one float64 reference, which takes the most
+    time, does for both. Not for float32, where PyTorch would make no error in the products of such numbers."""
+    return tensor.bfloat16().half().float()
+
+
+@functools.lru_cache(maxsize=1)
+def build(name, rounded):
+    """Their network with drawn parameters and statistics and ours with these, in eval mode; of one image of the
+    network's own size and three of the odd one x and each stage in float64.
+
+    Theirs in channels_last, as ours computes whatever x is: PyTorch's float32 sums err more there than in the other
+    layout (see test_vgg.py)."""
     torch.manual_seed(5)
-    theirs, sizes = plain_network(request.param), SIZES[request.param]
+    theirs, (size, odd) = plain_network(name), SIZES[name]
     if any(isinstance(module, nn.BatchNorm2d) for module in theirs.modules()):
-        draw_batch_norms(theirs, torch.randn(2, 3, sizes[0], sizes[0]))
+        draw_batch_norms(theirs, torch.randn(2, 3, size, size))
     else:
         drawn(theirs)
-    return theirs.eval(), request.param, sizes
+    rounding = represented if rounded else lambda tensor: tensor
+    for tensor in theirs.state_dict().values():
+        tensor.copy_(rounding(tensor) if tensor.is_floating_point() else tensor)
+    theirs = theirs.eval().to(memory_format=torch.channels_last)
+    ours = without_weights(name).eval()
+    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name))
+    taps, exact, inputs = [one["module"] for one in ours.feature_info], in_float64(theirs), []
+    for shape in ((1, 3, size, size), (3, 3, odd, odd)):
+        x = rounding(torch.randn(shape)).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            inputs.append((x, stages_of(exact, x.double(), taps)))
+    return theirs, ours, inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
-def test_stages(case, dtype):
-    """One image of the network's own size, three of the odd one. Both in channels_last, as ours computes whatever x is:
-    PyTorch's float32 sums err more there than in the other layout (see test_vgg.py)."""
-    theirs, name, (size, odd) = case
-    ours = cnnfast.create_model(name).eval()
-    cnnfast.load_weights(ours, theirs.state_dict(), checkpoint_source(name))
-    ours.to(dtype)
-    theirs = copy.deepcopy(theirs).to(dtype).to(memory_format=torch.channels_last)
-    exact = in_float64(theirs)
-    taps = [one["module"] for one in ours.feature_info]
-    outputs = {}
-    for shape in ((1, 3, size, size), (3, 3, odd, odd)):
-        x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != QUICK)) for n in SIZES])
+def test_stages(name, dtype):
+    theirs, ours, inputs = build(name, dtype != torch.float32)
+    theirs, ours = (copy.deepcopy(network).to(dtype) for network in (theirs, ours))
+    taps, outputs = [one["module"] for one in ours.feature_info], {}
+    for x, expected in inputs:
         with torch.no_grad():
-            expected = stages_of(exact, x.double(), taps)
-            got, own = (stages_of(network, x, taps) for network in (ours, theirs))
+            got, own = (stages_of(network, x.to(dtype), taps) for network in (ours, theirs))
         assert {*taps, "logits"} <= expected.keys() == own.keys() <= got.keys()
         for stage, ref in expected.items():
             outputs.setdefault(stage, []).append((got[stage], own[stage], ref))

@@ -10,9 +10,9 @@ import importlib
 import stat
 
 import pytest
-import safetensors
 import torch
-from networks import draw_batch_norms, relative
+from networks import draw_batch_norms, relative, without_weights
+from safetensors.torch import load_file
 
 import cnnfast
 from cnnfast._peers import import_torchvision, plain_network
@@ -108,16 +108,7 @@ SIZES = {"alexnet": 224, "vgg11_bn": 224, "bn_inception": 224}
 SIZES.update(dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2"), 299))
 
 
-def cases(*options, quick):
-    """Each case with each of the options: by default the quick ones with the first, and one with all."""
-    return [
-        pytest.param(case, option, marks=[pytest.mark.slow] * (case not in QUICK or (n > 0 and case != quick)))
-        for case in CASES
-        for n, option in enumerate(options)
-    ]
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param(c, marks=[pytest.mark.slow] * (c not in QUICK)) for c in CASES])
 def case(request):
     """(our name, layout, source, their network with drawn statistics)"""
     name, layout, source, build = CASES[request.param]
@@ -128,42 +119,41 @@ def case(request):
     return name, layout, source, theirs.eval()
 
 
-@pytest.mark.parametrize(
-    ("case", "said"), cases(False, True, quick="efficientnet_pytorch"), indirect=["case"], scope="module"
-)
-def test_same_outputs(case, said):
+def assert_same_state(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+def test_same_outputs(case):
+    """Recognised, or of the layout that source says."""
     name, layout, source, theirs = case
-    ours = cnnfast.create_model(name).double().eval()
-    cnnfast.load_weights(ours, theirs.state_dict(), source or (layout if said else None))
-    theirs = copy.deepcopy(theirs).double()
+    ours, other = (without_weights(name) for _ in range(2))
+    cnnfast.load_weights(ours, theirs.state_dict(), source)
+    cnnfast.load_weights(other, theirs.state_dict(), source or layout)
+    assert_same_state(other.state_dict(), ours.state_dict())
+    ours, theirs = ours.double().eval(), copy.deepcopy(theirs).double()
     x = torch.randn(2, 3, SIZES.get(name, 75), SIZES.get(name, 75), dtype=torch.float64)
     with torch.no_grad():
         assert relative(ours(x), theirs(x)) <= 1e-10
 
 
-@pytest.mark.parametrize(
-    ("case", "suffix"), cases(".pth", ".safetensors", quick="efficientnet_pytorch"), indirect=["case"], scope="module"
-)
-def test_round_trip(case, tmp_path, suffix):
+def test_round_trip(case, tmp_path):
     """Strictly into the package's own network, and back without a source: the file says what it is."""
     name, layout, source, theirs = case
     options = dict(aux_logits=True) if name == "inception_v3" else {}
-    ours = cnnfast.create_model(name, **options)
+    ours, again = (without_weights(name, **options) for _ in range(2))
     cnnfast.load_weights(ours, theirs.state_dict(), source)
-    path = tmp_path / f"weights{suffix}"
-    cnnfast.save_weights(ours, path, layout)
-    expected = {key: value.clone() for key, value in theirs.state_dict().items()}
-    state = safetensors.torch.load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
-    theirs = copy.deepcopy(theirs)
-    torch.nn.init.normal_(next(theirs.parameters()))
-    theirs.load_state_dict(state, strict=True)
-    for key, value in theirs.state_dict().items():
-        assert torch.equal(value, expected[key]), key
-    again = cnnfast.create_model(name, **options)
-    cnnfast.load_weights(again, path)
-    state = ours.state_dict()
-    for key, value in again.state_dict().items():
-        assert torch.equal(value, state[key]), key
+    other = copy.deepcopy(theirs)
+    for suffix, read in ((".pth", torch.load), (".safetensors", load_file)):
+        path = tmp_path / f"weights{suffix}"
+        cnnfast.save_weights(ours, path, layout)
+        for network in (other, again):
+            torch.nn.init.normal_(next(network.parameters()))
+        other.load_state_dict(read(path), strict=True)
+        assert_same_state(other.state_dict(), theirs.state_dict())
+        cnnfast.load_weights(again, path)
+        assert_same_state(again.state_dict(), ours.state_dict())
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_b0", "mobilenet_v2"])

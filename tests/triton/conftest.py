@@ -1,5 +1,5 @@
 """interpreted/ runs in its own processes with TRITON_INTERPRET=1: Triton reads the flag when a kernel is decorated.
-They start as soon as their test is known to run."""
+They start as soon as their test is known to run; with pytest-xdist, whose workers all collect it, when it runs."""
 
 import os
 
@@ -13,7 +13,7 @@ started = []
 
 
 def pytest_collection_finish(session):
-    if session.config.option.collectonly:
+    if session.config.option.collectonly or hasattr(session.config, "workerinput"):
         return
     if any("interpreted" in getattr(item, "fixturenames", ()) for item in session.items):
         started.append(Interpreted())
@@ -26,4 +26,6 @@ def pytest_sessionfinish():
 
 @pytest.fixture
 def interpreted():
+    if not started:
+        started.append(Interpreted())
     return started[0]
