@@ -75,7 +75,11 @@ def steps_of(network: nn.Module, call: Any, parts: Any, whole: int, world: int) 
         losses.append(loss.item())
     network.eval()
     with torch.no_grad():
-        return {"losses": torch.tensor(losses, dtype=torch.float64), "eval": network(parts[0][:1]), **network.state_dict()}
+        return {
+            "losses": torch.tensor(losses, dtype=torch.float64),
+            "eval": network(parts[0][:1]),
+            **network.state_dict(),
+        }
 
 
 def sync_network(rank: int, world: int, seed: int, sizes: list[int], name: str, options: Any, checkpointing: bool):
