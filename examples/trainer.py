@@ -100,10 +100,16 @@ def write(path: Path, save: Callable[[BinaryIO], Any]) -> None:
 
 class Trainer:
     """AdamW with a cosine schedule. `settings` are all that the weights depend on beside the arguments
-    here: a checkpoint of others is refused."""
+    here: a checkpoint of others is refused. `network`: whose weights are written, where that is not `model` itself."""
 
     def __init__(
-        self, model: nn.Module, data: Data, settings: dict[str, Any], args: argparse.Namespace, device: torch.device
+        self,
+        model: nn.Module,
+        data: Data,
+        settings: dict[str, Any],
+        args: argparse.Namespace,
+        device: torch.device,
+        network: nn.Module | None = None,
     ):
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if not self.world <= args.batch <= data.train_images:
@@ -116,6 +122,7 @@ class Trainer:
         self.model = model.to(device)
         if self.world > 1:
             self.model = cnnfast.nn.convert_sync_batchnorm(self.model)
+        self.network = network or self.model
         self.batches = data.train_images // args.batch
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, args.lr)
@@ -197,7 +204,7 @@ class Trainer:
                 if self.rank == 0:
                     self.plot(self.args.out / "curve.png")
         if self.rank == 0:
-            cnnfast.save_weights(self.model, self.args.out / "weights.safetensors")
+            cnnfast.save_weights(self.network, self.args.out / "weights.safetensors")
             print(f"test accuracy {self.accuracies[-1]:.2%}, in {self.args.out}")
 
     def _step(self) -> float:
