@@ -107,6 +107,27 @@ def test_conversion():
         assert relative(copy.deepcopy(network)(x), expected) == 0
 
 
+@pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm])
+def test_recomputed_blocks_move_statistics_once(convert):
+    network = cnnfast.create_model("mobilenet_v2", num_classes=5, drop_rate=0.0, width_mult=0.35).train()
+    expected, network = copy.deepcopy(network), convert(network)
+    network.set_grad_checkpointing()
+    x = torch.randn(4, 3, 40, 40)
+    for module in (network, expected):
+        module(x).sum().backward()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value), key
+
+
+@pytest.mark.gpu
+def test_conversion_on_a_gpu():
+    network = convert_sync_batchnorm(cnnfast.create_model("mobilenet_v2", num_classes=5).cuda()).eval()
+    kinds = [type(module) for module in network.modules()]
+    assert kinds.count(nn.SyncBatchNorm) == 52 and SyncBatchNorm2d not in kinds
+    with torch.no_grad():
+        assert "inverted_residual" in " ".join(ops_of(network, torch.randn(1, 3, 40, 40, device="cuda")))
+
+
 def test_without_other_processes():
     """In a single process it is BatchNorm2d."""
     block, x = ConvBN(3, 4, 3), torch.randn(2, 3, 8, 8)
