@@ -20,6 +20,7 @@ from cnnfast.models.plan import NetworkChain, PooledLinear, plan_of
 from cnnfast.nn import FusedModule, FusedSequential, GlobalPool
 from cnnfast.nn.fused import only_calls
 from cnnfast.nn.sequential import Call, Chain, fuse_run
+from cnnfast.nn.sync_batch_norm import BATCH_NORMS
 
 Step = str | tuple[str, ...]
 
@@ -255,7 +256,7 @@ def _drop_after(holder: nn.Module, last: str) -> bool:
 
 def _is_block(call: Call) -> bool:
     """Whether computing `call` again saves memory: a single layer's input is all that its gradient needs."""
-    single = isinstance(call, (nn.Conv2d, nn.BatchNorm2d))
+    single = isinstance(call, (nn.Conv2d, *BATCH_NORMS))
     return isinstance(call, nn.Module) and not single and next(call.parameters(), None) is not None
 
 
@@ -267,7 +268,7 @@ def _checkpointed(block: Any, x: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _kept_statistics(block: nn.Module) -> Iterator[None]:
     """Computing a block again leaves the running statistics as its first computation made them."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in block.modules() if isinstance(module, BATCH_NORMS)]
     kept = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
     try:
         yield

@@ -87,7 +87,7 @@ class ResidualBlock(FusedModule):
         conv, bn = units[-1]
         y = self.drop_path(bn(conv(y)))
         if self.skip:
-            y += x if self.downsample is None else self.downsample(x)
+            y = y + (x if self.downsample is None else self.downsample(x))  # a hook may have kept y
         return self.relu(y)
 
     def fuse(self) -> Any:

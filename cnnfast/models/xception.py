@@ -95,7 +95,7 @@ class Block(FusedModule):
     def layers(self, x: Tensor) -> Tensor:
         y = self.rep(x)
         if self.residual:
-            y += x if self.skip is None else self.skipbn(self.skip(x))
+            y = y + (x if self.skip is None else self.skipbn(self.skip(x)))  # a hook may have kept y
         return y
 
     def fuse(self) -> Any:

@@ -10,6 +10,7 @@ from cnnfast.nn.pointwise_conv2d import PointwiseConvBN
 from cnnfast.nn.separable_conv2d import SeparableConv2d
 from cnnfast.nn.sequential import FusedSequential
 from cnnfast.nn.squeeze_excite import SqueezeExcite
+from cnnfast.nn.sync_batch_norm import SyncBatchNorm2d, convert_sync_batchnorm
 
 __all__ = [
     "Conv2dSame",
@@ -25,6 +26,8 @@ __all__ = [
     "PointwiseConvBN",
     "SeparableConv2d",
     "SqueezeExcite",
+    "SyncBatchNorm2d",
+    "convert_sync_batchnorm",
     "repack",
     "set_backend",
 ]

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from cnnfast.nn.sync_batch_norm import BATCH_NORMS
 from cnnfast.nn.watch import HOOKS, watch
 from cnnfast.ops.backends import BACKENDS
 
 _log = logging.getLogger("cnnfast")
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _drops = 0  # of packings, anywhere
 _PLAIN_TENSORS = (Tensor, nn.Parameter)  # others (DTensor, quantised ones, ...) have no storage for kernels to read
 
@@ -204,7 +204,7 @@ def _obstacle(module: nn.Module, hooks: bool) -> str | None:
         return f"a {name} in it is in training mode"
     if "parametrizations" in module._modules:
         return f"a {name} in it is parametrized"
-    if isinstance(module, _BATCH_NORMS) and module.running_mean is None:
+    if isinstance(module, BATCH_NORMS) and module.running_mean is None:
         return f"a {name} in it has no running statistics"
     if isinstance(module, nn.Conv2d) and "weight" not in module._parameters:
         return f"the weight of a {name} in it is computed from other parameters"

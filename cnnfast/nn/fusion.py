@@ -20,6 +20,7 @@ from cnnfast.nn.folding import fold, fold_apart
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d
 from cnnfast.nn.recording import Value
+from cnnfast.nn.sync_batch_norm import BATCH_NORMS, SyncBatchNorm2d
 from cnnfast.ops import _registration, activations, arguments, backends
 
 Call = Callable[..., Tensor]
@@ -363,7 +364,7 @@ def _geometry(conv: Layer) -> dict[str, Any]:
 def _stage(conv: Layer, bn: Layer | None = None) -> _Stage:
     if getattr(type(conv), "forward", None) not in _CONV_FORWARDS or conv.padding_mode != "zeros":
         raise NotFusable(f"{type(conv).__name__} isn't a zero-padded nn.Conv2d")
-    if bn is not None and type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+    if bn is not None and type(bn) not in (*BATCH_NORMS, SyncBatchNorm2d):
         raise NotFusable(f"{type(bn).__name__} isn't batch normalisation")
     return _Stage(conv, bn)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d, is_activation
 from cnnfast.nn.layers import PointwiseConv2d
+from cnnfast.nn.sync_batch_norm import BATCH_NORMS
 
 Call = Callable[[Tensor], Tensor]
 
@@ -65,9 +66,9 @@ def _is_conv(layer: nn.Module) -> bool:
 
 
 def _follows(last: nn.Module, layer: nn.Module) -> bool:
-    if isinstance(layer, nn.BatchNorm2d):
+    if isinstance(layer, BATCH_NORMS):
         return _is_conv(last)
-    return is_activation(layer) and (_is_conv(last) or isinstance(last, nn.BatchNorm2d))
+    return is_activation(layer) and (_is_conv(last) or isinstance(last, BATCH_NORMS))
 
 
 def fuse_run(layers: Sequence[nn.Module], backend: str, **options: Any) -> Callable[..., Tensor]:
@@ -78,7 +79,7 @@ def fuse_run(layers: Sequence[nn.Module], backend: str, **options: Any) -> Calla
         if rest:
             raise NotFusable(f"{type(conv).__name__} isn't a convolution")
         return conv
-    bn = rest.pop(0) if rest and isinstance(rest[0], nn.BatchNorm2d) else None
+    bn = rest.pop(0) if rest and isinstance(rest[0], BATCH_NORMS) else None
     activation = activation_name(rest.pop(0)) if rest else None
     if rest:
         raise NotFusable(f"the kernels don't fuse {type(rest[0]).__name__} after an activation")

@@ -4,6 +4,8 @@ Fails on a graph break, if a compiled or exported network isn't the eager one, i
 or if it is recorded layer by layer. Small networks of the same blocks; the published ones are slow ones.
 """
 
+import copy
+
 import pytest
 import torch
 from networks import assert_same_gradients, draw_batch_norms, one_of_each_family, relative
@@ -106,6 +108,39 @@ def test_compile_in_training():
     other = small("efficientnet").train()
     other(x).square().mean().backward()
     assert_same_gradients(network, other, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, backend",
+    [
+        ("mobilenet_v2", "aot_eager"),
+        pytest.param("resnet", "aot_eager", marks=slow),
+        pytest.param("xception", "aot_eager", marks=slow),
+        pytest.param("mobilenet_v2", "inductor", marks=slow),
+    ],
+)
+def test_compiled_steps_of_training(name, backend):
+    """Parameters and running statistics are those of eager steps, batches of other sizes too, frozen statistics, and
+    inference between them."""
+    eager = small(name).double().train()
+    for module in eager.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    network = copy.deepcopy(eager)
+    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=backend)
+    optimizers = [torch.optim.SGD(n.parameters(), 0.01, momentum=0.9) for n in (eager, network)]
+    for step, images in enumerate((3, 4, 2)):
+        x = torch.randn(images, 3, 33, 33, dtype=torch.float64)
+        for n, call, optimizer in zip((eager, network), (eager, compiled), optimizers, strict=True):
+            n.train(step != 1)
+            optimizer.zero_grad()
+            call(x).square().mean().backward()
+            optimizer.step()
+        expected = eager.state_dict()
+        for key, value in network.state_dict().items():
+            assert relative(value.double(), expected[key].double()) <= 1e-9, key
+        with torch.no_grad():
+            assert relative(network.eval()(x), eager.eval()(x)) <= 1e-9
 
 
 @slow
