@@ -90,10 +90,13 @@ inline double decoded(Storage s, uint16_t bits) {
   return sign * std::ldexp(exponent ? mantissa + (1 << mantissa_bits) : mantissa, shift);
 }
 
-// The other way, for numbers that `number` draws.
+// The other way, for numbers that `number` draws, infinite ones and NaN.
 inline uint16_t encoded(Storage s, double x) {
   if (x == 0) return 0;
-  const int mantissa_bits = digits_of(s) - 1, e = std::ilogb(x);
+  const int mantissa_bits = digits_of(s) - 1;
+  if (!std::isfinite(x))
+    return static_cast<uint16_t>((x < 0) << 15 | ((1 << (15 - mantissa_bits)) - 1) << mantissa_bits | std::isnan(x));
+  const int e = std::ilogb(x);
   const int mantissa = static_cast<int>(std::ldexp(std::abs(x), mantissa_bits - e)) - (1 << mantissa_bits);
   return static_cast<uint16_t>((x < 0) << 15 | (e - least_exponent(s) + 1) << mantissa_bits | mantissa);
 }
