@@ -91,10 +91,13 @@ def plan(
         ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *sanitized, *have, *torch_flags])
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
     ]
+    kernel_flags = [
+        *CXX_FLAGS,
+        *sanitized,
+        "-fno-exceptions",
+    ]  # whose tables would be symbols that the linker may merge
     objects += [
-        ninja.build(
-            "cxx", f"isa_{isa.name}.o", [source], [*CXX_FLAGS, *sanitized, f"-DCNNFAST_ISA={isa.name}", *isa.flags]
-        )
+        ninja.build("cxx", f"isa_{isa.name}.o", [source], [*kernel_flags, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
         for isa in isas
         for source in sources(f"cpu/kernels/{isa.source}")
     ]
