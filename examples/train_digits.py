@@ -81,7 +81,7 @@ def make_model(name: str) -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("lenet5", "mobilenet_v2"), default="lenet5", help="(default: %(default)s)")
-    add_options(parser, out="digits", epochs=20, batch=32, lr=0.003)
+    add_options(parser, out="digits", epochs=20, batch=32, lr=0.005)
     args = parser.parse_args()
     with processes(args.device) as device:
         data = Digits()
