@@ -91,11 +91,8 @@ def plan(
         ninja.build("cxx", object_of(source), [source], [*CXX_FLAGS, *sanitized, *have, *torch_flags])
         for source in [*sources("ops.cpp"), *sources("cpu/*.cpp")]
     ]
-    kernel_flags = [
-        *CXX_FLAGS,
-        *sanitized,
-        "-fno-exceptions",
-    ]  # whose tables would be symbols that the linker may merge
+    # Without exceptions: their personality routine would be a symbol that the linker may take from any of the objects.
+    kernel_flags = [*CXX_FLAGS, *sanitized, "-fno-exceptions"]
     objects += [
         ninja.build("cxx", f"isa_{isa.name}.o", [source], [*kernel_flags, f"-DCNNFAST_ISA={isa.name}", *isa.flags])
         for isa in isas

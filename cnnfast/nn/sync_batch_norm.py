@@ -26,8 +26,10 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
         process_group: of torch.distributed; None for all processes.
 
     Raises:
-        TypeError: batch normalisation of other dimensions on a CPU.
+        TypeError: no module; batch normalisation of other dimensions on a CPU.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         tensor = next((t for t in (*module.parameters(False), *module.buffers(False))), None)
         if tensor is not None and tensor.device.type not in ("cpu", "meta"):

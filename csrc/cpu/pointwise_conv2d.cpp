@@ -57,8 +57,7 @@ struct Pointwise {
   int64_t scratch_row() const { return padded_row(conv.c, storage_size(whole.a_storage)); }
   // Pixels whose rows fill a tile.
   int64_t fitting() const {
-    return std::max<int64_t>(
-        1, kTileBytes * (whole.in_planes ? 2 : 1) / 2 / (scratch_row() * storage_size(whole.a_storage)));
+    return std::max<int64_t>(1, block_bytes(whole) / (scratch_row() * storage_size(whole.a_storage)));
   }
 
   // Output pixels [first, first + count), their part of x copied into this thread's scratch.
@@ -123,8 +122,7 @@ void run(const Pointwise& op) {
     return;
   }
   const int64_t tiles = round_up(ceil_div(whole.rows, op.fitting()), torch::stable::get_num_threads());
-  const int64_t unit = whole.a_storage == Storage::bf16 || whole.in_planes ? kPairDepth : op.table.gemm_rows;
-  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), unit);
+  const int64_t pixels = round_up(ceil_div(whole.rows, tiles), rows_together(op.table, whole));
   for_each(ceil_div(whole.rows, pixels),
            [&](int64_t i) { op.pixels(i * pixels, std::min(pixels, whole.rows - i * pixels)); });
 }

@@ -249,7 +249,7 @@ void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTil
   // columns.
   const bool by_rows = whole.in_planes ? whole.cols < 4 * threads * kPanel : whole.rows >= whole.cols,
              bf16 = whole.a_storage == Storage::bf16;
-  const int64_t row_unit = whole.line ? whole.line : bf16 ? kPairDepth : table.gemm_rows;
+  const int64_t row_unit = whole.line ? whole.line : rows_together(table, whole);
   const int64_t unit = by_rows ? row_unit : bf16 ? 2 * kPanel : kPanel, size = by_rows ? whole.rows : whole.cols;
   const int64_t units = ceil_div(size, unit), most = whole.in_planes && by_rows ? units
                                                      : by_rows ? std::max<int64_t>(8, units / (4 * threads))
@@ -268,10 +268,9 @@ void gemm_on_threads(const KernelTable& table, const GemmTile& whole) {
   // Blocks of rows, one a thread or as many as fill a tile; all rows in one where the weights are the larger operand, so
   // that those are read once.
   const int64_t threads = torch::stable::get_num_threads();
-  const bool tiles = whole.a_storage == Storage::bf16 || whole.in_planes;
-  const int64_t unit = tiles ? 32 : table.gemm_rows, units = ceil_div(whole.rows, unit);
+  const int64_t unit = rows_together(table, whole), units = ceil_div(whole.rows, unit);
   const int64_t row_bytes = std::max<int64_t>(1, whole.depth * storage_size(whole.a_storage));
-  const int64_t fitting = std::max<int64_t>(1, kTileBytes * (whole.in_planes ? 2 : 1) / 2 / (row_bytes * unit));
+  const int64_t fitting = std::max<int64_t>(1, block_bytes(whole) / (row_bytes * unit));
   int64_t block = ceil_div(units, threads);
   if (block > fitting) block = ceil_div(units, round_up(ceil_div(units, fitting), threads));
   if (whole.cols > whole.rows && whole.cols >= 4 * threads * kPanel) block = units;

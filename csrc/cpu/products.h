@@ -21,6 +21,12 @@ GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage
 void clear_tail(const GemmTile& tile, char* rows, int64_t pixels);
 // Pixels side by side in memory to such rows.
 void copy_padded(const GemmTile& tile, const char* from, char* rows, int64_t pixels);
+// How a product's rows are shared out: in multiples of so many, and in blocks of so many bytes of its left side, before
+// that is in planes: then of more rows, since each block splits the weights again.
+inline int64_t rows_together(const KernelTable& table, const GemmTile& tile) {
+  return tile.a_storage == Storage::bf16 || tile.in_planes ? kPairDepth : table.gemm_rows;
+}
+inline int64_t block_bytes(const GemmTile& tile) { return tile.in_planes ? kTileBytes : kTileBytes / 2; }
 // Columns [col, col + cols), col a multiple of kPanel.
 GemmTile columns_of(const GemmTile& whole, int64_t col, int64_t cols);
 // Whether a product of an image of `pixels` is to be in planes: told by its shape alone, as an output's bits are.

@@ -263,59 +263,27 @@ class Kernels : public PlanesTester {
 
   void gemm_bf16() {
     compute_ = Storage::f32;
-    // A plain product, or that of a convolution's windows: lines of rows, a depth of taps in rows.
-    const bool windows = random_.below(2);
-    const int64_t line = 1 + random_.below(windows ? 40 : 80), lines = windows ? 1 + random_.below(4) : 1;
-    const int64_t taps = 1 + random_.below(3), tap_lines = 1 + random_.below(3);
-    const int64_t tap_depth = random_.one_of({kPairDepth, 2 * kPairDepth, 3 * kPairDepth});
-    const int64_t rows = line * lines;
-    const int64_t depth = windows ? tap_depth * taps * tap_lines : random_.one_of({1, 2, 16, 31, 32, 33, 64, 97, 728});
+    const LeftSide left(random_);
+    const int64_t rows = left.rows, depth = left.depth, padded = left.padded;
     const int64_t cols = random_.one_of(kSizes), panels = (cols + kPanel - 1) / kPanel,
                   act = random_.below(kActivations);
-    const int64_t padded = round_up(depth, kPairDepth);
-    const int64_t a_row = (windows ? tap_depth : padded) + 2 * random_.below(3);
-    const int64_t a_line = line * a_row + random_.below(50), a_tap = tap_depth + 2 * random_.below(9);
-    const int64_t a_tap_line = 1 + random_.below(3 * tap_depth);
     const int64_t y_row = cols + random_.below(3), residual_row = cols + random_.below(3);
     const bool added = random_.below(2);
-    context("rows", rows, "depth", depth, "cols", cols, "residual", added, "activation", act, "windows", windows,
-            "line", line, "tap_depth", tap_depth, "taps", taps);
-    const auto a_at = [&](int64_t row, int64_t k) {
-      if (!windows) return row * a_row + k;
-      const int64_t tap = k / tap_depth;
-      return row / line * a_line + row % line * a_row + tap / taps * a_tap_line + tap % taps * a_tap + k % tap_depth;
-    };
-    Buffer a(Storage::bf16, a_at(rows - 1, padded - 1) + 1), b(Storage::bf16, panels * padded * kPanel);
+    context("rows", rows, "depth", depth, "cols", cols, "residual", added, "activation", act, "windows", left.windows,
+            "line", left.line, "tap_depth", left.tap_depth, "taps", left.taps);
+    Buffer a(Storage::bf16, left.scalars()), b(Storage::bf16, panels * padded * kPanel);
     Buffer bias(Storage::f32, panels * kPanel), scale(Storage::f32, panels * kPanel);
     Buffer y(output_storage(), (rows - 1) * y_row + cols), residual(y.storage(), (rows - 1) * residual_row + cols);
     a.draw(random_), bias.draw(random_), scale.draw(random_), residual.draw(random_);
     for (int64_t k = 0; k < padded; ++k)
       for (int64_t column = 0; column < panels * kPanel; ++column)
         b.set(pair_index(padded, k, column), k < depth && column < cols ? random_.number() : 0);
-    GemmTile tile{a.data(),
-                  a_row,
-                  1,
-                  b.data(),
-                  padded * kPanel,
-                  kPanel,
-                  bias.data(),
-                  added ? residual.data() : nullptr,
-                  residual_row,
-                  y.data(),
-                  y_row,
-                  Storage::bf16,
-                  Storage::bf16,
-                  y.storage(),
-                  rows,
-                  depth,
-                  cols,
-                  true,
-                  activation(act)};
-    tile.scale = scale.data();
-    if (windows) {
-      tile.line = line, tile.a_line = a_line, tile.tap_depth = tap_depth;
-      tile.taps = taps, tile.a_tap = a_tap, tile.a_tap_line = a_tap_line;
-    }
+    GemmTile tile{};
+    left.describe(tile);
+    tile.a = a.data(), tile.b = b.data(), tile.b_panel = padded * kPanel, tile.b_depth = kPanel;
+    tile.bias = bias.data(), tile.residual = added ? residual.data() : nullptr, tile.residual_row = residual_row;
+    tile.y = y.data(), tile.y_row = y_row, tile.b_storage = Storage::bf16, tile.y_storage = y.storage();
+    tile.cols = cols, tile.packed = true, tile.activation = activation(act), tile.scale = scale.data();
     table_.gemm_bf16(tile);
     for (int64_t i = 0; i < y.count(); ++i) {
       const int64_t row = i / y_row, column = i % y_row;
@@ -326,7 +294,7 @@ class Kernels : public PlanesTester {
       double sum = bias[column] + (added ? residual[row * residual_row + column] : 0);
       double size = std::abs(bias[column]) + std::abs(added ? residual[row * residual_row + column] : 0);
       for (int64_t k = 0; k < depth; ++k) {
-        const double term = a[a_at(row, k)] * b[pair_index(padded, k, column)] * scale[column];
+        const double term = a[left.at(row, k)] * b[pair_index(padded, k, column)] * scale[column];
         sum += term;
         size += std::abs(term);
       }

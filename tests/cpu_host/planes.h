@@ -71,29 +71,51 @@ class PlanesTester : public Pool2dTester {
     if (!odd) expect_panels("split_panels", from, t, to);
   }
 
-  void gemm_planes(int64_t cols) {
-    compute_ = Storage::f32;
-    const bool windows = random_.below(2), added = random_.below(2);
-    const int64_t line = 1 + random_.below(windows ? 40 : 80), lines = windows ? 1 + random_.below(4) : 1;
-    const int64_t taps = 1 + random_.below(3), tap_lines = 1 + random_.below(3);
-    const int64_t tap_depth = random_.one_of({kPairDepth, 2 * kPairDepth, 3 * kPairDepth}), rows = line * lines;
-    const int64_t depth = windows ? tap_depth * taps * tap_lines : random_.one_of({1, 2, 16, 31, 32, 33, 64, 97, 728});
-    const int64_t panels = (cols + kPanel - 1) / kPanel, padded = round_up(depth, kPairDepth);
-    const int64_t act = random_.below(kActivations);
-    const int64_t a_row = (windows ? tap_depth : padded) + 2 * random_.below(3);
-    const int64_t a_line = line * a_row + random_.below(50), a_tap = tap_depth + 2 * random_.below(9);
-    const int64_t a_tap_line = 1 + random_.below(3 * tap_depth);
-    const int64_t y_row = cols + random_.below(3), residual_row = cols + random_.below(3);
-    const int64_t next_count = random_.below(3), panel = padded * kPlanesOfDepth;
-    context("rows", rows, "depth", depth, "cols", cols, "residual", added, "activation", act, "windows", windows,
-            "line", line, "tap_depth", tap_depth, "taps", taps, "next panels", next_count);
-    const auto a_at = [&](int64_t row, int64_t k) {
+  // The left side of a product on AMX: rows, or a convolution's windows, lines of rows with a depth of taps in rows.
+  struct LeftSide {
+    explicit LeftSide(Random& random)
+        : windows(random.below(2) != 0),
+          line(1 + random.below(windows ? 40 : 80)),
+          rows(line * (windows ? 1 + random.below(4) : 1)),
+          taps(1 + random.below(3)),
+          tap_depth(random.one_of({kPairDepth, 2 * kPairDepth, 3 * kPairDepth})),
+          depth(windows ? tap_depth * taps * (1 + random.below(3))
+                        : random.one_of({1, 2, 16, 31, 32, 33, 64, 97, 728})),
+          padded(round_up(depth, kPairDepth)),
+          a_row((windows ? tap_depth : padded) + 2 * random.below(3)),
+          a_line(line * a_row + random.below(50)),
+          a_tap(tap_depth + 2 * random.below(9)),
+          a_tap_line(1 + random.below(3 * tap_depth)) {}
+
+    int64_t at(int64_t row, int64_t k) const {
       if (!windows) return row * a_row + k;
       const int64_t tap = k / tap_depth;
       return row / line * a_line + row % line * a_row + tap / taps * a_tap_line + tap % taps * a_tap + k % tap_depth;
-    };
+    }
+    int64_t scalars() const { return at(rows - 1, padded - 1) + 1; }
+    void describe(GemmTile& tile) const {
+      tile.a_row = a_row, tile.a_depth = 1, tile.a_storage = Storage::bf16, tile.rows = rows, tile.depth = depth;
+      if (!windows) return;
+      tile.line = line, tile.a_line = a_line, tile.tap_depth = tap_depth;
+      tile.taps = taps, tile.a_tap = a_tap, tile.a_tap_line = a_tap_line;
+    }
+
+    bool windows;
+    int64_t line, rows, taps, tap_depth, depth, padded, a_row, a_line, a_tap, a_tap_line;
+  };
+
+  void gemm_planes(int64_t cols) {
+    compute_ = Storage::f32;
+    const LeftSide left(random_);
+    const int64_t rows = left.rows, depth = left.depth, padded = left.padded;
+    const int64_t panels = (cols + kPanel - 1) / kPanel, act = random_.below(kActivations);
+    const bool added = random_.below(2);
+    const int64_t y_row = cols + random_.below(3), residual_row = cols + random_.below(3);
+    const int64_t next_count = random_.below(3), panel = padded * kPlanesOfDepth;
+    context("rows", rows, "depth", depth, "cols", cols, "residual", added, "activation", act, "windows", left.windows,
+            "line", left.line, "tap_depth", left.tap_depth, "taps", left.taps, "next panels", next_count);
     // All floats of a as one row in planes, as those of images are.
-    const int64_t scalars = a_at(rows - 1, padded - 1) + 1, plane = round_up(scalars, kPairDepth);
+    const int64_t scalars = left.scalars(), plane = round_up(scalars, kPairDepth);
     Buffer floats(Storage::f32, scalars), a(Storage::bf16, kPlanes * plane);
     Buffer weights(Storage::f32, panels * depth * kPanel), b(Storage::bf16, panels * panel / 2);
     Buffer next(Storage::f32, next_count * depth * kPanel), after(Storage::bf16, next_count * panel / 2);
@@ -101,22 +123,18 @@ class PlanesTester : public Pool2dTester {
     Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
     floats.draw(random_), weights.draw(random_), next.draw(random_), bias.draw(random_), residual.draw(random_);
     for (int64_t row = 0; row < rows; ++row)
-      for (int64_t k = depth; k < padded; ++k) floats.set(a_at(row, k), 0);
+      for (int64_t k = depth; k < padded; ++k) floats.set(left.at(row, k), 0);
     const bool odd = next_count && draw_odd(next, 0, next.count());
     uint8_t odd_row = 0;
     table_.split_rows({floats.data(), 0, 1, scalars, a.data(), 0, plane, &odd_row});
     table_.split_panels({weights.data(), depth * kPanel, panels, depth, b.data(), panel});
     GemmTile tile{};
-    tile.a = a.data(), tile.a_row = a_row, tile.a_depth = 1, tile.a_plane = plane;
+    left.describe(tile);
+    tile.a = a.data(), tile.a_plane = plane;
     tile.b = b.data(), tile.b_panel = panel / 2, tile.b_depth = kPanel, tile.bias = bias.data();
     tile.residual = added ? residual.data() : nullptr, tile.residual_row = residual_row;
     tile.y = y.data(), tile.y_row = y_row, tile.y_storage = y.storage();
-    tile.a_storage = Storage::bf16, tile.b_storage = Storage::f32;
-    tile.rows = rows, tile.depth = depth, tile.cols = cols, tile.packed = true, tile.activation = activation(act);
-    if (windows) {
-      tile.line = line, tile.a_line = a_line, tile.tap_depth = tap_depth;
-      tile.taps = taps, tile.a_tap = a_tap, tile.a_tap_line = a_tap_line;
-    }
+    tile.b_storage = Storage::f32, tile.cols = cols, tile.packed = true, tile.activation = activation(act);
     const PanelsTile then{next.data(), depth * kPanel, next_count, depth, after.data(), panel};
     if (table_.gemm_planes(tile, then) == odd) fail("gemm_planes", 0, !odd, odd, 0);
     if (!odd) expect_panels("gemm_planes", next, then, after);
@@ -129,7 +147,7 @@ class PlanesTester : public Pool2dTester {
       double sum = bias[column] + (added ? residual[row * residual_row + column] : 0);
       double size = std::abs(bias[column]) + std::abs(added ? residual[row * residual_row + column] : 0);
       for (int64_t k = 0; k < depth; ++k) {
-        const double term = floats[a_at(row, k)] * weights[(column / kPanel * depth + k) * kPanel + column % kPanel];
+        const double term = floats[left.at(row, k)] * weights[(column / kPanel * depth + k) * kPanel + column % kPanel];
         sum += term;
         size += std::abs(term);
       }

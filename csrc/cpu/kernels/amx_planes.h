@@ -3,8 +3,8 @@
 //   a b = a1 b1 + a1 b2 + a2 b1 + a2 b2 + a1 b3 + a3 b1 (+ a2 b3 + a3 b2 + a3 b3: below 2^-24 |a b|, left out)
 //
 // Layout   a: rows of pixels or windows (GemmTile's lines and taps, of whole kPairDepth), in three planes a_plane apart,
-//          zeros up to a whole kPairDepth; b: one or
-//          two panels, in each for each kPairDepth of the depth three planes of 1 KiB, in pairs of the depth (packing.h).
+//          zeros up to a whole kPairDepth; b: one or two panels, in each for each kPairDepth of the depth three planes of
+//          1 KiB, in pairs of the depth (packing.h).
 // Tile     as gemm_bf16's: two runs of up to 16 rows x 2 panels, 32 of the depth at a time, 24 tile products for 14 tiles
 //          that are loaded: from one of the six to the next either a's tiles change or b's.
 // Loops    rows of a stream past a pair of panels; meanwhile, between tile products, the next pair's floats are split.
@@ -37,7 +37,7 @@ struct Parts {
   }
 };
 
-// Collects whether all was in planes: magnitudes less kLeast are small, or those of zeros.
+// Collects whether anything was no such sum. Zeros are; smaller magnitudes than kLeast wrap around beyond the largest.
 class Odd {
  public:
   CNNFAST_INLINE void see(__m512 x) {

@@ -55,8 +55,7 @@ __attribute__((noinline)) void finish_sums(const GemmTile& t, int64_t row, int64
 }
 
 // Rows [row, row + R), which begin at `a`, panels [panel, panel + P), of the depth [done, end). `sums`: of the chains
-// before, and for those to come.
-// share: bytes of the next panels to ask for in each step of the depth.
+// before, and for those to come. `share`: bytes of the next panels to ask for in each step of the depth.
 template <class S, int R, int P, bool Packed>
 __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t row, int64_t panel, int64_t done,
                                           int64_t end, int64_t share, S* sums) {
