@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import cnnfast
+from cnnfast.cli.errors import UsageError
+from cnnfast.cli.options import parse_device
 
 _TIMEOUT = timedelta(minutes=10)  # of a process that waits for one which hangs; one that dies is noticed at once
 
@@ -62,7 +64,7 @@ def run(main: Callable[[], None]) -> int:
     """Exit status of a program; what it was given wrongly is one sentence."""
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UsageError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -75,9 +77,9 @@ def run(main: Callable[[], None]) -> int:
 def processes(device: str) -> Iterator[torch.device]:
     """The device of this process, joined with the others if torchrun started it."""
     if not dist.is_torchelastic_launched():
-        yield torch.device(device)
+        yield parse_device(device)
         return
-    here = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    here = parse_device(f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=_TIMEOUT)

@@ -152,6 +152,7 @@ def test_refusals(trained, tmp_path, few):
     before = state_of(folder)
     for arguments, says in (
         ((*SHORT, "--lr", 0.1), "must be of {'lr': 0.1}, got {'lr': 0.005} (--restart replaces it)"),
+        ((*SHORT, "--device", "gpu"), "--device gpu: "),
         (("--batch", 105), "--batch must be 1 (processes) to 104 (training images), got 105"),
         ((*SHORT, "--restart", "--lr", 1e30), "loss must be finite"),
     ):
