@@ -34,13 +34,15 @@ struct Separable {
   int64_t itemsize() const { return storage_size(pointwise.a_storage); }
   int64_t tile_bytes(int64_t rows) const { return rows * conv.out_w * row * itemsize(); }
 
-  // Rows [begin, end) of image n, into `tile` whose first row is tile_begin.
-  void first_stage(const Worker& worker, int64_t n, int64_t tile_begin, int64_t begin, int64_t end, char* tile) const {
+  // Rows [begin, end) of each of `images` from n on, into `tile` whose first row is tile_begin.
+  void first_stage(const Worker& worker, int64_t n, int64_t images, int64_t tile_begin, int64_t begin, int64_t end,
+                   char* tile) const {
     constexpr int64_t kRows = 4;  // a part: an even number, since the kernel goes by two
-    worker.each_part(ceil_div(end - begin, kRows), [&](int64_t k) {
-      const int64_t first = begin + k * kRows, last = std::min(first + kRows, end);
-      char* const y = tile + (first - tile_begin) * depthwise.tile.y_row * itemsize();
-      depthwise.rows(n, first, last, y);
+    const int64_t parts = ceil_div(end - begin, kRows);
+    worker.each_part(images * parts, [&](int64_t k) {
+      const int64_t first = begin + k % parts * kRows, last = std::min(first + kRows, end);
+      char* const y = tile + (k / parts * (end - begin) + first - tile_begin) * depthwise.tile.y_row * itemsize();
+      depthwise.rows(n + k / parts, first, last, y);
       clear_tail(pointwise, y, (last - first) * conv.out_w);
     });
   }
@@ -56,12 +58,13 @@ struct Separable {
     return g;
   }
 
-  // Rows [begin, end) of image n of y, on this thread and those that help.
-  void rows(const Worker& worker, int64_t n, int64_t begin, int64_t end, const Tensor& y) const {
-    char* const tile = scratch(Slot::depthwise, tile_bytes(end - begin));
-    first_stage(worker, n, begin, begin, end, tile);
+  // Rows [begin, end) of image n of y, or of several images that are taken whole, on this thread and those that help.
+  void rows(const Worker& worker, int64_t n, int64_t images, int64_t begin, int64_t end, const Tensor& y) const {
+    char* const tile = scratch(Slot::depthwise, tile_bytes(images * (end - begin)));
+    first_stage(worker, n, images, begin, begin, end, tile);
     const int64_t first = (n * conv.out_h + begin) * conv.out_w * pointwise.y_row * storage_size(storage);
-    gemm_in_parts(worker, table, second_stage(n, begin, end, tile, mutable_bytes_of(y) + first));
+    gemm_in_parts(worker, table,
+                  second_stage(n, begin, begin + images * (end - begin), tile, mutable_bytes_of(y) + first));
   }
 
  private:
@@ -79,6 +82,7 @@ struct Separable {
     pointwise = packed_gemm(pw, between, storage, activation_code);
     pointwise.in_planes = pays_in_planes(table, pointwise, conv.out_h * conv.out_w);
     pointwise.y_row = pointwise.residual_row = out_channels;
+    pointwise.b_stays = stays_in_l2(pointwise, conv.n * conv.out_h * conv.out_w);
     row = pointwise.a_row = depthwise.tile.y_pixel = padded_row(mid, storage_size(between));
     depthwise.tile.y_storage = between;
     depthwise.tile.y_row = conv.out_w * row;
@@ -92,14 +96,31 @@ struct Separable {
   }
 };
 
+// How many images a task takes: small ones together where L2 doesn't keep the weights, which are read for each task.
+int64_t images_together(const Separable& op) {
+  if (weight_bytes(op.pointwise) <= kStayingBytes) return 1;
+  const int64_t fitting = 3 * kTileBytes / std::max<int64_t>(1, op.tile_bytes(op.conv.out_h));
+  if (fitting < 2) return 1;
+  // Equal groups, one a thread or a multiple of that.
+  const int64_t n = op.conv.n, threads = std::min<int64_t>(n, torch::stable::get_num_threads());
+  return ceil_div(n, round_up(ceil_div(n, fitting), threads));
+}
+
 void run(const Separable& op, const Tensor& y) {
   const Conv& conv = op.conv;
   // In planes: rather more rows at a time than to split the weights again.
-  const Bands bands = bands_of(conv, op.tile_bytes(1) / (op.pointwise.in_planes ? 2 : 1), 0,
-                               op.pointwise.depth * op.pointwise.cols * op.itemsize());
+  const Bands bands =
+      bands_of(conv, op.tile_bytes(1) / (op.pointwise.in_planes ? 2 : 1), 0, weight_bytes(op.pointwise));
+  const int64_t images = bands.per_image == 1 ? images_together(op) : 1;
+  if (images > 1) {
+    for_each(ceil_div(conv.n, images), [&](const Worker& worker, int64_t i) {
+      op.rows(worker, i * images, std::min(images, conv.n - i * images), 0, conv.out_h, y);
+    });
+    return;
+  }
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
     const auto [n, begin, end] = bands[i];
-    op.rows(worker, n, begin, end, y);
+    op.rows(worker, n, 1, begin, end, y);
   });
 }
 
@@ -132,7 +153,7 @@ void run_pooled(const Separable& op, const Pool2dTile& pool, int64_t pooled_h, T
         done = std::max(done, first);
       }
       if (last > done) {
-        op.first_stage(worker, n, done, done, last, tile);
+        op.first_stage(worker, n, 1, done, done, last, tile);
         gemm_in_parts(worker, op.table, op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes));
         done = last;
       }
@@ -218,7 +239,8 @@ std::tuple<Tensor, Tensor, Tensor> separable_conv2d_stats(Tensor x, Tensor dw_we
   const int64_t step = std::max<int64_t>(1, kTileBytes / std::max<int64_t>(1, op.tile_bytes(1)));
   for_each(sums.count(), [&](const Worker& worker, int64_t i) {
     const auto [begin, end] = sums.rows(i);
-    for (int64_t row = begin; row < end; row += step) op.rows(worker, sums.image(i), row, std::min(row + step, end), y);
+    for (int64_t row = begin; row < end; row += step)
+      op.rows(worker, sums.image(i), 1, row, std::min(row + step, end), y);
     sums.add(i);
   });
   return {in_format_of(x, y), sums.sum(), sums.squares()};

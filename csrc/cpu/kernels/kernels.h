@@ -87,6 +87,7 @@ struct GemmTile {
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
   int64_t chain;      // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
   const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel], or null
+  bool b_stays;       // a bfloat16 b is in L2 from the call before, and is to be there for the next
   // Floats that are to be multiplied in planes, each as the sum of three bfloat16.
   bool in_planes;
   // Then, once a is: from one plane of a row to the next, in scalars; the floats themselves; which rows are odd, having
