@@ -80,7 +80,7 @@ struct GemmTile {
   int64_t y_row;
   Storage a_storage, b_storage, y_storage;
   int64_t rows, depth, cols;
-  bool packed;  // a_depth == 1, b and bias padded: the fast path
+  bool packed;  // b and bias padded: the fast path
   Activation activation;
   // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
@@ -195,6 +195,36 @@ struct ScaleTile {
   Activation activation;
 };
 
+// activation(x[pixel][c] * scale[c] + shift[c] + residual[pixel][c]) as operands of products, any of which may be null.
+struct OperandTile {
+  const void* x;
+  const void* residual;  // like x, or null
+  int64_t x_pixel;
+  const void* scale;  // S, or null: 1
+  const void* shift;  // S, or null: 0
+  int64_t pixels, channels;
+  Activation activation;
+  void* rows;  // [pixel][channel], `row` apart
+  int64_t row;
+  void* panels;  // [panel][pixel][kPanel], `panel` apart; whole panels
+  int64_t panel;
+};
+
+// From the gradient of activation(z), z = x * scale + shift, those of x, scale and shift; any of these may be null.
+struct GradInputTile {
+  const void* grad;  // S
+  int64_t grad_row;
+  const void* x;
+  void* dx;         // like x
+  int64_t x_pixel;  // of both
+  const void* scale;
+  const void* shift;  // S, or null
+  int64_t pixels, channels;
+  Activation activation;
+  void* sums;       // S [channels], added to: of the gradient of z
+  void* sums_by_x;  // the same, times x
+};
+
 struct KernelTable {
   const char* isa;
   int64_t gemm_rows;  // of a register tile of gemm: work is shared out in multiples of it
@@ -220,6 +250,8 @@ struct KernelTable {
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
+  void (*operand[kStorages])(const OperandTile&);
+  void (*grad_input[kStorages])(const GradInputTile&);
   void (*winograd_input[kStorages])(const WinogradInputTile&);  // none for f64
   void (*winograd_output)(const WinogradOutputTile&);           // S is float
 };

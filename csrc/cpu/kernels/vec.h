@@ -10,6 +10,7 @@ namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #define CNNFAST_INLINE inline __attribute__((always_inline))
+#define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
