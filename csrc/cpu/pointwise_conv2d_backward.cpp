@@ -15,7 +15,8 @@ void copy_sampled(const Conv& conv, int64_t pixel_bytes, const char* from, char*
   for_each(pixel_bytes > 0 ? conv.n * conv.out_h : 0, [&](int64_t i) {
     const int64_t row = (i / conv.out_h * conv.h + i % conv.out_h * conv.window.stride_h) * conv.w;
     for (int64_t ow = 0; ow < conv.out_w; ++ow) {
-      const int64_t whole = (row + ow * conv.window.stride_w) * pixel_bytes, sampled = (i * conv.out_w + ow) * pixel_bytes;
+      const int64_t whole = (row + ow * conv.window.stride_w) * pixel_bytes,
+                    sampled = (i * conv.out_w + ow) * pixel_bytes;
       std::memcpy(to + (back ? whole : sampled), from + (back ? sampled : whole), pixel_bytes);
     }
   });
@@ -77,8 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Ten
   if (gradients.x_wanted) {
     const Tensor whole = spread(conv, *gradients.x);
     if (gate && wanted(3)) dgate = cpu::weight_gradient(*gate, channel_sums(whole, input, 1));
-    if (wanted(0))
-      dx = image_gradient(x, gate ? scaled_channels(whole, gates, std::nullopt, std::nullopt, 0) : whole);
+    if (wanted(0)) dx = image_gradient(x, gate ? scaled_channels(whole, gates, std::nullopt, std::nullopt, 0) : whole);
   }
   if (wanted(4) && residual) dresidual = image_gradient(*residual, g);
   return {dx, weight_gradient(weight, gradients.weight), weight_gradient(bias ? *bias : weight, gradients.bias), dgate,

@@ -50,6 +50,9 @@ Range part_of(int64_t all, int64_t parts, int64_t i, int64_t unit = 1) {
 
 const char* bytes_of(const Maybe& t) { return t ? cpu::bytes_of(*t) : nullptr; }
 
+// How products are made: by FMA in the compute type; on AMX in bfloat16, or of floats in planes (products.h).
+enum class By { fma, bf16, planes };
+
 class Op {
  public:
   Op(const PointwiseGradientsOf& of, PointwiseGradients& gradients)
@@ -69,37 +72,41 @@ class Op {
            out_,
            0},
         a_{storage_, cpu::bytes_of(of.x), nullptr, bytes_of(of.scale), bytes_of(of.shift), in_, of.pre_activation},
-        transposed_(out_ > in_) {
-    // dW's columns are the more of the channels.
-    rows_ = transposed_ ? &a_ : &g_;
-    cols_ = transposed_ ? &g_ : &a_;
-    input_wanted_ = gradients.x_wanted || gradients.scale_wanted || gradients.shift_wanted;
-  }
+        g_left_(out_ <= in_),
+        by_(how()),
+        operand_(by_ == By::bf16 ? Storage::bf16 : compute_storage(storage_)),
+        input_wanted_(gradients.x_wanted || gradients.scale_wanted || gradients.shift_wanted),
+        tile_(by_ == By::fma ? 128 : 256) {}
 
   void run() {
     if (input_wanted_) {
-      Tensor weight = to_dtype(of_.weight, compute_dtype(storage_));
-      packed_ = pack_pointwise_conv2d(torch::stable::transpose(weight, 0, 1), std::nullopt);
+      const Tensor weight = by_ == By::bf16 ? of_.weight : to_dtype(of_.weight, compute_dtype(storage_));
+      Tensor turned = weight;
+      packed_ = pack_pointwise_conv2d(torch::stable::transpose(turned, 0, 1), std::nullopt);
       PackedReader reader(*packed_, PackedOp::pointwise_conv2d, weight, out_, in_, 1, 1);
-      product_ = packed_gemm(reader.pointwise(out_, in_), compute_storage(storage_), compute_storage(storage_), 0);
+      product_ = packed_gemm(reader.pointwise(out_, in_), operand_, compute_storage(storage_), 0);
+      product_.in_planes = by_ == By::planes;
     }
+    if (by_ != By::fma) no_bias_ = zeros({round_up(std::max(in_, out_), kPanel)});
     if (gradients_.x_wanted)
       gradients_.x = empty_channels_last(of_.x, of_.x.size(0), in_, of_.x.size(2), of_.x.size(3), of_.x.scalar_type());
     const bool sums = gradients_.scale_wanted || gradients_.shift_wanted || gradients_.bias_wanted;
-    const int64_t weights = in_ * out_ * scalar_, blocks = std::max<int64_t>(1, pixels_ / kPixels);
-    const bool together = weights <= kWeightBytes;
-    const int64_t ranges =
-        together ? std::min(blocks, std::clamp<int64_t>(kPartBytes / std::max<int64_t>(1, weights), 4, 16))
-                 : std::min<int64_t>(blocks, 64);
-    if (sums) sums_ = zeros({ranges, 2 * in_ + out_});
     const bool first_pass = input_wanted_ || gradients_.bias_wanted;
+    const int64_t weights = in_ * out_ * scalar_, tiles = std::max<int64_t>(1, pixels_ / tile_);
+    const bool together = weights <= kWeightBytes;
+    const int64_t ranges = together
+                               ? std::min(tiles, std::clamp<int64_t>(kPartBytes / std::max<int64_t>(1, weights), 4, 16))
+                               : std::min<int64_t>(tiles, 64);
+    if (sums) sums_ = zeros({ranges, 2 * in_ + out_});
     if (together) {
-      if (gradients_.weight_wanted) parts_ = zeros({ranges, in_ * out_});
-      for_each(ranges, [&](int64_t i) { range(part_of(pixels_, ranges, i), i, first_pass, true, all_rows(), all_cols()); });
+      if (gradients_.weight_wanted) parts_ = parts(ranges);
+      const Range rows{0, left().channels}, cols{0, right().channels};
+      for_each(ranges, [&](int64_t i) {
+        range(part_of(pixels_, ranges, i), i, first_pass, gradients_.weight_wanted, rows, cols);
+      });
     } else {
-      if (first_pass)
-        for_each(ranges, [&](int64_t i) { range(part_of(pixels_, ranges, i), i, true, false, {}, {}); });
-      if (gradients_.weight_wanted) weight_in_blocks(blocks);
+      if (first_pass) for_each(ranges, [&](int64_t i) { range(part_of(pixels_, ranges, i), i, true, false, {}, {}); });
+      if (gradients_.weight_wanted) weight_in_blocks(tiles);
     }
     if (gradients_.weight_wanted) gradients_.weight = weight();
     if (sums) {
@@ -114,8 +121,8 @@ class Op {
   }
 
  private:
-  // Pixels at a time; of dW, as many bytes as stay in L2 beside a tile of them; of all parts of dW.
-  static constexpr int64_t kPixels = 128, kWeightBytes = 256 * 1024, kPartBytes = 1024 * 1024;
+  // Of dW, as many bytes as stay in L2 beside a tile of pixels; of all its parts.
+  static constexpr int64_t kWeightBytes = 256 * 1024, kPartBytes = 1024 * 1024;
 
   const PointwiseGradientsOf& of_;
   PointwiseGradients& gradients_;
@@ -123,127 +130,185 @@ class Op {
   const KernelTable& table_;
   int64_t scalar_, pixels_, in_, out_;
   Side g_, a_;
-  bool transposed_, input_wanted_;
-  const Side *rows_, *cols_;  // of dW, or of its transpose
-  Maybe packed_, sums_, parts_;
+  bool g_left_;
+  By by_;
+  Storage operand_;
+  bool input_wanted_;
+  int64_t tile_;  // pixels at a time
+  Maybe packed_, no_bias_, sums_, parts_;
   GemmTile product_{};
 
-  Range all_rows() const { return {0, rows_->channels}; }
-  Range all_cols() const { return {0, cols_->channels}; }
+  // dW is left^T right, or its transpose is: its columns are the more of the channels.
+  const Side& left() const { return g_left_ ? g_ : a_; }
+  const Side& right() const { return g_left_ ? a_ : g_; }
+
+  By how() const {
+    const bool stored = g_.as_stored() && a_.as_stored();
+    if (table_.gemm_bf16 && storage_ == Storage::bf16 && g_.storage == Storage::bf16 && (of_.may_round || stored))
+      return By::bf16;
+    // Enough channels to be worth splitting the other side's.
+    constexpr int64_t kChannels = 32;
+    return table_.gemm_planes && storage_ != Storage::f64 && std::min(in_, out_) >= kChannels ? By::planes : By::fma;
+  }
   Tensor zeros(const Ints& size) const {
     Tensor t = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, of_.x.device());
     torch::stable::zero_(t);
     return t;
   }
+  Tensor parts(int64_t ranges) const {
+    const Ints size{ranges, in_ * out_};
+    return pixels_ == 0 ? zeros(size)
+                        : torch::stable::empty(size, compute_dtype(storage_), std::nullopt, of_.x.device());
+  }
 
-  void weight_in_blocks(int64_t blocks) {
+  void weight_in_blocks(int64_t tiles) {
     // Blocks of dW that stay in L2, and ranges of pixels so that there are some tasks.
-    const int64_t side = 384, row_parts = ceil_div(rows_->channels, side), col_parts = ceil_div(cols_->channels, side),
-                  parts = row_parts * col_parts, ranges = std::min(blocks, ceil_div(8, parts));
-    parts_ = zeros({ranges, in_ * out_});
-    for_each(parts * ranges, [&](int64_t i) {
-      const int64_t r = i / parts, row = i % parts / col_parts, col = i % col_parts;
-      range(part_of(pixels_, ranges, r), r, false, true, part_of(rows_->channels, row_parts, row),
-            part_of(cols_->channels, col_parts, col, kPanel));
+    constexpr int64_t kSide = 384, kTasks = 8;
+    const int64_t row_parts = ceil_div(left().channels, kSide), col_parts = ceil_div(right().channels, kSide),
+                  blocks = row_parts * col_parts, ranges = std::min(tiles, ceil_div(kTasks, blocks));
+    parts_ = parts(ranges);
+    for_each(blocks * ranges, [&](int64_t i) {
+      const int64_t r = i / blocks, row = i % blocks / col_parts, col = i % col_parts;
+      range(part_of(pixels_, ranges, r), r, false, true, part_of(left().channels, row_parts, row, kPanel),
+            part_of(right().channels, col_parts, col, 2 * kPanel));
     });
+  }
+
+  // A side of the products, of a tile.
+  struct Rows {
+    const char* at;
+    int64_t row;
+  };
+
+  // Where a tile's operands are, in this thread's scratch.
+  struct Buffers {
+    char *g_rows, *a_rows, *da, *columns, *panels, *other_part;
+    int64_t g_row, a_row, panel, column;
+  };
+  Buffers buffers(int64_t rows, int64_t cols) const {
+    Buffers b{};
+    const int64_t item = storage_size(operand_);
+    b.g_row = padded_row(out_, item);
+    b.a_row = padded_row(in_, scalar_);
+    b.panel = tile_ * kPanel;
+    b.column = tile_ + kPairDepth;
+    const auto whole = [](int64_t bytes) { return round_up(bytes, 64); };
+    const int64_t sizes[] = {whole(tile_ * b.g_row * item),
+                             whole(tile_ * b.a_row * scalar_),
+                             whole(tile_ * b.a_row * scalar_),
+                             by_ == By::fma ? 0 : whole(rows * b.column * item),
+                             whole(round_up(cols, kPanel) * tile_ * item),
+                             by_ == By::fma ? 0 : whole(rows * cols * scalar_)};
+    int64_t all = 0;
+    for (const int64_t size : sizes) all += size;
+    char* at = scratch(Slot::gradients, all);
+    int i = 0;
+    for (char** to : {&b.g_rows, &b.a_rows, &b.da, &b.columns, &b.panels, &b.other_part}) {
+      *to = at;
+      at += sizes[i++];
+    }
+    return b;
+  }
+
+  // Channels of a side as what is asked for. Rows: where they are, or to be in `buffer`.
+  Rows operands(const Side& side, int64_t first, int64_t count, Range channels, bool rows, char* buffer, int64_t row,
+                bool columns, bool panels, const Buffers& b) const {
+    OperandTile t = side.tile(first, count, channels.begin, channels.size());
+    Rows result{};
+    // Whole tiles of AMX are read beyond a row's end.
+    const bool in_place = side.as_stored() && side.storage == operand_ &&
+                          (operand_ != Storage::bf16 || channels.size() % kPairDepth == 0);
+    if (rows && in_place) result = {static_cast<const char*>(t.x), side.channels};
+    if (rows && !in_place) {
+      t.rows = buffer;
+      t.row = row;
+      result = {buffer, row};
+    }
+    if (panels) {
+      t.panels = b.panels;
+      t.panel = b.panel;
+    }
+    if (by_ == By::bf16 && columns) {
+      t.columns = b.columns;
+      t.column = b.column;
+    }
+    if (by_ == By::bf16) {
+      if (t.rows || t.panels || t.columns) table_.operand_bf16(t);
+    } else if (t.rows || t.panels) {
+      table_.operand[static_cast<int>(side.storage)](t);
+    }
+    return result;
   }
 
   // Pixels of a range: dx and sums, if `first_pass`; block rows x cols of dW, if `weight`.
   void range(Range pixels, int64_t index, bool first_pass, bool weight, Range rows, Range cols) const {
-    weight = weight && gradients_.weight_wanted;
-    const int64_t panel = kPixels * kPanel, panels = round_up(cols.size(), kPanel) * kPixels;
-    const bool g_is_rows = rows_ == &g_;
-    const int64_t g_row = padded_row(out_, scalar_), a_row = padded_row(in_, scalar_);
-    const int64_t sizes[] = {kPixels * g_row, kPixels * a_row, panels, kPixels * a_row};
-    char* at = scratch(Slot::gradients, (sizes[0] + sizes[1] + sizes[2] + sizes[3]) * scalar_);
-    char* buffers[4];
-    for (int i = 0; i < 4; ++i) {
-      buffers[i] = at;
-      at += sizes[i] * scalar_;
-    }
-    for (int64_t first = pixels.begin; first < pixels.end; first += kPixels) {
-      const int64_t count = std::min(kPixels, pixels.end - first);
-      const bool whole_g = first_pass, panels_of_g = weight && !g_is_rows, rows_of_g = first_pass || (weight && g_is_rows);
-      const char* g_rows = nullptr;
-      int64_t g_rows_row = g_row, g_channel = 0;
-      {
-        const Range part = whole_g ? Range{0, out_} : g_is_rows ? rows : cols;
-        OperandTile t = g_.tile(first, count, part.begin, part.size());
-        g_channel = part.begin;
-        const bool in_place = rows_of_g && g_.as_stored() && g_.storage == compute_storage(storage_);
-        if (in_place) {
-          g_rows = static_cast<const char*>(t.x);
-          g_rows_row = out_;
-        } else if (rows_of_g) {
-          t.rows = buffers[0];
-          t.row = g_row;
-          g_rows = buffers[0];
-        }
-        if (panels_of_g) {
-          t.panels = buffers[2];
-          t.panel = panel;
-        }
-        if (t.rows || t.panels) table_.operand[static_cast<int>(g_.storage)](t);
+    const Buffers b = buffers(rows.size(), cols.size());
+    // Of left: columns on AMX, where floats are turned from rows; else rows.
+    const bool left_rows = weight && by_ != By::bf16, left_columns = weight && by_ != By::fma;
+    char* from = nullptr;
+    for (int64_t first = pixels.begin, tiles = ceil_div(pixels.size(), tile_); first < pixels.end; first += tile_) {
+      const int64_t count = std::min(tile_, pixels.end - first);
+      const Range g_channels = first_pass ? Range{0, out_} : g_left_ ? rows : cols;
+      const Rows g = operands(g_, first, count, g_channels, first_pass || (left_rows && g_left_), b.g_rows, b.g_row,
+                              left_columns && g_left_, weight && !g_left_, b);
+      if (first_pass && input_wanted_) input(first, count, g, b.da, b.a_row, index);
+      if (first_pass && gradients_.bias_wanted) add_bias(g, count, index);
+      if (!weight) continue;
+      const Rows a = operands(a_, first, count, g_left_ ? cols : rows, left_rows && !g_left_, b.a_rows, b.a_row,
+                              left_columns && !g_left_, g_left_, b);
+      GemmTile t{};
+      const Rows& l = g_left_ ? g : a;
+      if (by_ == By::fma) {
+        t.a = l.at;
+        t.a_row = 1;
+        t.a_depth = l.row;
+      } else {
+        if (by_ == By::planes) table_.transpose({l.at, l.row, count, rows.size(), b.columns, b.column});
+        t.a = b.columns;
+        t.a_row = b.column;
+        t.a_depth = 1;
+        t.bias = no_bias_->const_data_ptr();
+        t.in_planes = by_ == By::planes;
       }
-      const char* a_rows = nullptr;
-      int64_t a_rows_row = a_row;
-      if (weight) {
-        const Range part = g_is_rows ? cols : rows;
-        OperandTile t = a_.tile(first, count, part.begin, part.size());
-        if (g_is_rows) {
-          t.panels = buffers[2];
-          t.panel = panel;
-        } else if (a_.as_stored() && a_.storage == compute_storage(storage_)) {
-          a_rows = static_cast<const char*>(t.x);
-          a_rows_row = in_;
-        } else {
-          t.rows = buffers[1];
-          t.row = a_row;
-          a_rows = buffers[1];
-        }
-        if (t.rows || t.panels) table_.operand[static_cast<int>(a_.storage)](t);
-      }
-      if (first_pass && input_wanted_) input(first, count, g_rows, g_rows_row, buffers[3], a_row, index);
-      if (first_pass && gradients_.bias_wanted) add_bias(g_rows, g_rows_row, count, index);
-      if (weight) {
-        GemmTile g{};
-        g.a = g_is_rows ? g_rows + (rows.begin - g_channel) * scalar_ : a_rows;
-        g.a_row = 1;
-        g.a_depth = g_is_rows ? g_rows_row : a_rows_row;
-        g.b = buffers[2];
-        g.b_panel = panel;
-        g.b_depth = kPanel;
-        g.packed = true;
-        g.a_storage = g.b_storage = g.y_storage = compute_storage(storage_);
-        g.y_row = g.residual_row = cols_->channels;
-        g.y = part(index) + (rows.begin * g.y_row + cols.begin) * scalar_;
-        g.residual = g.y;
-        g.rows = rows.size();
-        g.cols = cols.size();
-        g.depth = count;
-        g.activation = activation(0);
-        multiply(table_, g);
-      }
+      t.b = b.panels;
+      t.b_panel = b.panel;
+      t.b_depth = kPanel;
+      t.packed = true;
+      t.a_storage = t.b_storage = operand_;
+      t.y_storage = compute_storage(storage_);
+      t.rows = rows.size();
+      t.cols = cols.size();
+      t.depth = count;
+      t.activation = activation(0);
+      // A product on AMX may make rows twice, so that it doesn't add to what it reads; the last goes to the part.
+      char* const part =
+          mutable_bytes_of(*parts_) + (index * in_ * out_ + rows.begin * right().channels + cols.begin) * scalar_;
+      const bool to_part = by_ == By::fma || --tiles % 2 == 0;
+      t.residual = from;
+      t.residual_row = from == part ? right().channels : cols.size();
+      from = to_part ? part : b.other_part;
+      t.y = from;
+      t.y_row = to_part ? right().channels : cols.size();
+      multiply(table_, t);
     }
   }
 
   // dx, and what the sums of scale and shift have of it.
-  void input(int64_t first, int64_t count, const char* g, int64_t g_row, char* scratch_rows, int64_t row,
-             int64_t index) const {
+  void input(int64_t first, int64_t count, const Rows& g, char* da, int64_t row, int64_t index) const {
     GemmTile t = product_;
-    t.a = g;
-    t.a_row = g_row;
+    t.a = g.at;
+    t.a_row = g.row;
     t.rows = count;
     const int64_t at = first * in_ * storage_size(storage_);
     char* const dx = gradients_.x ? mutable_bytes_of(*gradients_.x) + at : nullptr;
     const bool direct = a_.as_stored();
-    t.y = direct ? dx : scratch_rows;
+    t.y = direct ? dx : da;
     t.y_row = direct ? in_ : row;
     if (direct) t.y_storage = storage_;
     multiply(table_, t);
     if (direct) return;
     GradInputTile e{};
-    e.grad = scratch_rows;
+    e.grad = da;
     e.grad_row = row;
     e.x = a_.pixel(first);
     e.dx = dx;
@@ -258,25 +323,24 @@ class Op {
     table_.grad_input[static_cast<int>(storage_)](e);
   }
 
-  void add_bias(const char* g, int64_t g_row, int64_t count, int64_t index) const {
+  void add_bias(const Rows& g, int64_t count, int64_t index) const {
     // Sums of a tile beside those of the tiles before, as two rows that are added.
     char* const two = scratch(Slot::sums, 2 * out_ * scalar_);
     char* const to = sums(index) + 2 * in_ * scalar_;
     std::memcpy(two, to, out_ * scalar_);
     ChannelSumsTile t{};
-    t.x = g;
-    t.x_pixel = g_row;
+    t.x = g.at;
+    t.x_pixel = g.row;
     t.channels = out_;
     t.pixels = count;
     t.run = ChannelSumsTile::kRun;
     t.factor = 1;
     t.sums = two + out_ * scalar_;
-    table_.channel_sums[static_cast<int>(compute_storage(storage_))](t);
+    table_.channel_sums[static_cast<int>(operand_)](t);
     add_rows(table_, storage_, two, 2, out_, 1, to);
   }
 
   char* sums(int64_t range) const { return mutable_bytes_of(*sums_) + range * (2 * in_ + out_) * scalar_; }
-  char* part(int64_t range) const { return mutable_bytes_of(*parts_) + range * in_ * out_ * scalar_; }
 
   Tensor totals() const {
     Tensor total = torch::stable::empty(Ints{2 * in_ + out_}, compute_dtype(storage_), std::nullopt, of_.x.device());
@@ -286,7 +350,7 @@ class Op {
 
   // The parts of dW, added in their order.
   Tensor weight() const {
-    const int64_t rows = rows_->channels, cols = cols_->channels, ranges = parts_->size(0);
+    const int64_t rows = left().channels, cols = right().channels, ranges = parts_->size(0);
     Tensor sum = torch::stable::empty(Ints{rows, cols, 1, 1}, compute_dtype(storage_), std::nullopt, of_.x.device());
     constexpr int64_t kBlock = 4096;
     const int64_t blocks = ceil_div(rows * cols, kBlock);
@@ -302,7 +366,7 @@ class Op {
       add_parts(static_cast<double*>(sum.mutable_data_ptr()), static_cast<const double*>(parts_->const_data_ptr()));
     else
       add_parts(static_cast<float*>(sum.mutable_data_ptr()), static_cast<const float*>(parts_->const_data_ptr()));
-    return transposed_ ? torch::stable::contiguous(torch::stable::transpose(sum, 0, 1)) : sum;
+    return g_left_ ? sum : torch::stable::contiguous(torch::stable::transpose(sum, 0, 1));
   }
 };
 

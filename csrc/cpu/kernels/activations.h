@@ -181,6 +181,14 @@ struct Clamp {
   CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return clamp_high(clamp_low(x, lo), hi); }
 };
 
+// f(the activation as a function of a panel): clamps as one, curves each.
+template <class S, class F>
+CNNFAST_INLINE void with_activation(const Activation& a, F f) {
+  if (a.code == 0) return f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return x; });
+  if (is_clamp(a)) return f(Clamp<S>(a));
+  with_curve(a.code, [&](auto curve) { f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return decltype(curve)::value(x); }); });
+}
+
 // A register tile through the activation.
 template <class S, int N>
 CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {

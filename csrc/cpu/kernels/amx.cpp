@@ -1,5 +1,6 @@
 // What an AMX machine has besides AVX-512's table; compiled as isa.cpp is.
 #include "amx_bf16.h"
+#include "amx_operand.h"
 #include "amx_planes.h"
 
 namespace cnnfast::CNNFAST_ISA {
@@ -7,6 +8,8 @@ namespace cnnfast::CNNFAST_ISA {
 void add_to(KernelTable& avx512) {
   avx512.isa = "amx";
   avx512.gemm_bf16 = gemm_bf16;
+  avx512.operand_bf16 = operand_bf16;
+  avx512.transpose = transpose;
   avx512.split_rows = split_rows;
   avx512.split_panels = split_panels;
   avx512.gemm_planes = gemm_planes;

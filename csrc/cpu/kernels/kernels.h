@@ -208,6 +208,16 @@ struct OperandTile {
   int64_t row;
   void* panels;  // [panel][pixel][kPanel], `panel` apart; whole panels
   int64_t panel;
+  void* columns;  // of operand_bf16 alone: [channel][pixel], `column` apart
+  int64_t column;
+};
+
+// to[column][row] = from[row][column], floats.
+struct TransposeTile {
+  const void* from;
+  int64_t from_row, rows, columns;
+  void* to;
+  int64_t to_row;
 };
 
 // From the gradient of activation(z), z = x * scale + shift, those of x, scale and shift; any of these may be null.
@@ -244,6 +254,8 @@ struct KernelTable {
   // On AMX; null elsewhere.
   void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16
   void (*split_rows)(const RowsTile&);
+  void (*operand_bf16)(const OperandTile&);  // from bfloat16 to bfloat16: rows; panels of pairs of pixels; columns
+  void (*transpose)(const TransposeTile&);
   bool (*split_panels)(const PanelsTile&);  // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);

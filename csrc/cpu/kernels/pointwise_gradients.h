@@ -12,14 +12,6 @@
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
-// f(the activation as a function of a panel): clamps as one, curves each.
-template <class S, class F>
-CNNFAST_INLINE void with_activation(const Activation& a, F f) {
-  if (a.code == 0) return f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return x; });
-  if (is_clamp(a)) return f(Clamp<S>(a));
-  with_curve(a.code, [&](auto curve) { f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return decltype(curve)::value(x); }); });
-}
-
 // x * scale + shift of a panel, either absent.
 template <class S>
 CNNFAST_INLINE Vec<S> scaled(Vec<S> x, const S* scale, const S* shift, int64_t channel, int64_t count) {
