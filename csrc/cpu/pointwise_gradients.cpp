@@ -72,22 +72,15 @@ class Op {
            out_,
            0},
         a_{storage_, cpu::bytes_of(of.x), nullptr, bytes_of(of.scale), bytes_of(of.shift), in_, of.pre_activation},
-        g_left_(out_ <= in_),
+        g_left_(out_ <= in_ || in_ * out_ * scalar_ > kWeightBytes),
         by_(how()),
         operand_(by_ == By::bf16 ? Storage::bf16 : compute_storage(storage_)),
         input_wanted_(gradients.x_wanted || gradients.scale_wanted || gradients.shift_wanted),
         tile_(by_ == By::fma ? 128 : 256) {}
 
   void run() {
-    if (input_wanted_) {
-      const Tensor weight = by_ == By::bf16 ? of_.weight : to_dtype(of_.weight, compute_dtype(storage_));
-      Tensor turned = weight;
-      packed_ = pack_pointwise_conv2d(torch::stable::transpose(turned, 0, 1), std::nullopt);
-      PackedReader reader(*packed_, PackedOp::pointwise_conv2d, weight, out_, in_, 1, 1);
-      product_ = packed_gemm(reader.pointwise(out_, in_), operand_, compute_storage(storage_), 0);
-      product_.in_planes = by_ == By::planes;
-    }
     if (by_ != By::fma) no_bias_ = zeros({round_up(std::max(in_, out_), kPanel)});
+    if (input_wanted_) pack_weight();
     if (gradients_.x_wanted)
       gradients_.x = empty_channels_last(of_.x, of_.x.size(0), in_, of_.x.size(2), of_.x.size(3), of_.x.scalar_type());
     const bool sums = gradients_.scale_wanted || gradients_.shift_wanted || gradients_.bias_wanted;
@@ -138,7 +131,7 @@ class Op {
   Maybe packed_, no_bias_, sums_, parts_;
   GemmTile product_{};
 
-  // dW is left^T right, or its transpose is: its columns are the more of the channels.
+  // dW is left^T right, or its transpose is: where it is small its columns are the more of the channels.
   const Side& left() const { return g_left_ ? g_ : a_; }
   const Side& right() const { return g_left_ ? a_ : g_; }
 
@@ -159,6 +152,41 @@ class Op {
     const Ints size{ranges, in_ * out_};
     return pixels_ == 0 ? zeros(size)
                         : torch::stable::empty(size, compute_dtype(storage_), std::nullopt, of_.x.device());
+  }
+
+  // W^T for da = g W: a panel holds channels of a, its depth is g's: rows of the weight as operands have them.
+  void pack_weight() {
+    const Tensor weight = torch::stable::contiguous(of_.weight, MemoryFormat::Contiguous);
+    const Side side{storage_of(weight, "weight"), cpu::bytes_of(weight), nullptr, nullptr, nullptr, in_, 0};
+    const int64_t depth = by_ == By::bf16 ? round_up(out_, kPairDepth) : out_, panels = ceil_div(in_, kPanel);
+    packed_ = torch::stable::empty(Ints{panels * depth * kPanel * storage_size(operand_)}, ScalarType::Byte,
+                                   std::nullopt, weight.device());
+    char* const to = mutable_bytes_of(*packed_);
+    constexpr int64_t kTogether = 8;
+    for_each(out_ ? ceil_div(panels, kTogether) : 0, [&](int64_t i) {
+      const int64_t channel = i * kTogether * kPanel;
+      OperandTile t = side.tile(0, out_, channel, std::min(kTogether * kPanel, in_ - channel));
+      t.panel = depth * kPanel;
+      t.panels = to + i * kTogether * t.panel * storage_size(operand_);
+      operand(side, t);
+    });
+    product_.a_depth = 1;
+    product_.b = to;
+    product_.b_panel = depth * kPanel;
+    product_.b_depth = kPanel;
+    product_.bias = by_ == By::fma ? nullptr : no_bias_->const_data_ptr();
+    product_.a_storage = product_.b_storage = operand_;
+    product_.y_storage = compute_storage(storage_);
+    product_.depth = out_;
+    product_.cols = in_;
+    product_.packed = true;
+    product_.activation = activation(0);
+    product_.in_planes = by_ == By::planes;
+  }
+
+  void operand(const Side& side, const OperandTile& t) const {
+    if (!t.rows && !t.panels && !t.columns) return;
+    by_ == By::bf16 ? table_.operand_bf16(t) : table_.operand[static_cast<int>(side.storage)](t);
   }
 
   void weight_in_blocks(int64_t tiles) {
@@ -190,14 +218,14 @@ class Op {
     const int64_t item = storage_size(operand_);
     b.g_row = padded_row(out_, item);
     b.a_row = padded_row(in_, scalar_);
-    b.panel = tile_ * kPanel;
+    b.panel = (tile_ + 2) * kPanel;  // an odd number of lines, in pairs too
     b.column = tile_ + kPairDepth;
     const auto whole = [](int64_t bytes) { return round_up(bytes, 64); };
     const int64_t sizes[] = {whole(tile_ * b.g_row * item),
                              whole(tile_ * b.a_row * scalar_),
                              whole(tile_ * b.a_row * scalar_),
                              by_ == By::fma ? 0 : whole(rows * b.column * item),
-                             whole(round_up(cols, kPanel) * tile_ * item),
+                             whole(round_up(cols, kPanel) * (tile_ + 2) * item),
                              by_ == By::fma ? 0 : whole(rows * cols * scalar_)};
     int64_t all = 0;
     for (const int64_t size : sizes) all += size;
@@ -232,11 +260,7 @@ class Op {
       t.columns = b.columns;
       t.column = b.column;
     }
-    if (by_ == By::bf16) {
-      if (t.rows || t.panels || t.columns) table_.operand_bf16(t);
-    } else if (t.rows || t.panels) {
-      table_.operand[static_cast<int>(side.storage)](t);
-    }
+    operand(side, t);
     return result;
   }
 

@@ -215,19 +215,15 @@ CNNFAST_INLINE Vec<S> activated(Vec<S> x, const Activation& a) {
   return tile[0];
 }
 
-// Clamps pass the gradient inside their bounds, as PyTorch's relu and hardtanh do: not on them, and where z is NaN.
-template <class S>
-CNNFAST_INLINE Vec<S> clamp_gradient(Vec<S> grad, Vec<S> z, const Clamp<S>& bounds) {
-  const Vec<S> zero = Vec<S>::zero();
-  const Vec<S> inside = select_less(bounds.lo, z, select_less(z, bounds.hi, grad, zero), zero);
-  return select_nan(z, grad, inside);
-}
-
-// grad * y'(z) of one panel.
+// grad * y'(z) of one panel. Clamps pass the gradient inside their bounds, as PyTorch's relu and hardtanh do: not on
+// them, and where z is NaN.
 template <class S>
 CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activation& a) {
   if (a.code == 0) return grad;
-  if (is_clamp(a)) return clamp_gradient(grad, z, Clamp<S>(a));
+  if (is_clamp(a)) {
+    const Clamp<S> bounds(a);
+    return select_between(bounds.lo, z, bounds.hi, grad);
+  }
   Vec<S> y = grad;
   with_curve(a.code, [&](auto curve) { y = mul(grad, curve.slope(z)); });
   return y;

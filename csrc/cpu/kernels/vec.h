@@ -149,6 +149,12 @@ template <class S>
 CNNFAST_INLINE Vec<S> select_nan(Vec<S> x, Vec<S> a, Vec<S> b) {
   return {x.v != x.v ? a.v : b.v};
 }
+// lo < z < hi, or z is NaN ? x : 0
+template <class S>
+CNNFAST_INLINE Vec<S> select_between(Vec<S> lo, Vec<S> z, Vec<S> hi, Vec<S> x) {
+  const Vec<S> zero = Vec<S>::zero();
+  return select_nan(z, x, select_less(lo, z, select_less(z, hi, x, zero), zero));
+}
 // |x|
 template <class S>
 CNNFAST_INLINE Vec<S> absolute(Vec<S> x) {

@@ -68,6 +68,11 @@ CNNFAST_INLINE Vec<float> select_nan(Vec<float> x, Vec<float> a, Vec<float> b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), b.v, a.v)};
 }
 template <>
+CNNFAST_INLINE Vec<float> select_between(Vec<float> lo, Vec<float> z, Vec<float> hi, Vec<float> x) {
+  const __mmask16 above = _mm512_cmp_ps_mask(z.v, lo.v, _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, z.v, hi.v, _CMP_NGE_UQ), x.v)};
+}
+template <>
 CNNFAST_INLINE Vec<float> absolute(Vec<float> x) {
   return {_mm512_abs_ps(x.v)};
 }
@@ -110,6 +115,9 @@ CNNFAST_INLINE void store<float, float>(float* p, Vec<float> x, int64_t count) {
 }
 template <>
 CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
+#if defined(__AVX512BF16__)  // subnormals become zero
+  _mm256_mask_storeu_epi16(p, mask(count), (__m256i)_mm512_cvtneps_pbh(x.v));
+#else
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded =
@@ -117,6 +125,7 @@ CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   const __m512i word = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
   _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtepi32_epi16(word));
+#endif
 }
 template <>
 CNNFAST_INLINE void store<float, f16>(f16* p, Vec<float> x, int64_t count) {
