@@ -60,12 +60,16 @@ struct Pointwise {
     return std::max<int64_t>(1, block_bytes(whole) / (scratch_row() * storage_size(whole.a_storage)));
   }
 
-  // Output pixels [first, first + count), their part of x copied into this thread's scratch.
+  // Output pixels [first, first + count), their part of x copied into this thread's scratch unless it is fit as it is.
   void pixels(int64_t first, int64_t count) const {
     GemmTile g = whole;
-    g.a_row = scratch_row();
     g.rows = count;
-    g.a = gather(first, count, g);
+    if (in_place() && dense()) {
+      g.a = bytes_of(x) + first * conv.c * storage_size(storage);
+    } else {
+      g.a_row = scratch_row();
+      g.a = gather(first, count, g);
+    }
     to_pixel(g, first);
     multiply(table, g);
   }
@@ -161,12 +165,13 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_conv2d_stats(Tensor x, Tensor weigh
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
   const Tensor packed = pack_pointwise_conv2d(weight, bias);
   const Pointwise op(x, packed, std::nullopt, weight.size(0), stride, prologue_of(scale, shift, pre_activation), 0);
-  BandSums sums(op.y, true);
+  // A tile's result stays in L2 until it is summed.
+  constexpr int64_t kPixels = 256;
+  const int64_t unit = rows_together(op.table, op.whole);
+  PixelSums sums(op.y, std::max(unit, std::min(op.fitting(), kPixels) / unit * unit));
   for_each(sums.count(), [&](int64_t i) {
-    const auto [begin, end] = sums.rows(i);
-    const int64_t w = op.conv.out_w, image = sums.image(i) * op.conv.out_h * w;
-    for (int64_t p = begin * w; p < end * w; p += op.fitting())
-      op.pixels(image + p, std::min(op.fitting(), end * w - p));
+    const auto [begin, end] = sums[i];
+    op.pixels(begin, end - begin);
     sums.add(i);
   });
   return {in_format_of(x, op.y), sums.sum(), sums.squares()};

@@ -11,7 +11,6 @@ void add_to(KernelTable& avx512) {
   avx512.gemm_bf16 = gemm_bf16;
   avx512.grad_input[static_cast<int>(Storage::bf16)] = grad_input<bf16>;
   avx512.operand_bf16 = operand_bf16;
-  avx512.transpose = transpose;
   avx512.split_rows = split_rows;
   avx512.split_panels = split_panels;
   avx512.gemm_planes = gemm_planes;

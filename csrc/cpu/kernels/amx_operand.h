@@ -6,58 +6,10 @@
 // Limits   What is rounded to bfloat16 is zero if it is subnormal.
 #pragma once
 #include "amx.h"
+#include "transpose.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
-
-// 16 x 16 words.
-CNNFAST_INLINE void transpose_words(__m512i (&r)[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-  }
-}
-
-void transpose(const TransposeTile& t) {
-  for (int64_t row = 0; row < t.rows; row += 16) {
-    const __mmask16 rows = mask(t.rows - row);
-    for (int64_t column = 0; column < t.columns; column += 16) {
-      const int64_t columns = smaller(t.columns - column, 16);
-      const float* const from = static_cast<const float*>(t.from) + row * t.from_row + column;
-      __m512i r[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        r[i] = rows >> i & 1 ? _mm512_castps_si512(_mm512_maskz_loadu_ps(mask(columns), from + i * t.from_row))
-                             : _mm512_setzero_si512();
-      transpose_words(r);
-      float* const to = static_cast<float*>(t.to) + column * t.to_row + row;
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        if (i < columns) _mm512_mask_storeu_ps(to + i * t.to_row, rows, _mm512_castsi512_ps(r[i]));
-    }
-  }
-}
 
 // Channels [channel, channel + kPanel) of pixels [first, first + 32); Whole: all of them are there.
 template <bool Whole, class Activate>

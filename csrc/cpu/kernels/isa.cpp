@@ -6,6 +6,7 @@
 #include "pointwise_conv2d.h"
 #include "pointwise_gradients.h"
 #include "pool2d.h"
+#include "transpose.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -28,10 +29,10 @@ const KernelTable table = {
                                      local_response_norm_backward<f16>},
     .gemm = {gemm<float>, nullptr},
     .unpair = unpair,
+    .transpose = transpose,
     .gemm_bf16 = nullptr,
     .split_rows = nullptr,
     .operand_bf16 = nullptr,
-    .transpose = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
@@ -54,10 +55,10 @@ const KernelTable table = {
                                      local_response_norm_backward<bf16>, local_response_norm_backward<f16>},
     .gemm = {gemm<float>, gemm<double>},
     .unpair = unpair,
+    .transpose = transpose,
     .gemm_bf16 = nullptr,
     .split_rows = nullptr,
     .operand_bf16 = nullptr,
-    .transpose = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},

@@ -169,13 +169,14 @@ struct ActivationGradTile {
   Activation activation;
 };
 
-// sums[c] = factor * sum over pixels of x[pixel][c] (* by[pixel][c]).
+// sums[c] = factor * sum over pixels of x[pixel][c] (* by[pixel][c]); squares[c] the same of x[pixel][c]^2.
 struct ChannelSumsTile {
   static constexpr int64_t kRun = 8;  // pixels that are all alike: off by at most 4 units
   const void* x;
   const void* by;  // like x, or null
   int64_t x_pixel;
-  void* sums;  // S
+  void* sums;     // S
+  void* squares;  // S, or null; without `by`
   int64_t pixels, channels;
   int64_t run;  // pixels added in order: kRun, or 1 where they are sums themselves
   double factor;
@@ -212,7 +213,7 @@ struct OperandTile {
   int64_t column;
 };
 
-// to[column][row] = from[row][column], floats.
+// to[column][row] = from[row][column], words of 32 bits.
 struct TransposeTile {
   const void* from;
   int64_t from_row, rows, columns;
@@ -251,11 +252,11 @@ struct KernelTable {
   void (*gemm[2])(const GemmTile&);
   // a bfloat16 panel times scale [kPanel] to float, both b of a GemmTile
   void (*unpair)(const void* pairs, const void* scale, void* panel, int64_t count);
+  void (*transpose)(const TransposeTile&);
   // On AMX; null elsewhere.
   void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16
   void (*split_rows)(const RowsTile&);
   void (*operand_bf16)(const OperandTile&);  // from bfloat16 to bfloat16: rows; panels of pairs of pixels; columns
-  void (*transpose)(const TransposeTile&);
   bool (*split_panels)(const PanelsTile&);  // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);

@@ -15,6 +15,11 @@ namespace {
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+template <auto Value>
+struct Constant {
+  static constexpr auto value = Value;
+};
+
 struct bf16 {
   uint16_t bits;
 };
