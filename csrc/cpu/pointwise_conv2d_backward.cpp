@@ -40,11 +40,6 @@ Tensor spread(const Conv& conv, const Tensor& dx) {
   return whole;
 }
 
-// A gradient that pointwise_gradients made, or one that nobody asked for.
-Tensor weight_gradient(const Tensor& of, const Maybe& gradient) {
-  return gradient ? cpu::weight_gradient(of, *gradient) : no_gradient(of);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight,
@@ -77,12 +72,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Ten
   Tensor dx = no_gradient(x), dgate = no_gradient(gate ? *gate : x), dresidual = no_gradient(residual ? *residual : x);
   if (gradients.x_wanted) {
     const Tensor whole = spread(conv, *gradients.x);
-    if (gate && wanted(3)) dgate = cpu::weight_gradient(*gate, channel_sums(whole, input, 1));
+    if (gate && wanted(3)) dgate = weight_gradient(*gate, channel_sums(whole, input, 1));
     if (wanted(0)) dx = image_gradient(x, gate ? scaled_channels(whole, gates, std::nullopt, std::nullopt, 0) : whole);
   }
   if (wanted(4) && residual) dresidual = image_gradient(*residual, g);
-  return {dx, weight_gradient(weight, gradients.weight), weight_gradient(bias ? *bias : weight, gradients.bias), dgate,
-          dresidual};
+  using G = PointwiseGradients;
+  return {dx, G::of(weight, gradients.weight), G::of(bias ? *bias : weight, gradients.bias), dgate, dresidual};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backward(
@@ -93,23 +88,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backwa
   const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == conv.c, "weight must have ", conv.c, " input channels");
   for (const Tensor& image : {grad, y}) check_residual(image, x, conv.n, weight.size(0), conv.out_h, conv.out_w);
-  const ScalarType dtype = compute_dtype(storage_of(x, "x"));
-  const auto row = [&](const Tensor& t) { return torch::stable::contiguous(to_dtype(t, dtype)); };
-  const auto rows = [&](const Maybe& t) { return t ? Maybe(row(*t)) : std::nullopt; };
-  const Maybe squares = per_channel(Maybe(row(grad_squares)));
-  const Tensor twice = scaled_channels(*squares, std::nullopt, std::nullopt, *squares, 0);
+  const auto dense_row = [](const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; };
+  PointwiseGradientsOf of{
+      channels_last(grad), {},  {}, {}, sampled(conv, channels_last(x)), weight, dense_row(scale), dense_row(shift),
+      pre_activation,      true};
+  of.with_sums(grad_sum, grad_squares, y);
   PointwiseGradients gradients{};
   gradients.x_wanted = output_mask & 1;
   gradients.weight_wanted = output_mask & 2;
   gradients.bias_wanted = output_mask & 4 && bias;
   gradients.scale_wanted = output_mask & 8 && scale;
   gradients.shift_wanted = output_mask & 16 && shift;
-  pointwise_gradients({channels_last(grad), channels_last(y), row(grad_sum), twice, sampled(conv, channels_last(x)),
-                       weight, rows(scale), rows(shift), pre_activation, true},
-                      gradients);
+  pointwise_gradients(of, gradients);
+  using G = PointwiseGradients;
   return {gradients.x_wanted ? image_gradient(x, spread(conv, *gradients.x)) : no_gradient(x),
-          weight_gradient(weight, gradients.weight), weight_gradient(bias ? *bias : x, gradients.bias),
-          weight_gradient(scale ? *scale : x, gradients.scale), weight_gradient(shift ? *shift : x, gradients.shift)};
+          G::of(weight, gradients.weight), G::of(bias ? *bias : x, gradients.bias),
+          G::of(scale ? *scale : x, gradients.scale), G::of(shift ? *shift : x, gradients.shift)};
 }
 
 }  // namespace cnnfast::cpu

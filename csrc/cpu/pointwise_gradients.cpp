@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "ops.h"
 #include "stages.h"
 
 namespace cnnfast::cpu {
@@ -395,6 +396,18 @@ class Op {
 };
 
 }  // namespace
+
+void PointwiseGradientsOf::with_sums(const Tensor& sum, const Tensor& squares, const Tensor& image) {
+  const ScalarType dtype = compute_dtype(storage_of(image, "y"));
+  const Maybe once = per_channel(Maybe(to_dtype(squares, dtype)));
+  y = channels_last(image);
+  grad_sum = torch::stable::contiguous(to_dtype(sum, dtype));
+  twice_grad_squares = scaled_channels(*once, std::nullopt, std::nullopt, once, 0);
+}
+
+Tensor PointwiseGradients::of(const Tensor& parameter, const Maybe& gradient) {
+  return gradient ? weight_gradient(parameter, *gradient) : no_gradient(parameter);
+}
 
 void pointwise_gradients(const PointwiseGradientsOf& of, PointwiseGradients& gradients) { Op(of, gradients).run(); }
 

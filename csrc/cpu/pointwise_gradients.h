@@ -16,12 +16,18 @@ struct PointwiseGradientsOf {
   int64_t pre_activation;
   // Whether g and the product's input may be rounded to bfloat16 where all are.
   bool may_round;
+
+  // The gradients of y's sums, as the ops take them.
+  void with_sums(const Tensor& sum, const Tensor& squares, const Tensor& image);
 };
 
 // Which are wanted, and then they themselves: x's of x's dtype, the others of the compute type.
 struct PointwiseGradients {
   bool x_wanted, weight_wanted, bias_wanted, scale_wanted, shift_wanted;
   Maybe x, weight, bias, scale, shift;
+
+  // What an op returns for a parameter: the gradient in its dtype, or none.
+  static Tensor of(const Tensor& parameter, const Maybe& gradient);
 };
 void pointwise_gradients(const PointwiseGradientsOf& of, PointwiseGradients& gradients);
 

@@ -257,7 +257,7 @@ struct KernelTable {
   void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16
   void (*split_rows)(const RowsTile&);
   void (*operand_bf16)(const OperandTile&);  // from bfloat16 to bfloat16: rows; panels of pairs of pixels; columns
-  bool (*split_panels)(const PanelsTile&);  // false: something in them is odd
+  bool (*split_panels)(const PanelsTile&);   // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);

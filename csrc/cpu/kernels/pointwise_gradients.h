@@ -100,9 +100,8 @@ void grad_input(const GradInputTile& t) {
   const Activation a = t.activation;
   if (a.code == 0) return all([](Vec<S> grad, Vec<S>) CNNFAST_INLINE_LAMBDA { return grad; });
   if (is_clamp(a))
-    return all([bounds = Clamp<S>(a)](Vec<S> grad, Vec<S> z) CNNFAST_INLINE_LAMBDA {
-      return select_between(bounds.lo, z, bounds.hi, grad);
-    });
+    return all([bounds = Clamp<S>(a)](Vec<S> grad, Vec<S> z)
+                   CNNFAST_INLINE_LAMBDA { return select_between(bounds.lo, z, bounds.hi, grad); });
   with_curve(a.code, [&](auto curve) {
     all([](Vec<S> grad, Vec<S> z) CNNFAST_INLINE_LAMBDA { return mul(grad, decltype(curve)::slope(z)); });
   });

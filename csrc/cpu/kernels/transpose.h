@@ -44,8 +44,7 @@ void transpose(const TransposeTile& t) {
       __m512i r[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        r[i] = rows >> i & 1 ? _mm512_maskz_loadu_epi32(mask(columns), from + i * t.from_row)
-                             : _mm512_setzero_si512();
+        r[i] = rows >> i & 1 ? _mm512_maskz_loadu_epi32(mask(columns), from + i * t.from_row) : _mm512_setzero_si512();
       transpose_words(r);
       uint32_t* const to = static_cast<uint32_t*>(t.to) + column * t.to_row + row;
 #pragma GCC unroll 16
