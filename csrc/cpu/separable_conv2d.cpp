@@ -246,66 +246,11 @@ std::tuple<Tensor, Tensor, Tensor> separable_conv2d_stats(Tensor x, Tensor dw_we
   return {in_format_of(x, y), sums.sum(), sums.squares()};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
-    Tensor grad, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe residual,
-    Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation, int64_t mid_activation,
-    int64_t activation_code, int64_t output_mask, int64_t backend) {
-  if (pointwise_first)
-    return separable_conv2d_pointwise_first_backward(grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride,
-                                                     padding, dilation, pre_activation, mid_activation, activation_code,
-                                                     output_mask, backend);
-  // The intermediate is computed again, not kept. Everything in the compute type: it is never rounded to x's dtype.
-  const ScalarType dtype = compute_dtype(storage_of(x, "x"));
-  const Ints unit{1, 1};
-  const Tensor xs = to_dtype(x, dtype), dws = to_dtype(dw_weight, dtype), pws = to_dtype(pw_weight, dtype);
-  const Maybe dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(pw_bias, dtype), rs = to_dtype(residual, dtype);
-  const Tensor mid = depthwise_conv2d(xs, dws, dbs, stride, padding, dilation, pre_activation, mid_activation, backend);
-  const int64_t pointwise_mask = (output_mask & 7 ? 1 : 0) | (output_mask >> 3 & 1) << 1 | (output_mask >> 4 & 1) << 2 |
-                                 (output_mask >> 5 & 1) << 4;
-  const auto [dmid, dpw, dpb, no_gate, dres] = pointwise_conv2d_backward(
-      to_dtype(grad, dtype), mid, pws, pbs, std::nullopt, rs, unit, activation_code, pointwise_mask, backend);
-  const auto [dx, ddw, ddb] = output_mask & 7
-                                  ? depthwise_conv2d_backward(dmid, xs, dws, dbs, stride, padding, dilation,
-                                                              pre_activation, mid_activation, output_mask & 7, backend)
-                                  : std::tuple(no_gradient(xs), no_gradient(dws), no_gradient(dws));
-  const auto wanted = [&](int bit) { return (output_mask >> bit & 1) != 0; };
-  return {wanted(0) ? image_gradient(x, channels_last(dx)) : no_gradient(x),
-          to_dtype(ddw, dw_weight.scalar_type()),
-          to_dtype(ddb, dw_bias ? dw_bias->scalar_type() : dw_weight.scalar_type()),
-          to_dtype(dpw, pw_weight.scalar_type()),
-          to_dtype(dpb, pw_bias ? pw_bias->scalar_type() : pw_weight.scalar_type()),
-          wanted(5) && residual ? image_gradient(*residual, channels_last(dres)) : no_gradient(x)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_stats_backward(
-    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight,
-    Maybe pw_bias, Maybe scale, Maybe shift, Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation,
-    int64_t mid_activation, int64_t output_mask, int64_t backend) {
-  check_scale_shift(scale, shift, x);
-  const ScaledInput input(x, scale, shift);
-  const ScalarType dtype = input.value().scalar_type();
-  const bool input_wanted = output_mask & 0b1100001;
-  const auto [dinput, ddw, ddb, dpw, dpb, dresidual] = separable_conv2d_backward(
-      gradient_with_sums(grad, grad_sum, grad_squares, y), input.value(), to_dtype(dw_weight, dtype),
-      to_dtype(dw_bias, dtype), to_dtype(pw_weight, dtype), to_dtype(pw_bias, dtype), std::nullopt, stride, padding,
-      dilation, false, pre_activation, mid_activation, 0, (output_mask & 30) | input_wanted, backend);
-  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 4 & 6));
-  return {dx,
-          weight_gradient(dw_weight, ddw),
-          dw_bias ? weight_gradient(*dw_bias, ddb) : no_gradient(x),
-          weight_gradient(pw_weight, dpw),
-          pw_bias ? weight_gradient(*pw_bias, dpb) : no_gradient(x),
-          dscale,
-          dshift};
-}
-
 }  // namespace cnnfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("separable_conv2d", TORCH_BOX(&cnnfast::cpu::separable_conv2d));
-  m.impl("separable_conv2d_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_backward));
   m.impl("separable_conv2d_packed", TORCH_BOX(&cnnfast::cpu::separable_conv2d_packed));
   m.impl("separable_conv2d_stats", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats));
-  m.impl("separable_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats_backward));
   m.impl("pack_separable_conv2d", TORCH_BOX(&cnnfast::cpu::pack_separable_conv2d));
 }

@@ -181,6 +181,14 @@ struct Clamp {
   CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return clamp_high(clamp_low(x, lo), hi); }
 };
 
+// f(the activation as a function of a panel): clamps as one, curves each.
+template <class S, class F>
+CNNFAST_INLINE void with_activation(const Activation& a, F f) {
+  if (a.code == 0) return f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return x; });
+  if (is_clamp(a)) return f(Clamp<S>(a));
+  with_curve(a.code, [&](auto curve) { f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return decltype(curve)::value(x); }); });
+}
+
 // A register tile through the activation.
 template <class S, int N>
 CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {
@@ -214,9 +222,7 @@ CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activatio
   if (a.code == 0) return grad;
   if (is_clamp(a)) {
     const Clamp<S> bounds(a);
-    const Vec<S> zero = Vec<S>::zero();
-    const Vec<S> inside = select_less(bounds.lo, z, select_less(z, bounds.hi, grad, zero), zero);
-    return select_nan(z, grad, inside);
+    return select_between(bounds.lo, z, bounds.hi, grad);
   }
   Vec<S> y = grad;
   with_curve(a.code, [&](auto curve) { y = mul(grad, curve.slope(z)); });

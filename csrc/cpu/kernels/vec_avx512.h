@@ -68,6 +68,11 @@ CNNFAST_INLINE Vec<float> select_nan(Vec<float> x, Vec<float> a, Vec<float> b) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), b.v, a.v)};
 }
 template <>
+CNNFAST_INLINE Vec<float> select_between(Vec<float> lo, Vec<float> z, Vec<float> hi, Vec<float> x) {
+  const __mmask16 above = _mm512_cmp_ps_mask(z.v, lo.v, _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, z.v, hi.v, _CMP_NGE_UQ), x.v)};
+}
+template <>
 CNNFAST_INLINE Vec<float> absolute(Vec<float> x) {
   return {_mm512_abs_ps(x.v)};
 }
@@ -115,7 +120,7 @@ CNNFAST_INLINE void store<float, float>(float* p, Vec<float> x, int64_t count) {
 }
 template <>
 CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__)  // subnormals become zero
   const __m256i words = (__m256i)_mm512_cvtneps_pbh(x.v);
 #else
   const __m512i bits = _mm512_castps_si512(x.v);
