@@ -4,7 +4,8 @@
 // don't depend on who summed what.
 // Bytes: forward x (and residual) once, y written once; backward grad, x (and residual) once, dx (and dresidual) written once.
 // With squeeze-excite x, and backward grad, once more: the gates come of sums over a whole image.
-#include "channels.h"
+#include "scale_shift.h"
+
 #include "ops.h"
 #include "squeeze_excite.h"
 
@@ -56,24 +57,14 @@ class PartSums {
   Maybe sums_;
 };
 
+Maybe contiguous(const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; }
+
+const char* bytes_or_null(const Maybe& t) { return t ? bytes_of(*t) : nullptr; }
+
 // Row n of (N, C, 1, 1).
 const char* row_of(const Maybe& t, int64_t n) {
   return t ? bytes_of(*t) + n * t->size(1) * static_cast<int64_t>(t->element_size()) : nullptr;
 }
-
-struct Scaled {
-  Tensor x, scale, shift;
-  int64_t activation;
-
-  Scaled(const Tensor& x, const Tensor& scale, const Tensor& shift, int64_t activation)
-      : x(channels_last(x)),
-        scale(torch::stable::contiguous(scale)),
-        shift(torch::stable::contiguous(shift)),
-        activation(activation) {
-    STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
-    check_scale_shift(scale, shift, x);
-  }
-};
 
 // y = activation(x * scale + shift + residual) * gates
 Tensor forward(const Scaled& of, const Maybe& residual, const Maybe& gates) {
@@ -84,8 +75,8 @@ Tensor forward(const Scaled& of, const Maybe& residual, const Maybe& gates) {
   for_each(parts.count(), [&](int64_t i) {
     ScaleTile t{};
     t.x = bytes_of(of.x) + parts.offset(i);
-    t.scale = bytes_of(of.scale);
-    t.shift = bytes_of(of.shift);
+    t.scale = bytes_or_null(of.scale);
+    t.shift = bytes_or_null(of.shift);
     t.residual = residual ? bytes_of(*residual) + parts.offset(i) : nullptr;
     t.gate = row_of(gates, parts.image(i));
     t.y = mutable_bytes_of(y) + parts.offset(i);
@@ -98,13 +89,16 @@ Tensor forward(const Scaled& of, const Maybe& residual, const Maybe& gates) {
   return y;
 }
 
-struct Gradients {
-  Tensor x, residual, scale, shift;
-};
+}  // namespace
 
-// mean_grads: of each image's sums of activation(x * scale + shift).
-Gradients backward(const Tensor& grad, const Scaled& of, const Maybe& residual, const Maybe& gates,
-                   const Maybe& mean_grads, bool wants_x, bool wants_residual) {
+Scaled::Scaled(const Tensor& x, const Maybe& scale, const Maybe& shift, int64_t activation)
+    : x(channels_last(x)), scale(contiguous(scale)), shift(contiguous(shift)), activation(activation) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
+  check_scale_shift(scale, shift, x);
+}
+
+ScaledGradients scale_shift_gradients(const Tensor& grad, const Scaled& of, const Maybe& residual, const Maybe& gates,
+                                      const Maybe& mean_grads, bool wants_x, bool wants_residual) {
   const Storage storage = storage_of(of.x, "x");
   const Parts parts(of.x);
   const auto image = [&](bool wanted) {
@@ -118,8 +112,8 @@ Gradients backward(const Tensor& grad, const Scaled& of, const Maybe& residual, 
     ScaleShiftGradTile t{};
     t.grad = bytes_of(grad) + parts.offset(i);
     t.x = bytes_of(of.x) + parts.offset(i);
-    t.scale = bytes_of(of.scale);
-    t.shift = bytes_of(of.shift);
+    t.scale = bytes_or_null(of.scale);
+    t.shift = bytes_or_null(of.shift);
     t.residual = residual ? bytes_of(*residual) + parts.offset(i) : nullptr;
     t.gate = row_of(gates, parts.image(i));
     t.mean_grad = row_of(mean_grads, parts.image(i));
@@ -135,6 +129,8 @@ Gradients backward(const Tensor& grad, const Scaled& of, const Maybe& residual, 
   return {dx, dresidual, sums_by_x.total(), sums.total()};
 }
 
+namespace {
+
 // The means of activation(x * scale + shift), and the sums of their products with grad, (N, C, 1, 1).
 struct Squeezed {
   Tensor means;
@@ -148,8 +144,8 @@ Squeezed squeezed(const Scaled& of, const Maybe& grad) {
   for_each(parts.count(), [&](int64_t i) {
     ScaleShiftSumsTile t{};
     t.x = bytes_of(of.x) + parts.offset(i);
-    t.scale = bytes_of(of.scale);
-    t.shift = bytes_of(of.shift);
+    t.scale = bytes_or_null(of.scale);
+    t.shift = bytes_or_null(of.shift);
     t.grad = grad ? bytes_of(*grad) + parts.offset(i) : nullptr;
     t.sum = sums.of(i);
     t.sum_by_grad = by_grad ? by_grad->of(i) : nullptr;
@@ -193,7 +189,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scale_shift_backward(Tensor grad, Ten
   check_residual(residual, x, x.size(0), x.size(1), x.size(2), x.size(3));
   const Maybe rs = residual ? Maybe(channels_last(*residual)) : std::nullopt;
   const auto bit = [&](int i) { return output_mask >> i & 1; };
-  const Gradients g = backward(channels_last(grad), of, rs, std::nullopt, std::nullopt, bit(0), bit(3) && residual);
+  const ScaledGradients g =
+      scale_shift_gradients(channels_last(grad), of, rs, std::nullopt, std::nullopt, bit(0), bit(3) && residual);
   return {bit(0) ? image_gradient(x, g.x) : g.x, bit(1) ? g.scale : no_gradient(scale),
           bit(2) ? g.shift : no_gradient(shift),
           bit(3) && residual ? image_gradient(*residual, g.residual) : no_gradient(x)};
@@ -225,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scale_shift_e
   const auto [dreduce, dreduce_bias, dexpand, dexpand_bias, share] =
       excite.of_gates(*sums.by_grad, kept, x.size(2) * x.size(3), output_mask >> 3);
   const auto bit = [&](int i) { return output_mask >> i & 1; };
-  const Gradients gradients = backward(g, of, std::nullopt, kept.gates, share, bit(0), false);
+  const ScaledGradients gradients = scale_shift_gradients(g, of, std::nullopt, kept.gates, share, bit(0), false);
   const auto like = [](const Tensor& gradient, const Maybe& of, const Tensor& otherwise) {
     return to_dtype(gradient, of ? of->scalar_type() : otherwise.scalar_type());
   };

@@ -201,8 +201,8 @@ struct ScaleTile {
 struct ScaleShiftGradTile {
   const void* grad;
   const void* x;
-  const void* scale;      // S
-  const void* shift;      // S
+  const void* scale;      // S, or null: 1
+  const void* shift;      // S, or null: 0
   const void* residual;   // or null
   const void* gate;       // S, or null: 1
   const void* mean_grad;  // S, or null: 0; only with gate

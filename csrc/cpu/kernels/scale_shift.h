@@ -49,8 +49,8 @@ CNNFAST_INLINE void scale_shift_grad_of(const ScaleShiftGradTile& t, int64_t cha
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     const int64_t at = channel + p * kPanel, rest = count - p * kPanel;
-    scale[p] = load<S>(static_cast<const S*>(t.scale) + at, rest);
-    shift[p] = load<S>(static_cast<const S*>(t.shift) + at, rest);
+    scale[p] = load_or(t.scale, at, rest, Vec<S>::set(1));
+    shift[p] = load_or(t.shift, at, rest, Vec<S>::zero());
     gate[p] = load_or(t.gate, at, rest, Vec<S>::set(1));
     mean_grad[p] = load_or(t.mean_grad, at, rest, Vec<S>::zero());
   }
