@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -39,14 +39,21 @@ class Problem:
     """A case made ready: our call, and the plain layers that the peers run.
 
     `ours` is a function that does the one-off work and returns the call, as a peer is. `nbytes` is what must be
-    moved at least: input, weights, output (and residual), once each.
+    moved at least: input, weights, output (and residual), once each. `peers`: the ways to run what isn't inference.
+    `check`: what is wrong with a call's result, where that isn't the output of `plain`.
     """
 
-    ours: Callable[[], Callable[[], torch.Tensor]]
+    ours: Callable[[], Call]
     plain: torch.nn.Module
     x: torch.Tensor
     flops: int
     nbytes: int
+    peers: Mapping[str, Peer] | None = None
+    check: Callable[[Any], str | None] | None = None
+
+
+class WrongResult(Exception):
+    """What a contender makes ready computes something else: raised by what does the one-off work."""
 
 
 class Case(Protocol):
@@ -91,8 +98,9 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS, o
     torch.manual_seed(0)
     problem = case.build(settings)
     plain, x = problem.plain, problem.x
-    expected = _in_float64(plain, x)
-    prepare = {OURS: problem.ours} | {name: partial(peers[name], plain, x) for name in settings.peers}
+    check = problem.check or partial(mismatch, expected=_in_float64(plain, x), dtype=settings.dtype)
+    ways = problem.peers or peers
+    prepare = {OURS: problem.ours} | {name: partial(ways[name], plain, x) for name in settings.peers if name in ways}
 
     result = Measurement(case.group, case.name, problem.flops, problem.nbytes)
     calls: dict[str, Call] = {}
@@ -101,11 +109,14 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS, o
         try:
             call = prepare[name]() if only is None else _loaded_elsewhere(prepare[name], settings.threads)
             output, growth = peak_growth(partial(_several, call))
+        except WrongResult as error:
+            contender.problem = f"wrong output: {error}"
+            continue
         except Exception as error:  # a peer that can't run is a line of the report, never the end of the run
             lines = str(error).strip().splitlines() or [""]
             contender.problem = f"cannot run: {type(error).__name__}: {lines[0]}"
             continue
-        contender.problem = mismatch(output, expected, settings.dtype)
+        contender.problem = check(output)
         if name == OURS or only:  # the others would use again what the contenders before them gave back
             contender.peak_growth = growth
         if contender.problem is None:
@@ -121,14 +132,14 @@ def measure(case: Case, settings: Settings, peers: Mapping[str, Peer] = PEERS, o
     return result
 
 
-def _several(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+def _several(call: Call) -> Any:
     """The last output of three calls: arenas may still grow in the second, and malloc keeps what the first freed."""
     for _ in range(2):
         call()
     return call()
 
 
-def _loaded_elsewhere(prepare: Callable[[], Callable[[], torch.Tensor]], threads: int) -> Callable[[], torch.Tensor]:
+def _loaded_elsewhere(prepare: Callable[[], Call], threads: int) -> Call:
     """What `prepare` returns, run in a thread that ends then: what loading left in buffers of threads goes with it, and
     counts as growth once calls need it again."""
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:

@@ -30,7 +30,7 @@ class ModelCase:
     def build(self, settings: Settings) -> Problem:
         channels = model_entry(self.name).pretrained_cfg["input_size"][0]
         x = torch.randn(settings.batch, channels, self.size, self.size)
-        plain = _plain(self.name)
+        plain = plain_of(self.name)
         draw_batch_norms(plain, torch.randn(2, *x.shape[1:]))  # fresh ones do nothing: any logits would pass
         plain = plain.eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
@@ -49,7 +49,8 @@ class ModelCase:
         return lambda: model(x)
 
 
-def _plain(name: str) -> nn.Module:
+def plain_of(name: str) -> nn.Module:
+    """The network that our `name` takes the place of."""
     if model_entry(name).peers:
         return plain_network(name)
     network = cnnfast.create_model(name)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from cnnfast import ops
 
+from . import backward
 from .channel_ops import LocalResponseNormCase, SqueezeExciteCase
 from .measure import Problem, Settings
 
@@ -287,12 +288,13 @@ CASES: tuple[AnyCase, ...] = (
     LocalResponseNormCase(_GOOGLENET, 64, 56, k=1.0),
     LocalResponseNormCase(_GOOGLENET, 192, 56, k=1.0),
 )
-OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
+OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in (*CASES, *backward.CASES)))
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
 _QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)", "512 @28 (seresnet50)"}
-_QUICK |= {"3-32 @224 k3 s2 (lite0)", "64-64 @56 k3 (seresnet50)"}
+_QUICK |= {"728 @19 k3 (xception)", "3-32 @224 k3 s2 (lite0)", "64-64 @56 k3 (seresnet50)"}
 
 
-def select(names: list[str] | None = None, quick: bool = False) -> list[AnyCase]:
+def select(names: list[str] | None = None, quick: bool = False) -> list[AnyCase | backward.DepthwiseBackwardCase]:
     """The cases of the ops `names` (all if None); `quick`: one or two of each op."""
-    return [case for case in CASES if (not names or case.group in names) and (not quick or case.name in _QUICK)]
+    cases = *CASES, *backward.CASES
+    return [case for case in cases if (not names or case.group in names) and (not quick or case.name in _QUICK)]

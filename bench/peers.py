@@ -10,28 +10,29 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-Peer = Callable[[torch.nn.Module, torch.Tensor], Callable[[], torch.Tensor]]
+Peer = Callable[[torch.nn.Module, torch.Tensor], Callable[[], Any]]
 
 
 def eager(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Layer by layer, NCHW."""
-    module, x = _in_layout(module, x, torch.contiguous_format)
+    module, x = in_layout(module, x, torch.contiguous_format)
     return lambda: module(x)
 
 
 def eager_channels_last(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Layer by layer, channels_last."""
-    module, x = _in_layout(module, x, torch.channels_last)
+    module, x = in_layout(module, x, torch.channels_last)
     return lambda: module(x)
 
 
 def inductor(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """torch.compile with freezing: weights become constants, BN is folded, convolutions get oneDNN's packed weights."""
     torch._dynamo.reset()  # or the cases before this one count against the limit of recompilations
-    module, x = _in_layout(module, x, torch.channels_last)
+    module, x = in_layout(module, x, torch.channels_last)
     # No graph from the cache: its key doesn't tell the number of threads that the code was generated for.
     with torch._inductor.config.patch(freezing=True, fx_graph_cache=False):
         compiled = torch.compile(module, fullgraph=True, dynamic=False)
@@ -83,7 +84,7 @@ def _onnx(module: torch.nn.Module, x: torch.Tensor) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def _in_layout(
+def in_layout(
     module: torch.nn.Module, x: torch.Tensor, layout: torch.memory_format
 ) -> tuple[torch.nn.Module, torch.Tensor]:
     """Copies in that memory format."""

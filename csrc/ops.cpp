@@ -98,6 +98,35 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
       " Tensor? bias, Tensor? scale, Tensor? shift, Tensor y, int[] stride, int pre_activation, int output_mask,"
       " int backend=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  // y = activation(x * scale + shift + residual), what batch normalisation is behind <op>_stats; scale and shift (C) of the
+  // arithmetic's dtype, residual like y
+  m.def("scale_shift(Tensor x, Tensor scale, Tensor shift, Tensor? residual, int activation, int backend=0) -> Tensor");
+  // gradients of x, scale, shift, residual
+  m.def(
+      "scale_shift_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor? residual, int activation,"
+      " int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor)");
+  // squeeze_excite of z = activation(x * scale + shift): y = z * gates
+  m.def(
+      "scale_shift_excite(Tensor x, Tensor scale, Tensor shift, Tensor reduce_weight, Tensor? reduce_bias,"
+      " Tensor expand_weight, Tensor? expand_bias, int activation, int se_activation, int gate_activation,"
+      " int backend=0) -> Tensor");
+  // gradients of the tensors, in that order
+  m.def(
+      "scale_shift_excite_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor reduce_weight,"
+      " Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, int activation, int se_activation,"
+      " int gate_activation, int output_mask, int backend=0)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // Batch normalisation from a convolution's sum and sum of squares (C): scale = weight / sqrt(var + eps) and shift = bias -
+  // mean * scale; the mean; the unbiased variance. All of the arithmetic's dtype; y's shape tells how many values are in a
+  // sum.
+  m.def(
+      "batch_norm_scale_shift(Tensor y, Tensor sum, Tensor squares, Tensor? weight, Tensor? bias, float eps,"
+      " int backend=0) -> (Tensor, Tensor, Tensor, Tensor)");
+  // gradients of sum, squares, weight, bias
+  m.def(
+      "batch_norm_scale_shift_backward(Tensor grad_scale, Tensor grad_shift, Tensor y, Tensor sum, Tensor squares,"
+      " Tensor? weight, float eps, int backend=0) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // y = x / (k + alpha / size * sum of x^2 over `size` neighbouring channels, size / 2 of them before) ** beta
   m.def("local_response_norm(Tensor x, int size, float alpha, float beta, float k, int backend=0) -> Tensor");
   // gradient of x

@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     summary = "time cnnfast against PyTorch, torch.compile, ONNX Runtime and OpenVINO, after comparing outputs"
     example = "example: cnnfast bench models --model mobilenet_v2 --quick"
     parser = subparsers.add_parser("bench", help=summary, description=summary, epilog=example)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models|gpu")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="ops|models|train|gpu")
     example = "example: cnnfast bench ops --op separable_conv2d --quick"
     ops = kinds.add_parser("ops", help="each op at the real networks' shapes", epilog=example)
     ops.add_argument("--op", action="append", dest="names", metavar="NAME", help="only this op (repeatable)")
@@ -32,16 +32,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     models.add_argument("--memory", action="store_true", help=memory)
     png = "bars of each network's time per image in each cell, with its floor"
     models.add_argument("--png", type=Path, metavar="FILE", help=png)
-    for kind in (ops, models):
+    example = "example: cnnfast bench train --model mobilenet_v2 --dtype float32,bfloat16"
+    summary = "training steps (forward, backward, SGD) of whole networks, each in a fresh process; bfloat16: autocast"
+    train = kinds.add_parser("train", help=summary, description=summary, epilog=example)
+    train.add_argument("--model", action="append", dest="names", metavar="NAME", help="only this one (repeatable)")
+    train.add_argument("--memory", action="store_true", help=memory)
+    for kind in (ops, models, train):
+        batch, rounds = (16, 7) if kind is train else (1, 15)
+        kind.set_defaults(usual_rounds=rounds)
         kind.add_argument("--quick", action="store_true", help="few cases and rounds, under a minute")
         dtypes = f"of {','.join(DTYPES)} (default: float32)"
         kind.add_argument("--dtype", type=comma_list(dtype_name), default=("float32",), metavar="A,B", help=dtypes)
         numbers = comma_list(positive_int)
-        kind.add_argument("--batch", type=numbers, default=(1,), metavar="N,M", help="(default: 1)")
+        kind.add_argument("--batch", type=numbers, default=(batch,), metavar="N,M", help=f"(default: {batch})")
         kind.add_argument("--threads", type=numbers, metavar="N,M", help="CPU threads (default: PyTorch's)")
-        peers = "of eager,eager_channels_last,inductor,onnxruntime,openvino (default: all that are installed)"
+        engines = "eager_channels_last,inductor" if kind is train else "all that are installed"
+        known = "eager,eager_channels_last,inductor" + ("" if kind is train else ",onnxruntime,openvino")
+        peers = f"of {known} (default: {engines})"
         kind.add_argument("--peers", metavar="A,B", help=peers)
-        kind.add_argument("--rounds", type=positive_int, metavar="N", help="of interleaved samples (default: 15)")
+        kind.add_argument(
+            "--rounds", type=positive_int, metavar="N", help=f"of interleaved samples (default: {rounds})"
+        )
         kind.add_argument("--processes", type=positive_int, default=1, metavar="N", help="repeat in N (default: 1)")
         kind.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in bench/results/)")
     gpu = kinds.add_parser(
@@ -100,12 +111,19 @@ def _grid(args: argparse.Namespace) -> list[Any]:
     from cnnfast.bench.measure import Settings
 
     missing = {name for name in peers.ENGINES if not find_spec(name)}
-    names = tuple(args.peers.split(",")) if args.peers else tuple(name for name in peers.PEERS if name not in missing)
-    if unknown := set(names) - set(peers.PEERS):
-        raise UsageError(f"--peers: no peer {', '.join(sorted(unknown))}; there are {', '.join(peers.PEERS)}")
+    training = args.kind == "train"
+    known = tuple(peers.PEERS)
+    if training:
+        known = tuple(name for name in known if name not in peers.ENGINES)
+        if unknown := set(args.dtype) - {"float32", "bfloat16"}:
+            raise UsageError(f"--dtype: no training in {', '.join(sorted(unknown))}; there are float32, bfloat16")
+    usual = tuple(name for name in known if name not in missing and not (training and name == "eager"))
+    names = tuple(args.peers.split(",")) if args.peers else usual
+    if unknown := set(names) - set(known):
+        raise UsageError(f"--peers: no peer {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     for name in missing.intersection(names):
         require(name, "bench")
-    rounds, memory = args.rounds or (5 if args.quick else 15), args.kind == "models" and args.memory
+    rounds, memory = args.rounds or (5 if args.quick else args.usual_rounds), args.kind != "ops" and args.memory
     return [
         Settings(threads, DTYPES[dtype], batch, rounds, peers=names, memory=memory)
         for dtype, threads, batch in product(args.dtype, args.threads or (set_threads(None),), args.batch)
@@ -127,7 +145,7 @@ def _measured(
         dram_rate = 0.0
         try:
             dram_rate = ceilings.dram_rate(settings.threads)
-            for measurement in run_cases(cases, settings, args.processes, isolate=args.kind == "models"):
+            for measurement in run_cases(cases, settings, args.processes, isolate=args.kind != "ops"):
                 measurements.append(measurement)
                 status.update(f"{cell}: {len(measurements)}/{total} {measurement.group} {measurement.name}")
         except KeyboardInterrupt:
@@ -195,11 +213,13 @@ def _cases(args: argparse.Namespace):
         known = suite.OPS
     else:
         require("timm", "bench")
-        from cnnfast.bench import models as suite
+        from cnnfast.bench import models, train
 
-        known = list_models()
+        suite, known = models if args.kind == "models" else train, list_models()
     if unknown := sorted(set(args.names or ()) - set(known)):
         close = difflib.get_close_matches(unknown[0], known, cutoff=0.4)
         shown = ", ".join(known) if len(known) < 10 else f"{len(known)}, such as {' and '.join(close or known[:3])}"
-        raise UsageError(f"no {args.kind[:-1]} {', '.join(unknown)} to bench; there are {shown}")
+        raise UsageError(
+            f"no {'op' if args.kind == 'ops' else 'model'} {', '.join(unknown)} to bench; there are {shown}"
+        )
     return suite.select(args.names, args.quick)

@@ -14,6 +14,7 @@ from cnnfast.models.registry import register_model
 from cnnfast.nn import DepthwiseConv2d, DropPath, FusedModule, FusedSequential, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
+from cnnfast.nn.training import block
 
 # expand ratio, channels, blocks, stride of the first of them
 V2_SETTING = (
@@ -91,6 +92,13 @@ class Bottleneck(FusedModule):
         else:
             raise NotFusable("its layers aren't those of an inverted residual")
         return (lambda x: call(x, residual=x)) if self.use_res_connect else call
+
+    def fuse_training(self) -> Any:
+        layers = [*_flat(self.conv), None]  # no activation at the end
+        if len(layers) % 3:
+            raise NotFusable("its layers aren't those of an inverted residual")
+        units: Any = [layers[i : i + 3] for i in range(0, len(layers), 3)]
+        return block(units, None, self.drop_path if self.use_res_connect else None, self.backend)
 
 
 _PAPER: dict[str, Any] = dict(paper="https://arxiv.org/abs/1801.04381", year=2018)

@@ -19,7 +19,7 @@ from cnnfast.models.layouts import renamed as renamed
 from cnnfast.models.plan import NetworkChain, PooledLinear, plan_of
 from cnnfast.nn import FusedModule, FusedSequential, GlobalPool
 from cnnfast.nn.fused import only_calls
-from cnnfast.nn.sequential import Call, Chain, fuse_run
+from cnnfast.nn.sequential import Call, Chain, fuse_run, train_run
 from cnnfast.nn.sync_batch_norm import BATCH_NORMS
 
 Step = str | tuple[str, ...]
@@ -154,6 +154,12 @@ class Network(Layouts, FusedModule):
             steps.append(self._step(step, join))
         return NetworkChain(steps, PooledLinear(self._head_modules(), self.backend))
 
+    def fuse_training(self) -> Chain:
+        return Chain([self._step(step, self._train_step) for step in self.steps])
+
+    def _train_step(self, modules: list[nn.Module]) -> Call:
+        return train_run(modules, self.backend)
+
     def _fuse_step(self, modules: list[nn.Module], channels_last: bool) -> Call:
         return fuse_run(modules, self.backend, channels_last=channels_last)
 
@@ -168,7 +174,7 @@ class Network(Layouts, FusedModule):
 
     def _calls(self, taps: Sequence[str] = (), open_all: bool = False) -> list[tuple[str, Call]]:
         """What x goes through, by name. Made before the first call: see FusedModule.direct."""
-        steps = (self.fused() or self.layers()).steps
+        steps = (self.fused() or self.training_form() or self.layers()).steps
         return [call for name, step in steps for call in _opened(name, step, taps, open_all)]
 
     def _run(
@@ -229,7 +235,7 @@ def _opened(name: str, step: Call, taps: Sequence[str], open_all: bool) -> Itera
         for child_name, child in step.named_children():
             yield from _opened(f"{name}.{child_name}", child, taps, open_all)
     elif isinstance(step, FusedSequential) and (holds_tap or only_calls(step, FusedModule.forward)):
-        chain = step.fused() or Chain(list(step.named_children()))
+        chain = step.fused() or step.training_form() or Chain(list(step.named_children()))
         for child_name, call in chain.steps:
             yield f"{name}.{child_name}", call
     elif isinstance(step, FusedModule) and not open_all:

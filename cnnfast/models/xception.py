@@ -14,6 +14,7 @@ from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_mode
 from cnnfast.nn import DepthwiseConv2d, FusedModule, GlobalPool, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d, fuse_separable_conv2d
+from cnnfast.nn.training import check_device, in_layout_of, separable_step, step
 
 
 class Separable(nn.Module):
@@ -129,6 +130,36 @@ class Block(FusedModule):
             return y + x if skip is None else skip(x, residual=y)
 
         return call
+
+    def fuse_training(self) -> Any:
+        *rep, pool = [*self.rep] if isinstance(self.rep[-1], nn.MaxPool2d) else [*self.rep, None]
+        first = rep.pop(0) if len(rep) % 3 == 0 else None
+        if len(rep) % 3 != 2:
+            raise NotFusable("its layers aren't units of ReLU, separable convolution, BN")
+        units = [[*rep[i : i + 3], None][:3] for i in range(0, len(rep), 3)]
+        steps = [_train_separable(unit, self.backend, first if n == 0 else None) for n, unit in enumerate(units)]
+        skip = None if self.skip is None else step(self.skip, self.skipbn, None, self.backend)
+        check_device(rep[0].pointwise.weight.device, self.backend)
+
+        def call(x: Tensor) -> Tensor:
+            y: Any = x
+            for unit in steps:
+                y = unit(y)
+            if not self.residual:
+                return y.tensor() if pool is None else pool(y.tensor())
+            if pool is None:
+                return y.tensor(x if skip is None else skip(x).tensor())
+            y = pool(y.tensor())
+            return y + x if skip is None else skip(x).tensor(y)
+
+        return lambda x: in_layout_of(x, call)
+
+
+def _train_separable(unit: Sequence[Any], backend: str, before: nn.Module | None = None) -> Any:
+    separable, bn, after = unit
+    if type(separable) is not Separable or separable.order == "pointwise_first":
+        raise NotFusable(f"{type(separable).__name__} isn't a depthwise, then a pointwise convolution")
+    return separable_step(separable.conv1, separable.pointwise, bn, after, backend, before)
 
 
 def _fuse_separable(
@@ -284,3 +315,9 @@ class XceptionFused(Network):
             separable, bn, act = modules
             return _fuse_separable(separable, bn, self.backend, None, activation_name(act))
         return super()._fuse_step(modules, channels_last)
+
+    def _train_step(self, modules: list[nn.Module]) -> Any:
+        if isinstance(modules[0], Separable):
+            pending = _train_separable(modules, self.backend)
+            return lambda x: in_layout_of(x, lambda x: pending(x).tensor())
+        return super()._train_step(modules)

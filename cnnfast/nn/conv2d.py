@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cnnfast.nn.fused import FusedModule
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d
 from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d, activation_module
+from cnnfast.nn.training import block
 
 
 class ConvBN(FusedModule):
@@ -64,3 +65,6 @@ class ConvBN(FusedModule):
         if isinstance(self.conv, PointwiseConv2d):
             return fuse_pointwise_conv2d(self.conv, self.bn, **options)
         return fuse_conv2d(self.conv, self.bn, channels_last=self.channels_last, **options)
+
+    def fuse_training(self) -> Any:
+        return block([(self.conv, self.bn, self.act)], None, None, self.backend)

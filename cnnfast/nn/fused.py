@@ -45,7 +45,9 @@ class FusedModule(nn.Module):
     """Base of every block that has a packed form.
 
     A subclass defines `layers(x)`, the differentiable form made of its children, and `fuse()`, which folds and packs
-    the children's weights and returns the function that replaces `layers` in eval mode with grad disabled.
+    the children's weights and returns the function that replaces `layers` in eval mode with grad disabled. It may
+    define `fuse_training()`, which returns the one that replaces `layers` in training mode: differentiable, it reads
+    the children's parameters and moves their running statistics at each call.
 
     torch.compile and torch.export record the folding and packing as ops on the parameters: a compiled network follows
     its weights. Inductor's freezing and AOTInductor compute them once; without freezing every call packs anew.
@@ -64,13 +66,15 @@ class FusedModule(nn.Module):
     def fuse(self) -> Any:
         raise NotImplementedError
 
+    def fuse_training(self) -> Any:
+        raise NotFusable("it has no such form")
+
     def folded_modules(self) -> list[nn.Module]:
         """The modules whose parameters `fuse` reads: by default the block and everything in it."""
         return list(self.modules())
 
     def forward(self, *args: Any) -> Any:
-        fused = self.fused()
-        return self.layers(*args) if fused is None else fused(*args)
+        return (self.fused() or self.training_form() or self.layers)(*args)
 
     def fused(self) -> Any:
         """What `fuse` returned, made anew if the weights changed; None where `layers` is to run."""
@@ -84,6 +88,22 @@ class FusedModule(nn.Module):
             packing = self._packing = self._pack()
         return None if packing is None else packing.function
 
+    def training_form(self) -> Any:
+        """What `fuse_training` returns; None where `layers` is to run, and in eval mode."""
+        if not self.training or self.backend == "reference" or _has_any_global_hook():
+            return None
+        if type(self).fuse_training is FusedModule.fuse_training:
+            return None
+        reason = self._obstacle(training=True)  # before a weight is read: a parametrized one is computed at each look
+        if reason is None:
+            try:
+                return self.fuse_training()
+            except NotFusable as error:
+                reason = str(error)
+        if self._is_users and not torch.compiler.is_compiling():
+            _log_once(f"{type(self).__name__} trains layer by layer: {reason}")
+        return None
+
     def direct(self) -> Callable[..., Any]:
         """What a call of the block comes to now, for a network that looks at all its blocks before it runs the first.
 
@@ -91,7 +111,7 @@ class FusedModule(nn.Module):
         """
         if torch.compiler.is_compiling() or not only_calls(self, FusedModule.forward):
             return self
-        return self.fused() or self.layers
+        return self.fused() or self.training_form() or self.layers
 
     def drop_packing(self) -> None:
         global _drops
@@ -120,9 +140,9 @@ class FusedModule(nn.Module):
             _log_once(f"{type(self).__name__} runs layer by layer: {reason}")
         return None
 
-    def _obstacle(self) -> str | None:
+    def _obstacle(self, training: bool = False) -> str | None:
         for module in self.folded_modules():
-            reason = _obstacle(module, hooks=module is not self)
+            reason = _obstacle(module, module is not self, training)
             if reason:
                 return reason
         return None
@@ -195,16 +215,16 @@ def _tensor_slots(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
     ]
 
 
-def _obstacle(module: nn.Module, hooks: bool) -> str | None:
-    """Why `module` can't be folded, or None."""
+def _obstacle(module: nn.Module, hooks: bool, training: bool) -> str | None:
+    """Why `module` can't be folded, or for `training` replaced by ops on its parameters, or None."""
     name = type(module).__name__
     if hooks and any(getattr(module, attribute) for attribute in HOOKS):
         return f"a {name} in it carries a hook"
-    if hooks and module.training:
+    if hooks and module.training and not training:
         return f"a {name} in it is in training mode"
     if "parametrizations" in module._modules:
         return f"a {name} in it is parametrized"
-    if isinstance(module, BATCH_NORMS) and module.running_mean is None:
+    if isinstance(module, BATCH_NORMS) and module.running_mean is None and not training:
         return f"a {name} in it has no running statistics"
     if isinstance(module, nn.Conv2d) and "weight" not in module._parameters:
         return f"the weight of a {name} in it is computed from other parameters"

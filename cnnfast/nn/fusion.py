@@ -88,14 +88,14 @@ def is_activation(module: nn.Module) -> bool:
 
 def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
     """x -> activation(bn(conv(pre_activation(x))))"""
-    stages = [_depthwise(conv, bn)]
+    stages = [check_depthwise(conv, bn)]
     shape = dict(kernel_size=conv.kernel_size)
     return _fuse("depthwise_conv2d", [conv], stages, shape, dict(**_geometry(conv), **options))
 
 
 def fuse_pointwise_conv2d(conv: Layer, bn: Layer | None = None, *, scale: float = 1.0, **options: Any) -> Call:
     """x, residual=None -> activation(scale * bn(conv(x)) + residual)"""
-    stage = _pointwise(conv, bn, strided=True)._replace(factor=scale)
+    stage = check_pointwise(conv, bn, strided=True)._replace(factor=scale)
     return _fuse("pointwise_conv2d", [conv], [stage], {}, dict(stride=conv.stride, **options))
 
 
@@ -112,7 +112,7 @@ def fuse_separable_conv2d(
     With order="pointwise_first" pw and dw change places. Otherwise the pooling is part of the same pass where the
     packed form runs.
     """
-    stages = [_depthwise(dw, dw_bn), _pointwise(pw, pw_bn)]
+    stages = [check_depthwise(dw, dw_bn), check_pointwise(pw, pw_bn)]
     shape: dict[str, Any] = dict(kernel_size=dw.kernel_size)
     convs = [dw, pw]
     if options.get("order") == "pointwise_first":
@@ -138,23 +138,23 @@ def fuse_inverted_residual(
     `expand` None: none; `excite`: a SqueezeExcite.
     """
     stages = [
-        None if expand is None else _pointwise(expand, expand_bn),
-        _depthwise(dw, dw_bn),
-        _pointwise(project, project_bn),
+        None if expand is None else check_pointwise(expand, expand_bn),
+        check_depthwise(dw, dw_bn),
+        check_pointwise(project, project_bn),
     ]
     shape = dict(expanded_channels=dw.out_channels, kernel_size=dw.kernel_size)
     more: dict[str, Tensor | None] = {}
     if excite is not None:
         options.update(se_activation=activation_name(excite.act1), gate_activation=activation_name(excite.gate))
-        more["se_reduce_weight"], more["se_reduce_bias"] = _pointwise(excite.conv_reduce).fold()
-        more["se_expand_weight"], more["se_expand_bias"] = _pointwise(excite.conv_expand).fold()
+        more["se_reduce_weight"], more["se_reduce_bias"] = check_pointwise(excite.conv_reduce).fold()
+        more["se_expand_weight"], more["se_expand_bias"] = check_pointwise(excite.conv_expand).fold()
     convs = [dw, project] if expand is None else [expand, dw, project]
     return _fuse("inverted_residual", convs, stages, shape, dict(**_geometry(dw), **options), more)
 
 
 def fuse_squeeze_excite(reduce: Layer, expand: Layer, **options: Any) -> Call:
     """x, residual=None -> post_activation(x * gate_activation(expand(activation(reduce(mean of x)))) + residual)"""
-    stages = [_pointwise(reduce), _pointwise(expand)]
+    stages = [check_pointwise(reduce), check_pointwise(expand)]
     return _fuse("squeeze_excite", [reduce, expand], stages, {}, options)
 
 
@@ -183,7 +183,7 @@ def fuse_conv2d(
 
     `channels_last`: whatever x's layout, the result is channels_last (a network's first layer, whose x is small).
     """
-    stage = _stage(conv, bn)
+    stage = check_stage(conv, bn)
     same = isinstance(conv, Conv2dSame)
     if (
         conv.groups == 1
@@ -361,7 +361,7 @@ def _geometry(conv: Layer) -> dict[str, Any]:
     return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation)
 
 
-def _stage(conv: Layer, bn: Layer | None = None) -> _Stage:
+def check_stage(conv: Layer, bn: Layer | None = None) -> _Stage:
     if getattr(type(conv), "forward", None) not in _CONV_FORWARDS or conv.padding_mode != "zeros":
         raise NotFusable(f"{type(conv).__name__} isn't a zero-padded nn.Conv2d")
     if bn is not None and type(bn) not in (*BATCH_NORMS, SyncBatchNorm2d):
@@ -369,15 +369,15 @@ def _stage(conv: Layer, bn: Layer | None = None) -> _Stage:
     return _Stage(conv, bn)
 
 
-def _depthwise(conv: Layer, bn: Layer | None = None) -> _Stage:
-    stage = _stage(conv, bn)
+def check_depthwise(conv: Layer, bn: Layer | None = None) -> _Stage:
+    stage = check_stage(conv, bn)
     if conv.groups != conv.in_channels:
         raise NotFusable(f"{type(conv).__name__} isn't a depthwise convolution")
     return stage
 
 
-def _pointwise(conv: Layer, bn: Layer | None = None, strided: bool = False) -> _Stage:
-    stage = _stage(conv, bn)
+def check_pointwise(conv: Layer, bn: Layer | None = None, strided: bool = False) -> _Stage:
+    stage = check_stage(conv, bn)
     if (conv.kernel_size, conv.padding, conv.groups) != ((1, 1), (0, 0), 1) or (conv.stride != (1, 1) and not strided):
         raise NotFusable(f"{type(conv).__name__} isn't a 1x1 convolution")
     return stage

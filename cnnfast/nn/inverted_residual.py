@@ -9,6 +9,7 @@ from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_inverted_residual
 from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
 from cnnfast.nn.squeeze_excite import excite_module, fusable_excite
+from cnnfast.nn.training import block
 from cnnfast.ops.arguments import Ints
 
 
@@ -78,3 +79,11 @@ class InvertedResidual(FusedModule):
         layers = self.conv_pw, self.bn1, self.conv_dw, self.bn2, self.conv_pwl, self.bn3
         call = fuse_inverted_residual(*layers, fusable_excite(self.se), activation=activation, backend=self.backend)
         return (lambda x: call(x, residual=x)) if self.skip else call
+
+    def fuse_training(self) -> Any:
+        return block(
+            [(self.conv_pw, self.bn1, self.act1), (self.conv_dw, self.bn2, self.act2), (self.conv_pwl, self.bn3, None)],
+            fusable_excite(self.se),
+            self.drop_path if self.skip else None,
+            self.backend,
+        )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cnnfast.nn.fused import FusedModule
 from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d
 from cnnfast.nn.layers import PointwiseConv2d, activation_module
+from cnnfast.nn.training import check_device, in_layout_of, step
 
 
 class PointwiseConvBN(FusedModule):
@@ -45,3 +46,14 @@ class PointwiseConvBN(FusedModule):
     def fuse(self) -> Any:
         call = fuse_pointwise_conv2d(self.conv, self.bn, activation=activation_name(self.act), backend=self.backend)
         return lambda x, residual=None: call(x, residual=residual)
+
+    def fuse_training(self) -> Any:
+        check_device(self.conv.weight.device, self.backend)
+        pending = step(self.conv, self.bn, self.act, self.backend)
+
+        def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
+            if residual is None:
+                return in_layout_of(x, lambda x: pending(x).tensor())
+            return in_layout_of(x, lambda x: pending(x).tensor(residual))
+
+        return call

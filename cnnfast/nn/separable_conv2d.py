@@ -9,6 +9,7 @@ from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
 from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
 from cnnfast.nn.squeeze_excite import SqueezeExcite, excite_module, fusable_excite
+from cnnfast.nn.training import block
 from cnnfast.ops.arguments import Ints
 
 
@@ -88,3 +89,7 @@ class SeparableConv2d(FusedModule):
         options = dict(activation=activation_name(self.act1), backend=self.backend)
         call = fuse_inverted_residual(None, None, *layers, **options)
         return (lambda x: call(x, residual=x)) if self.skip else call
+
+    def fuse_training(self) -> Any:
+        layers = [(self.conv_dw, self.bn1, self.act1), (self.conv_pw, self.bn2, self.act2)]
+        return block(layers, fusable_excite(self.se), self.drop_path if self.skip else None, self.backend)

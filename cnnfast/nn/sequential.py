@@ -9,6 +9,7 @@ from cnnfast.nn.fused import FusedModule, NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d, is_activation
 from cnnfast.nn.layers import PointwiseConv2d
 from cnnfast.nn.sync_batch_norm import BATCH_NORMS
+from cnnfast.nn.training import block
 
 Call = Callable[[Tensor], Tensor]
 
@@ -40,6 +41,12 @@ class FusedSequential(FusedModule, nn.Sequential):
         for run in runs(list(self.named_children())):
             call = fuse_run([layer for _, layer in run], self.backend, channels_last=not steps)
             steps.append((run[-1][0], call))
+        return Chain(steps)
+
+    def fuse_training(self) -> Chain:
+        steps = [
+            (run[-1][0], train_run([layer for _, layer in run], self.backend)) for run in runs([*self.named_children()])
+        ]
         return Chain(steps)
 
     def folded_modules(self) -> list[nn.Module]:
@@ -88,3 +95,13 @@ def fuse_run(layers: Sequence[nn.Module], backend: str, **options: Any) -> Calla
         options.pop("channels_last", None)
         return fuse_pointwise_conv2d(conv, bn, **options)
     return fuse_conv2d(conv, bn, **options)
+
+
+def train_run(layers: Sequence[nn.Module], backend: str) -> Call:
+    """What `fuse_run` is in training: convolution, BN (, activation) one after the other, two passes over memory; other
+    layers call themselves."""
+    conv, *rest = layers
+    if not _is_conv(conv) or not rest or not isinstance(rest[0], BATCH_NORMS):
+        return Chain([("", layer) for layer in layers])
+    bn, *activation = rest
+    return block([(conv, bn, activation[0] if activation else None)], None, None, backend)

@@ -36,6 +36,9 @@ OPS = (
     "depthwise_conv2d_stats",
     "pointwise_conv2d_stats",
     "separable_conv2d_stats",
+    "scale_shift",
+    "scale_shift_excite",
+    "batch_norm_scale_shift",
 )
 PACKED_ON_GPU = ("depthwise_conv2d", "depthwise_conv2d_squeeze")
 REFERENCE = -1  # never reaches a schema

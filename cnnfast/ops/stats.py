@@ -4,10 +4,10 @@ y = op(pre_activation(x * scale + shift)), and the sums and sums of squares of y
 normalisation with batch statistics is then no pass of its own: its statistics come from the sums of the convolution
 before it, and its affine map (with the activation after it) is the scale, shift and pre_activation of the one after it.
 
-Each differentiates once, through y and both sums; what backward needs of the prologue it computes again. On a GPU it
-may round to x's dtype what comes to y through y and the sums together, as PyTorch's batch normalisation does, and the
-gradient of an intermediate that is rounded itself. Sums are those of y as it is stored, added up in float32 (float64
-for float64), the same bits on any number of threads and in every run.
+Each differentiates once, through y and both sums; what backward needs of the prologue it computes again. conv2d_stats,
+and on a GPU every one, may round to x's dtype what comes to y through y and the sums together, as PyTorch's batch
+normalisation does, and the gradient of an intermediate that is rounded itself. Sums are those of y as it is stored,
+added up in float32 (float64 for float64), the same bits on any number of threads and in every run.
 
 Batch Normalization, https://arxiv.org/abs/1502.03167.
 """

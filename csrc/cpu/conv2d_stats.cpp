@@ -1,8 +1,8 @@
 // conv2d_stats on the CPU: ATen's convolution of pre_activation(x * scale + shift), then the sums of its channels.
 // Bytes: with a prologue its result is a tensor of x's size, since ATen can't be handed a tile; the sums read y once more,
-// band by band.
-#include "channels.h"
+// band by band. Backward what comes to y is a tensor of y's size, in y's dtype, as PyTorch's batch normalisation makes it.
 #include "ops.h"
+#include "scale_shift.h"
 
 namespace cnnfast::cpu {
 
@@ -23,12 +23,26 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_stats(Tensor x, Tensor weight, Maybe b
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_stats_backward(
     Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
     Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t output_mask, int64_t backend) {
-  return stats_backward(grad, grad_sum, grad_squares, x, weight, bias, scale, shift, y, pre_activation, output_mask,
-                        [&](const Tensor& g, const Tensor& input, const Tensor& w, const Maybe& b, int64_t mask) {
-                          const auto [dinput, dw, db, dresidual] = conv2d_backward(g, input, w, b, std::nullopt, stride,
-                                                                                   padding, dilation, 0, mask, backend);
-                          return std::tuple(dinput, dw, db);
-                        });
+  const Scaled of(x, scale, shift, pre_activation);
+  const Prologue prologue = prologue_of(scale, shift, pre_activation);
+  const Tensor input =
+      prologue.any() ? scaled_channels(of.x, prologue.scale, prologue.shift, std::nullopt, pre_activation) : of.x;
+  const Tensor squares = *per_channel(Maybe(grad_squares));
+  const Tensor twice = scaled_channels(squares, std::nullopt, std::nullopt, squares, 0);
+  const Tensor g = scaled_channels(channels_last(y), twice, per_channel(Maybe(grad_sum)), channels_last(grad), 0);
+  const auto bit = [&](int i) { return output_mask >> i & 1; };
+  const bool wants_input = bit(0) || bit(3) || bit(4);
+  auto [dx, dweight, dbias, dresidual] = conv2d_backward(g, input, weight, bias, std::nullopt, stride, padding,
+                                                         dilation, 0, (output_mask & 6) | wants_input, backend);
+  Tensor dscale = no_gradient(scale ? *scale : x), dshift = no_gradient(shift ? *shift : x);
+  if (prologue.any() && wants_input) {
+    const ScaledGradients gradients =
+        scale_shift_gradients(channels_last(dx), of, std::nullopt, std::nullopt, std::nullopt, bit(0), false);
+    dx = gradients.x;
+    if (bit(3) && scale) dscale = gradients.scale;
+    if (bit(4) && shift) dshift = gradients.shift;
+  }
+  return {bit(0) ? image_gradient(x, dx) : no_gradient(x), dweight, dbias, dscale, dshift};
 }
 
 }  // namespace cnnfast::cpu

@@ -108,8 +108,11 @@ Tensor squeeze_excite(Tensor x, Tensor reduce_weight, Maybe reduce_bias, Tensor 
 }
 
 ExciteTensors::Forward ExciteTensors::forward(const Tensor& x) const {
+  return of_means(channel_sums(x, std::nullopt, 1.0 / static_cast<double>(x.size(2) * x.size(3))));
+}
+
+ExciteTensors::Forward ExciteTensors::of_means(const Tensor& mean) const {
   const Ints unit{1, 1};
-  const Tensor mean = channel_sums(x, std::nullopt, 1.0 / static_cast<double>(x.size(2) * x.size(3)));
   const Tensor hidden =
       pointwise_conv2d(mean, reduce_weight, reduce_bias, std::nullopt, std::nullopt, unit, activation, 0);
   return {mean, hidden,
@@ -119,9 +122,15 @@ ExciteTensors::Forward ExciteTensors::forward(const Tensor& x) const {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ExciteTensors::backward(const Tensor& grad, const Tensor& x,
                                                                            const Forward& kept,
                                                                            int64_t output_mask) const {
+  auto [dreduce, dreduce_bias, dexpand, dexpand_bias, share] =
+      of_gates(channel_sums(grad, x, 1), kept, x.size(2) * x.size(3), output_mask);
+  return {dreduce, dreduce_bias, dexpand, dexpand_bias, scaled_channels(grad, kept.gates, share, std::nullopt, 0)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ExciteTensors::of_gates(const Tensor& dgates, const Forward& kept,
+                                                                           int64_t pixels, int64_t output_mask) const {
   const Ints unit{1, 1};
   const auto bit = [&](int i) { return output_mask >> i & 1; };
-  const Tensor dgates = channel_sums(grad, x, 1);
   const auto backward = [&](const Tensor& grad, const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t code,
                             int64_t mask) {
     return pointwise_conv2d_backward(grad, x, weight, bias, std::nullopt, std::nullopt, unit, code, mask, 0);
@@ -131,8 +140,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ExciteTensors::backward(const
   const auto [dmean, dreduce, dreduce_bias, none, nothing] =
       backward(dhidden, kept.mean, reduce_weight, reduce_bias, activation, 1 | bit(0) << 1 | bit(1) << 2);
   // A mean hands the same share of its gradient to each pixel.
-  const Tensor share = channel_sums(dmean, std::nullopt, 1.0 / static_cast<double>(x.size(2) * x.size(3)));
-  return {dreduce, dreduce_bias, dexpand, dexpand_bias, scaled_channels(grad, kept.gates, share, std::nullopt, 0)};
+  const Tensor share = channel_sums(dmean, std::nullopt, 1.0 / static_cast<double>(pixels));
+  return {dreduce, dreduce_bias, dexpand, dexpand_bias, share};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(

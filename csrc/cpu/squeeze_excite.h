@@ -27,9 +27,13 @@ struct ExciteTensors {
     Tensor mean, hidden, gates;  // (N, channels or squeezed, 1, 1)
   };
   Forward forward(const Tensor& x) const;
+  Forward of_means(const Tensor& mean) const;
   // From the gradient of x * gates, those of reduce_weight, reduce_bias, expand_weight, expand_bias (as output_mask's
   // bits say) and x.
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Forward& kept,
+                                                              int64_t output_mask) const;
+  // From the gradient of the gates the same, and at the end that of each of the `pixels` that the means are of.
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> of_gates(const Tensor& dgates, const Forward& kept, int64_t pixels,
                                                               int64_t output_mask) const;
 };
 

@@ -110,7 +110,8 @@ def test_conversion():
 @pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm])
 def test_recomputed_blocks_move_statistics_once(convert):
     network = cnnfast.create_model("mobilenet_v2", num_classes=5, drop_rate=0.0, width_mult=0.35).train()
-    expected, network = copy.deepcopy(network), convert(network)
+    network = convert(network)
+    expected = copy.deepcopy(network)
     network.set_grad_checkpointing()
     x = torch.randn(4, 3, 40, 40)
     for module in (network, expected):

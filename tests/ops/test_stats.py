@@ -65,8 +65,9 @@ def test_gradients(op, prologue, dtype):
         torch.autograd.backward(run(op, leaves, options), grads)
 
         computed = {name: leaf.grad for name, leaf in leaves.items()}
-        # y, by which the gradient of the squares is multiplied, is itself rounded
-        check_gradients(op, tensors, options, grads, computed, rounded=ROUNDED[op] + 1)
+        # y, by which the gradient of the squares is multiplied, is itself rounded; so is what PyTorch's conv takes
+        more = 2 if op == "conv2d_stats" else 1
+        check_gradients(op, tensors, options, grads, computed, rounded=ROUNDED[op] + more)
 
 
 @pytest.mark.parametrize("size", [(1, 9), (7, 9), (16, 16), (131, 77)], ids=str)

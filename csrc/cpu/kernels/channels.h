@@ -99,7 +99,9 @@ void scale_channels(const ScaleTile& t) {
       else if (shift)
         y = add(y, load<S>(shift + channel, count));
       if (t.residual) y = add(y, load_storage<S>(t.residual, i * t.y_pixel + channel, count, t.y_storage));
-      store_storage(t.y, i * t.y_pixel + channel, activated(y, t.activation), count, t.y_storage);
+      y = activated(y, t.activation);
+      if (t.gate) y = mul(y, load<S>(static_cast<const S*>(t.gate) + channel, count));
+      store_storage(t.y, i * t.y_pixel + channel, y, count, t.y_storage);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include "pointwise_gradients.h"
 #include "pool2d.h"
 #include "transpose.h"
+#include "scale_shift.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -22,6 +23,8 @@ const KernelTable table = {
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, nullptr, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, nullptr, scale_channels<bf16>, scale_channels<f16>},
+    .scale_shift_grad = {scale_shift_grad<float>, nullptr, scale_shift_grad<bf16>, scale_shift_grad<f16>},
+    .scale_shift_sums = {scale_shift_sums<float>, nullptr, scale_shift_sums<bf16>, scale_shift_sums<f16>},
     .max_pool2d = {max_pool2d<float>, nullptr, max_pool2d<bf16>, max_pool2d<f16>},
     .avg_pool2d = {avg_pool2d<float>, nullptr, avg_pool2d<bf16>, avg_pool2d<f16>},
     .local_response_norm = {local_response_norm<float>, nullptr, local_response_norm<bf16>, local_response_norm<f16>},
@@ -47,6 +50,10 @@ const KernelTable table = {
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, channel_sums<double>, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, scale_channels<double>, scale_channels<bf16>, scale_channels<f16>},
+    .scale_shift_grad = {scale_shift_grad<float>, scale_shift_grad<double>, scale_shift_grad<bf16>,
+                         scale_shift_grad<f16>},
+    .scale_shift_sums = {scale_shift_sums<float>, scale_shift_sums<double>, scale_shift_sums<bf16>,
+                         scale_shift_sums<f16>},
     .max_pool2d = {max_pool2d<float>, max_pool2d<double>, max_pool2d<bf16>, max_pool2d<f16>},
     .avg_pool2d = {avg_pool2d<float>, avg_pool2d<double>, avg_pool2d<bf16>, avg_pool2d<f16>},
     .local_response_norm = {local_response_norm<float>, local_response_norm<double>, local_response_norm<bf16>,

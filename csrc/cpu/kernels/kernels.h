@@ -183,7 +183,7 @@ struct ChannelSumsTile {
   double factor;
 };
 
-// y[pixel][c] = activation(x[pixel][c] * scale[c] + shift[c] + residual[pixel][c]); y may be x.
+// y[pixel][c] = activation(x[pixel][c] * scale[c] + shift[c] + residual[pixel][c]) * gate[c]; y may be x.
 struct ScaleTile {
   const void* x;
   int64_t x_pixel;
@@ -193,6 +193,37 @@ struct ScaleTile {
   void* y;
   int64_t y_pixel;
   Storage y_storage;
+  int64_t pixels, channels;
+  Activation activation;
+  const void* gate;  // S, or null: 1
+};
+
+// The gradients of y = activation(z) * gate, z = x * scale + shift + residual, where the mean of activation(z) has one too:
+// dz = activation'(z) * (grad * gate + mean_grad), dx = dz * scale, dresidual = dz. Pixels lie `channels` apart.
+struct ScaleShiftGradTile {
+  const void* grad;
+  const void* x;
+  const void* scale;      // S, or null: 1
+  const void* shift;      // S, or null: 0
+  const void* residual;   // or null
+  const void* gate;       // S, or null: 1
+  const void* mean_grad;  // S, or null: 0; only with gate
+  void* dx;               // or null
+  void* dresidual;        // or null
+  void* sum;              // S, sums of dz, or null
+  void* sum_by_x;         // S, sums of dz * x, or null
+  int64_t pixels, channels;
+  Activation activation;
+};
+
+// sum = sums over pixels of y = activation(x * scale + shift), sum_by_grad = those of y * grad.
+struct ScaleShiftSumsTile {
+  const void* x;
+  const void* scale;  // S
+  const void* shift;  // S
+  const void* grad;   // or null
+  void* sum;          // S
+  void* sum_by_grad;  // S, or null
   int64_t pixels, channels;
   Activation activation;
 };
@@ -245,6 +276,8 @@ struct KernelTable {
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   void (*channel_sums[kStorages])(const ChannelSumsTile&);
   void (*scale_channels[kStorages])(const ScaleTile&);
+  void (*scale_shift_grad[kStorages])(const ScaleShiftGradTile&);
+  void (*scale_shift_sums[kStorages])(const ScaleShiftSumsTile&);
   void (*max_pool2d[kStorages])(const Pool2dTile&);
   void (*avg_pool2d[kStorages])(const Pool2dTile&);
   void (*local_response_norm[kStorages])(const LocalResponseNormTile&);
