@@ -6,21 +6,23 @@
 //
 // Bound of an element: that of tests/numerics.py, and the errors that csrc/cpu/kernels/activations.h states. Inputs end
 // at a guard page, outputs besides; elements between the pixels of an output have to stay as they were.
-#include "planes.h"
+#include "depthwise_backward.h"
 
 namespace host {
 namespace {
 
 constexpr int64_t kSizes[] = {1, 3, 15, 16, 17, 31, 40, 64, 97};  // channels
 
-class Kernels : public PlanesTester {
+class Kernels : public DepthwiseBackwardTester {
  public:
-  using PlanesTester::PlanesTester;
+  using DepthwiseBackwardTester::DepthwiseBackwardTester;
 
   void run(int64_t cases) {
     for (int64_t i = 0; i < cases; ++i) {
       for (Storage s : {Storage::f32, Storage::f64, Storage::bf16, Storage::f16}) {
         if (table_.depthwise[static_cast<int>(s)]) depthwise(s);
+        if (table_.depthwise_output_gradient[static_cast<int>(s)]) depthwise_output_gradient(s, random_.one_of(kSizes));
+        if (table_.depthwise_input[static_cast<int>(s)]) depthwise_input(s, random_.one_of(kSizes));
         if (table_.widen[static_cast<int>(s)]) widen(s);
         if (table_.channel_sums[static_cast<int>(s)]) channel_sums(s);
         if (table_.scale_channels[static_cast<int>(s)]) scale_channels(s);
@@ -38,8 +40,7 @@ class Kernels : public PlanesTester {
       for (Storage s : {Storage::f32, Storage::f64}) {
         compute_ = s;
         if (table_.gemm[pair()]) gemm();
-        if (table_.depthwise_grad_input[pair()]) depthwise_grad_input();
-        if (table_.depthwise_grad_weight[pair()]) depthwise_grad_weight();
+        if (table_.depthwise_taps[pair()]) depthwise_taps();
         if (table_.activation_grad[pair()]) activation_grad();
       }
     }
@@ -108,82 +109,6 @@ class Kernels : public PlanesTester {
       });
       const double ref = activated(act, sum);
       expect("depthwise", y, i, ref, size, v.kernel * h.kernel, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
-    }
-  }
-
-  void depthwise_grad_input() {
-    const auto [v, h] = axes();
-    const int64_t m = random_.one_of({1, 1, 2, 3}), c = random_.one_of(kSizes), tap = c * m + random_.below(9);
-    const int64_t begin = random_.below(v.size), end = begin + 1 + random_.below(v.size - begin);
-    const int64_t pre = random_.below(kActivations);
-    context("channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel, "pre", pre);
-    Buffer grad(compute_, v.out * h.out * c * m), x(compute_, v.size * h.size * c);
-    Buffer weight(compute_, (v.kernel * h.kernel - 1) * tap + c * m), dx(compute_, (end - begin) * h.size * c);
-    grad.draw(random_), x.draw(random_), weight.draw(random_);
-    table_.depthwise_grad_input[pair()]({grad.data(), v.out, h.out, pre ? x.data() : nullptr, weight.data(), tap,
-                                         dx.data(), begin, end, h.size, c, m, window(v, h), activation(pre)});
-    for (int64_t i = 0; i < dx.count(); ++i) {
-      const int64_t row = begin + i / (h.size * c), column = i / c % h.size, channel = i % c;
-      double sum = 0, size = 0;
-      outputs(v, row, [&](int64_t oh, int64_t r) {
-        outputs(h, column, [&](int64_t ow, int64_t s) {
-          for (int64_t k = channel * m; k < (channel + 1) * m; ++k) {
-            const double g = grad[(oh * h.out + ow) * c * m + k] * weight[(r * h.kernel + s) * tap + k];
-            sum += g;
-            size += std::abs(g);
-          }
-        });
-      });
-      const double slope_here = slope(pre, x[(row * h.size + column) * c + channel]);
-      expect("depthwise_grad_input", dx, i, sum * slope_here, size * std::abs(slope_here), v.kernel * h.kernel * m,
-             pre < kFirstCurve ? 0 : kSlopeError * std::abs(sum));
-    }
-  }
-
-  void depthwise_grad_weight() {
-    const auto [v, h] = axes();
-    const int64_t m = random_.one_of({1, 1, 2}), c = random_.one_of(kSizes), n = 1 + random_.below(2);
-    const int64_t out = c * m, first = random_.below((out + kPanel - 1) / kPanel) * kPanel;
-    const int64_t count = std::min(kPanel, out - first), taps = v.kernel * h.kernel, pre = random_.below(kActivations);
-    context("channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel, "pre", pre, "from", first);
-    Buffer grad(compute_, n * v.out * h.out * out), x(compute_, n * v.size * h.size * c);
-    Buffer dweight(compute_, out * taps), dbias(compute_, out);
-    grad.draw(random_), x.draw(random_);
-    const bool biased = random_.below(3) > 0;
-    table_.depthwise_grad_weight[pair()]({grad.data(), x.data(), dweight.data(), biased ? dbias.data() : nullptr, n,
-                                          v.size, h.size, v.out, h.out, c, m, first, count, window(v, h),
-                                          activation(pre)});
-    const auto is_asked = [&](int64_t k) { return k >= first && k < first + count; };
-    for (int64_t i = 0; i < dweight.count(); ++i) {
-      const int64_t k = i / taps, r = i % taps / h.kernel, s = i % h.kernel;
-      if (!is_asked(k)) {
-        expect_gap("depthwise_grad_weight", dweight, i);
-        continue;
-      }
-      double sum = 0, size = 0;
-      for (int64_t image = 0; image < n; ++image)
-        for (int64_t oh = 0; oh < v.out; ++oh)
-          for (int64_t ow = 0; ow < h.out; ++ow) {
-            const int64_t ih = oh * v.stride - v.pad + r * v.dilation, iw = ow * h.stride - h.pad + s * h.dilation;
-            if (ih < 0 || ih >= v.size || iw < 0 || iw >= h.size) continue;
-            const double z = activated(pre, x[((image * v.size + ih) * h.size + iw) * c + k / m]);
-            const double g = grad[((image * v.out + oh) * h.out + ow) * out + k] * z;
-            sum += g;
-            size += std::abs(g) * (pre < kFirstCurve ? 1 : 1 + kCurveError / 4);
-          }
-      expect("depthwise_grad_weight", dweight, i, sum, size, n * v.out * h.out);
-    }
-    for (int64_t k = 0; k < out; ++k) {
-      if (!biased || !is_asked(k)) {
-        expect_gap("depthwise_grad_weight", dbias, k);
-        continue;
-      }
-      double sum = 0, size = 0;
-      for (int64_t pixel = 0; pixel < n * v.out * h.out; ++pixel) {
-        sum += grad[pixel * out + k];
-        size += std::abs(grad[pixel * out + k]);
-      }
-      expect("depthwise_grad_weight", dbias, k, sum, size, n * v.out * h.out);
     }
   }
 

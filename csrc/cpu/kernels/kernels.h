@@ -39,28 +39,57 @@ struct DepthwiseTile {
   Activation pre_activation, activation;
 };
 
-// Gradient of the input: rows [row_begin, row_end) of x, channels [0, channels) of the input.
-struct DepthwiseGradInputTile {
-  const void* grad;  // S, the whole image: (out_height, out_width, channels * multiplier)
-  int64_t out_height, out_width;
-  const void* x;  // S, the whole image; read where pre_activation is not the identity
-  const void* weight;
-  int64_t weight_tap;
-  void* dx;  // S, row row_begin
-  int64_t row_begin, row_end, width, channels, multiplier;
-  Window window;
-  Activation pre_activation;
+// Depthwise backward goes row by row of the input, for a block of channels: see depthwise_conv2d_backward.h. Rows in
+// scratch are S, their pixels whole panels of channels.
+
+// A row of the gradient of what came before the activation: (grad + add + y times) activation'(z).
+struct DepthwiseOutputGradientTile {
+  const void* grad;
+  const void* y;      // or null
+  int64_t pixel;      // of grad and y
+  const void* add;    // S [channels * multiplier], or null
+  const void* times;  // likewise, beside y, which needs add
+  const void* z;      // S; read where there is an activation
+  int64_t z_pixel;
+  void* g;  // `multiplier` planes: every multiplier-th channel from 0, from 1 and so on
+  int64_t g_pixel, g_plane;
+  void* sums;  // S, of the row, added to those before; planes likewise; or null
+  int64_t sums_plane;
+  int64_t pixels, channels, multiplier;  // of the input
+  Activation activation;
 };
 
-// Gradients of weight and bias for up to kPanel output channels from channel_begin on, over all images.
-struct DepthwiseGradWeightTile {
-  const void* grad;  // S (images, out_height, out_width, channels * multiplier)
-  const void* x;     // S (images, height, width, channels)
-  void* dweight;     // S, PyTorch's layout: (channels * multiplier, taps)
-  void* dbias;       // S (channels * multiplier), or null
-  int64_t images, height, width, out_height, out_width, channels, multiplier, channel_begin, channel_count;
+// A row a = activation(x scale + shift), and from da the gradients of x, scale and shift.
+struct DepthwiseInputTile {
+  const void* x;
+  void* dx;  // or null
+  int64_t x_pixel;
+  const void* scale;  // S [channels], or null
+  const void* shift;  // likewise
+  void* a;
+  void* slope;     // activation', of curves
+  const void* da;  // like a
+  int64_t a_pixel;
+  void* scale_sums;  // S [channels, rounded up to kPanel], of the row, added to those before; or null
+  void* shift_sums;
+  int64_t pixels, channels;
+  Activation activation;
+};
+
+// A row of the window as it meets a row of the input.
+struct DepthwiseTaps {
+  const void* grad;    // the row of g
+  const void* weight;  // S, taps weight_tap apart
+  void* dweight;       // likewise, added to; or null, of all rows
+};
+struct DepthwiseTapsTile {
+  const DepthwiseTaps* taps;
+  int64_t rows, weight_tap, grad_pixel, out_width;
+  const void* a;
+  int64_t a_pixel;
+  void* dx;                           // or null
+  int64_t dx_pixel, width, channels;  // whole panels
   Window window;
-  Activation pre_activation;
 };
 
 // Of float32 products on AMX: bfloat16 that a float is the sum of; bytes of them, of a panel, for a scalar of the depth.
@@ -273,6 +302,9 @@ struct KernelTable {
   int64_t gemm_rows;  // of a register tile of gemm: work is shared out in multiples of it
   // [storage of x]; a null entry means that this ISA has none and the generic table serves
   void (*depthwise[kStorages])(const DepthwiseTile&);
+  void (*depthwise_output_gradient[kStorages])(const DepthwiseOutputGradientTile&);
+  void (*depthwise_input[kStorages])(const DepthwiseInputTile&);
+  void (*depthwise_input_gradient[kStorages])(const DepthwiseInputTile&);
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   void (*channel_sums[kStorages])(const ChannelSumsTile&);
   void (*scale_channels[kStorages])(const ScaleTile&);
@@ -294,8 +326,7 @@ struct KernelTable {
   bool (*split_panels)(const PanelsTile&);   // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
-  void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
-  void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
+  void (*depthwise_taps[2])(const DepthwiseTapsTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
   void (*operand[kStorages])(const OperandTile&);
   void (*grad_input[kStorages])(const GradInputTile&);
