@@ -21,7 +21,7 @@ FUNCTIONS = (
     *("depthwise", "depthwise_output_gradient", "depthwise_input", "depthwise_input_gradient", "depthwise_taps"),
     *("widen", "gemm", "activation_grad"),
     *("unpair", "channel_sums", "scale_channels", "gap", "rounding", "winograd_input", "winograd_output"),
-    *("max_pool2d", "avg_pool2d"),
+    *("max_pool2d", "avg_pool2d", "operand", "grad_input", "transpose"),
 )
 # In the sources, what drawn cases have to find: file, what stands there, what stands there instead.
 FAULTS = {
@@ -104,7 +104,7 @@ def test_each_function_is_looked_at(kernels, function):
     assert function == "gap" or done.stdout.startswith(f"generic {function}: ")
 
 
-@pytest.mark.parametrize("function", ["gemm_bf16", "split_rows", "split_panels", "gemm_planes"])
+@pytest.mark.parametrize("function", ["gemm_bf16", "split_rows", "split_panels", "gemm_planes", "operand_bf16"])
 def test_products_of_amx_are_looked_at(kernels, function):
     skip_unless_here("amx")
     done = host.run(kernels, "amx", "30", "1", KERNELS_FAULT=function)

@@ -99,21 +99,24 @@ constexpr int64_t kPlanes = 3, kPlanesOfDepth = kPlanes * kPanel * 2;
 struct GemmTile {
   const void* a;  // S, or bfloat16 for gemm_bf16
   int64_t a_row, a_depth;
-  const void* b;  // S: panels of kPanel columns, b_panel apart; packed: b_depth = kPanel, zero-padded to whole panels;
-                  // or bfloat16, packed in pairs of the depth
-  int64_t b_panel, b_depth;
-  const void* bias;      // S [cols] (packed: rounded up to kPanel), or null
+  const void*
+      b;  // S: panels of kPanel columns, b_panel apart, zero-padded to whole ones; or bfloat16, packed in pairs of
+          // the depth
+  int64_t b_panel;
+  const void* bias;      // S [cols, rounded up to kPanel], or null
   const void* residual;  // y_storage, or null
   int64_t residual_row;
   void* y;
   int64_t y_row;
   Storage a_storage, b_storage, y_storage;
   int64_t rows, depth, cols;
-  bool packed;  // b and bias padded: the fast path
   Activation activation;
   // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
+  // Of gemm: what is wanted in L2 next, in place of the panels to come; or null.
+  const void* ahead;
+  int64_t ahead_bytes;
   int64_t chain;      // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
   const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel], or null
   bool b_stays;       // a bfloat16 b is in L2 from the call before, and is to be there for the next
