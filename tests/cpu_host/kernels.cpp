@@ -434,8 +434,8 @@ class Kernels : public DepthwiseBackwardTester {
         bits = (bits & 0x80000000u) | ((bits % 2 ? 0x7f7fffffu : 0x477ff001u) - bits / 2 % 3);  // the largest
       bias.put(i, bits);
     }
-    table_.gemm[0]({nothing.data(), 1, 1, nothing.data(), 0, kPanel, bias.data(), nullptr, 0, y.data(), count,
-                    Storage::f32, Storage::f32, storage, 1, 0, count, true, activation(0)});
+    table_.gemm[0]({nothing.data(), 1, 1, nothing.data(), 0, bias.data(), nullptr, 0, y.data(), count, Storage::f32,
+                    Storage::f32, storage, 1, 0, count, activation(0)});
     for (int64_t i = 0; i < count; ++i) {
       const double ref = rounded_to(storage, bias[i]), got = y[i];
       if (fault_ == "rounding" || (std::isnan(ref) ? !std::isnan(got) : got != ref)) fail("rounding", i, got, ref, 0);

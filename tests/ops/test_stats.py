@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import torch
-from numerics import LAYOUTS, assert_within, draw, fresh_generator
+from numerics import LAYOUTS, assert_within, draw, fresh_generator, threads
 from op_cases import DTYPES, arguments_of
 from stats_cases import OPS, PROLOGUES, ROUNDED, STATS, check_gradients, check_outputs, make, run
 from torch import nn
@@ -70,6 +70,36 @@ def test_gradients(op, prologue, dtype):
         check_gradients(op, tensors, options, grads, computed, rounded=ROUNDED[op] + more)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"n": 3, "c": 24, "out": 144, "size": (17, 15)},
+        {"n": 3, "c": 144, "out": 24, "size": (17, 15)},
+        {"n": 2, "c": 100, "out": 170, "size": (14, 20)},
+        {"n": 2, "c": 401, "out": 430, "size": (19, 17)},
+    ],
+    ids=str,
+)
+def test_gradients_of_many_tiles(row, dtype):
+    """Pointwise: several tiles and ranges of pixels, either side with more channels, a weight in blocks; and their bits
+    on any number of threads."""
+    tensors, options = make("pointwise_conv2d_stats", dtype=dtype, prologue="batch_norm", **row)
+    outputs = run("pointwise_conv2d_stats", tensors, options)
+    grads = [draw(fresh_generator(), t.shape, t.dtype) for t in outputs]
+
+    def computed(count):
+        leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        with threads(count):
+            torch.autograd.backward(run("pointwise_conv2d_stats", leaves, options), grads)
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    first = computed(1)
+    check_gradients("pointwise_conv2d_stats", tensors, options, grads, first, ROUNDED["pointwise_conv2d_stats"] + 1)
+    for count in (2, 3):
+        assert all(torch.equal(gradient, first[name]) for name, gradient in computed(count).items())
+
+
 @pytest.mark.parametrize("size", [(1, 9), (7, 9), (16, 16), (131, 77)], ids=str)
 def test_sums_of_pixels_that_are_all_alike(size):
     """Each addition of a run of them rounds in the same direction, where the policy's bound counts on chance."""
@@ -109,13 +139,9 @@ def test_repeatable(op, dtype):
     """Bitwise, on any number of threads."""
     tensors, options = make(op, dtype=dtype, n=3, c=40, out=72, size=(37, 23))
     first = run(op, tensors, options)
-    threads = torch.get_num_threads()
-    try:
-        for other in (1, 2, 3, 3):
-            torch.set_num_threads(other)
+    for other in (1, 2, 3, 3):
+        with threads(other):
             assert all(map(torch.equal, run(op, tensors, options), first))
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("op", SOME)
