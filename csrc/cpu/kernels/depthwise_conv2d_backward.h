@@ -205,7 +205,7 @@ CNNFAST_INLINE void depthwise_taps_strip(const TapsRow<S, R>& row, int64_t ow, i
                                          Vec<S> (&dw)[R * K], uint32_t outputs, uint32_t inputs) {
   using C = Columns<K, Stride, Strip>;
   const S* a = row.a + iw * row.a_pixel;
-  S* dx = row.dx + iw * row.dx_pixel;
+  S* dx = Dx ? row.dx + iw * row.dx_pixel : nullptr;
   Vec<S> x[Strip], sum[Strip];
 #pragma GCC unroll 16
   for (int c = 0; c < C::kCount; ++c) {
@@ -238,12 +238,12 @@ CNNFAST_INLINE void depthwise_taps_strip(const TapsRow<S, R>& row, int64_t ow, i
 
 template <class S, int K, int Stride, int R, bool Dx, bool Dw>
 void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, bool added) {
-  constexpr int kStrip = kTapStrip > 1 ? (Stride == 1 ? kTapStrip : (kTapStrip + 1) / 2 * 2) : Stride;
+  constexpr int kStrip = (kTapStrip + Stride - 1) / Stride * Stride;
   const int64_t pad = t.window.pad_left, width = t.width, out_width = t.out_width;
   for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
     TapsRow<S, R> row{{},
                       static_cast<const S*>(t.a) + channel,
-                      static_cast<S*>(t.dx) + channel,
+                      Dx ? static_cast<S*>(t.dx) + channel : nullptr,
                       t.grad_pixel,
                       t.a_pixel,
                       t.dx_pixel,
