@@ -207,19 +207,42 @@ CNNFAST_INLINE Vec<S> activated(Vec<S> x, const Activation& a) {
   return tile[0];
 }
 
-// grad * y'(z) of one panel. Clamps pass the gradient inside their bounds, as PyTorch's relu and hardtanh do: not on
-// them, and where z is NaN.
+// An activation that a loop was compiled for: y of a panel, and grad * y'(z).
 template <class S>
-CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activation& a) {
-  if (a.code == 0) return grad;
-  if (is_clamp(a)) {
-    const Clamp<S> bounds(a);
+struct Unchanged {
+  CNNFAST_INLINE Vec<S> value(Vec<S> x) const { return x; }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S>) const { return grad; }
+};
+// Passes the gradient inside its bounds, as PyTorch's relu and hardtanh do: not on them, and where z is NaN.
+template <class S>
+struct Clamped {
+  Clamp<S> bounds;
+  CNNFAST_INLINE Vec<S> value(Vec<S> x) const { return bounds(x); }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const {
     const Vec<S> zero = Vec<S>::zero();
     const Vec<S> inside = select_less(bounds.lo, z, select_less(z, bounds.hi, grad, zero), zero);
     return select_nan(z, grad, inside);
   }
+};
+template <class S, class Curve>
+struct Curved {
+  CNNFAST_INLINE Vec<S> value(Vec<S> x) const { return Curve::value(x); }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const { return mul(grad, Curve::slope(z)); }
+};
+
+// f(form) for the one of those that `a` is.
+template <class S, class F>
+CNNFAST_INLINE void with_form(const Activation& a, F f) {
+  if (a.code == 0) return f(Unchanged<S>{});
+  if (is_clamp(a)) return f(Clamped<S>{Clamp<S>(a)});
+  with_curve(a.code, [&](auto curve) { f(Curved<S, decltype(curve)>{}); });
+}
+
+// grad * y'(z) of one panel, for slow paths.
+template <class S>
+CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activation& a) {
   Vec<S> y = grad;
-  with_curve(a.code, [&](auto curve) { y = mul(grad, curve.slope(z)); });
+  with_form<S>(a, [&](const auto& form) { y = form.gradient(grad, z); });
   return y;
 }
 
