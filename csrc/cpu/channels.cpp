@@ -100,19 +100,61 @@ Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, 
 
 void Prologue::apply(const KernelTable& table, Storage storage, int64_t n, const char* x, int64_t x_pixel,
                      int64_t pixels, int64_t channels, char* y, Storage y_storage, int64_t y_pixel) const {
-  ScaleTile t{};
+  OperandTile t{};
   t.x = x;
   t.x_pixel = x_pixel;
   t.scale = of_image(scale, n);
   t.shift = of_image(shift, n);
-  t.y = y;
-  t.y_pixel = y_pixel;
-  t.y_storage = y_storage;
   t.pixels = pixels;
   t.channels = channels;
   t.activation = cpu::activation(activation);
-  table.scale_channels[static_cast<int>(storage)](t);
+  t.rows = y;
+  t.row = y_pixel;
+  y_storage == Storage::bf16 ? table.operand_bf16(t) : table.operand[static_cast<int>(storage)](t);
 }
+
+namespace {
+
+// Of pixels side by side.
+void sum_pixels(const KernelTable& table, Storage storage, const char* x, int64_t pixels, int64_t channels, char* sums,
+                char* squares) {
+  ChannelSumsTile t{};
+  t.x = x;
+  t.x_pixel = t.channels = channels;
+  t.pixels = pixels;
+  t.run = ChannelSumsTile::kRun;
+  t.factor = 1;
+  t.sums = sums;
+  t.squares = squares;
+  table.channel_sums[static_cast<int>(storage)](t);
+}
+
+Tensor total_of(const Tensor& partial, Storage storage) {
+  const Ints size{partial.size(1)};
+  Tensor sums = torch::stable::empty(size, partial.scalar_type(), std::nullopt, partial.device());
+  add_rows(kernels(storage), storage, bytes_of(partial), partial.size(0), partial.size(1), 1, mutable_bytes_of(sums));
+  return sums;
+}
+
+}  // namespace
+
+PixelSums::PixelSums(const Tensor& y, int64_t pixels)
+    : y_(y), pixels_(pixels), all_(y.numel() ? y.size(0) * y.size(2) * y.size(3) : 0) {
+  const Ints size{ceil_div(all_, pixels), y.size(1)};
+  sums_ = torch::stable::empty(size, compute_dtype(storage_of(y, "y")), std::nullopt, y.device());
+  squares_ = torch::stable::empty_like(sums_);
+}
+
+void PixelSums::add(int64_t i) {
+  const Storage storage = storage_of(y_, "y");
+  const auto [begin, end] = (*this)[i];
+  const int64_t channels = y_.size(1), at = i * channels * compute_size(storage);
+  sum_pixels(kernels(storage), storage, bytes_of(y_) + begin * channels * storage_size(storage), end - begin, channels,
+             mutable_bytes_of(sums_) + at, mutable_bytes_of(squares_) + at);
+}
+
+Tensor PixelSums::sum() const { return total_of(sums_, storage_of(y_, "y")); }
+Tensor PixelSums::squares() const { return total_of(squares_, storage_of(y_, "y")); }
 
 BandSums::BandSums(const Tensor& y, bool squares)
     : y_(y),
@@ -144,24 +186,14 @@ std::pair<int64_t, int64_t> BandSums::scalars(int64_t band) const {
 }
 
 void BandSums::add(int64_t band) {
-  const auto [begin, end] = rows(band);
+  const auto [first, count] = scalars(band);
   const int64_t row_bytes = shape_.channels * compute_size(storage_);
-  const char* const from = bytes_of(y_) + scalars(band).first * shape_.itemsize;
-  char* const row_sums = scratch(Slot::sums, (end - begin) * row_bytes);
-  const auto add_to = [&](const Tensor& partial, const char* by) {
-    sum_rows(table_, storage_, shape_, from, by, 0, end - begin, row_sums);
-    add_rows(table_, storage_, row_sums, end - begin, shape_.channels, 1, mutable_bytes_of(partial) + band * row_bytes);
-  };
-  add_to(sums_, nullptr);
-  if (wants_squares_) add_to(squares_, from);
+  sum_pixels(table_, storage_, bytes_of(y_) + first * shape_.itemsize, count / shape_.channels, shape_.channels,
+             mutable_bytes_of(sums_) + band * row_bytes,
+             wants_squares_ ? mutable_bytes_of(squares_) + band * row_bytes : nullptr);
 }
 
-Tensor BandSums::total(const Tensor& partial) const {
-  const Ints size{shape_.channels};
-  Tensor sums = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, y_.device());
-  add_rows(table_, storage_, bytes_of(partial), count(), shape_.channels, 1, mutable_bytes_of(sums));
-  return sums;
-}
+Tensor BandSums::total(const Tensor& partial) const { return total_of(partial, storage_); }
 
 Tensor BandSums::means() const {
   const Ints size{n_, shape_.channels, 1, 1};

@@ -47,9 +47,28 @@ struct Prologue {
   int64_t activation;
 
   bool any() const { return scale || shift || activation != 0; }
-  // `pixels` of image n, x_pixel scalars apart, to rows of y_storage y_pixel apart.
+  // `pixels` of image n, x_pixel scalars apart, to rows y_pixel apart: of the compute type, or of bfloat16 for AMX.
   void apply(const KernelTable& table, Storage storage, int64_t n, const char* x, int64_t x_pixel, int64_t pixels,
              int64_t channels, char* y, Storage y_storage, int64_t y_pixel) const;
+};
+
+// Sums and squares by channel of an image that an op is writing, y, as many pixels at a time as are in the cache: by the
+// shape alone, as are the bits of the sums.
+class PixelSums {
+ public:
+  PixelSums(const Tensor& y, int64_t pixels);
+  int64_t count() const { return sums_.size(0); }
+  // Pixels [begin, end) of all images.
+  std::pair<int64_t, int64_t> operator[](int64_t i) const { return {i * pixels_, std::min((i + 1) * pixels_, all_)}; }
+  // To be called once they are in y.
+  void add(int64_t i);
+  // Of all images, (C), in the compute type.
+  Tensor sum() const;
+  Tensor squares() const;
+
+ private:
+  Tensor y_, sums_, squares_;  // the last two: (count, C), of the compute type
+  int64_t pixels_, all_;
 };
 
 // Sums by channel of an image that an op is writing, y, each band of rows while it is in the cache. The bands follow from

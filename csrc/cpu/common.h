@@ -66,7 +66,7 @@ inline const char* bytes_of(const Tensor& t) { return static_cast<const char*>(t
 inline char* mutable_bytes_of(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 
 // A buffer of this thread's, kept between calls; the content is whatever the last user left. One slot a purpose.
-enum class Slot { depthwise, expanded, gathered, sums, excite, panels, planes, odd, normalised, count };
+enum class Slot { depthwise, expanded, gathered, sums, excite, panels, planes, odd, normalised, gradients, count };
 char* scratch(Slot slot, int64_t bytes);
 
 // Where an op's image is to lie: channels [first, first + its own) of an image of `channels` that several ops write.

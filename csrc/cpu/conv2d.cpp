@@ -130,6 +130,7 @@ Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channe
   whole.a_tap_line = w.dilation_h * line;
 
   whole.in_planes = conv.c % kPairDepth == 0 && pays_in_planes(table, whole, conv.out_h * conv.out_w);
+  whole.b_stays = stays_in_l2(whole, conv.n * conv.out_h * conv.out_w);
 
   const int64_t itemsize = lines.itemsize();
   const Bands bands = bands_of(conv, w.stride_h * lines.bytes(), halo_of(conv), weights.in * out_channels * itemsize);

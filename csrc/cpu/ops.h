@@ -15,12 +15,20 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor
                                                              Ints stride, Ints padding, Ints dilation,
                                                              int64_t pre_activation, int64_t activation,
                                                              int64_t output_mask, int64_t backend);
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_stats(Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+                                                          Ints stride, Ints padding, Ints dilation,
+                                                          int64_t pre_activation, int64_t backend);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_stats_backward(
+    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+    Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t output_mask, int64_t backend);
 Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe gate, Maybe residual, Ints stride,
                         int64_t activation, int64_t backend);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight,
                                                                              Maybe bias, Maybe gate, Maybe residual,
                                                                              Ints stride, int64_t activation,
                                                                              int64_t output_mask, int64_t backend);
+std::tuple<Tensor, Tensor, Tensor> pointwise_conv2d_stats(Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
+                                                          Ints stride, int64_t pre_activation, int64_t backend);
 Tensor conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size, Ints stride,
                      Ints padding, Ints dilation, int64_t activation, int64_t backend);
 Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, Ints kernel_size, Ints stride,
@@ -44,10 +52,6 @@ Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, c
                                         int64_t out_channels, const Ints& kernel_size, const Ints& stride,
                                         const Ints& padding, const Ints& dilation, int64_t pre_activation,
                                         int64_t mid_activation, int64_t activation);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_pointwise_first_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
-    const Maybe& pw_bias, const Maybe& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
-    int64_t pre_activation, int64_t mid_activation, int64_t activation, int64_t output_mask, int64_t backend);
 
 // A gradient computed in the compute type, in the dtype (and for images the format) of the tensor that it belongs to.
 Tensor image_gradient(const Tensor& of, const Tensor& gradient);

@@ -116,11 +116,19 @@ class Writer {
   // T: what a weight is copied as; Together: how many of the depth lie side by side.
   template <class T, int64_t Together>
   void panels_of(const T* w, int64_t in, int64_t depth, int64_t out, int64_t padded) {
-    for (int64_t first = 0; first < padded; first += kPanel)
-      for (int64_t k = 0; k < depth; k += Together)
+    for (int64_t first = 0; first < padded; first += kPanel) {
+      int64_t done = 0;
+      // Whole panels are their weights turned on their side: floats, or words of two side by side.
+      if (sizeof(T) * Together == 4 && first + kPanel <= out && in % Together == 0) {
+        kernels(Storage::f32).transpose({w + first * in, in / Together, kPanel, in / Together, next_, kPanel});
+        next_ += in * kPanel * static_cast<int64_t>(sizeof(T));
+        done = in;
+      }
+      for (int64_t k = done; k < depth; k += Together)
         for (int64_t lane = 0; lane < kPanel; ++lane)
           for (int64_t i = k; i < k + Together; ++i)
             write(first + lane < out && i < in ? w[(first + lane) * in + i] : T{0});
+    }
   }
 
   bool pairs_;

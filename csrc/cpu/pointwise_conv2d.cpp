@@ -60,12 +60,16 @@ struct Pointwise {
     return std::max<int64_t>(1, block_bytes(whole) / (scratch_row() * storage_size(whole.a_storage)));
   }
 
-  // Output pixels [first, first + count), their part of x copied into this thread's scratch.
+  // Output pixels [first, first + count), their part of x copied into this thread's scratch unless it is fit as it is.
   void pixels(int64_t first, int64_t count) const {
     GemmTile g = whole;
-    g.a_row = scratch_row();
     g.rows = count;
-    g.a = gather(first, count, g);
+    if (in_place() && dense()) {
+      g.a = bytes_of(x) + first * conv.c * storage_size(storage);
+    } else {
+      g.a_row = scratch_row();
+      g.a = gather(first, count, g);
+    }
     to_pixel(g, first);
     multiply(table, g);
   }
@@ -127,7 +131,8 @@ void run(const Pointwise& op) {
            [&](int64_t i) { op.pixels(i * pixels, std::min(pixels, whole.rows - i * pixels)); });
 }
 
-// gate (N, C, 1, 1) or none.
+}  // namespace
+
 Prologue gated(const Maybe& gate, const Tensor& x) {
   if (!gate) return {std::nullopt, std::nullopt, 0};
   STD_TORCH_CHECK(gate->dim() == 4 && gate->size(0) == x.size(0) && gate->size(1) == x.size(1) && gate->size(2) == 1 &&
@@ -135,8 +140,6 @@ Prologue gated(const Maybe& gate, const Tensor& x) {
                   "gate must have shape (", x.size(0), ", ", x.size(1), ", 1, 1)");
   return {torch::stable::contiguous(to_dtype(*gate, compute_dtype(storage_of(x, "x")))), std::nullopt, 0};
 }
-
-}  // namespace
 
 Tensor pointwise_conv2d_packed(Tensor x, Tensor packed, Maybe gate, Maybe residual, int64_t out_channels, Ints stride,
                                int64_t activation_code, int64_t backend) {
@@ -162,145 +165,23 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_conv2d_stats(Tensor x, Tensor weigh
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "weight must have x's dtype");
   const Tensor packed = pack_pointwise_conv2d(weight, bias);
   const Pointwise op(x, packed, std::nullopt, weight.size(0), stride, prologue_of(scale, shift, pre_activation), 0);
-  BandSums sums(op.y, true);
+  // A tile's result stays in L2 until it is summed.
+  constexpr int64_t kPixels = 256;
+  const int64_t unit = rows_together(op.table, op.whole);
+  PixelSums sums(op.y, std::max(unit, std::min(op.fitting(), kPixels) / unit * unit));
   for_each(sums.count(), [&](int64_t i) {
-    const auto [begin, end] = sums.rows(i);
-    const int64_t w = op.conv.out_w, image = sums.image(i) * op.conv.out_h * w;
-    for (int64_t p = begin * w; p < end * w; p += op.fitting())
-      op.pixels(image + p, std::min(op.fitting(), end * w - p));
+    const auto [begin, end] = sums[i];
+    op.pixels(begin, end - begin);
     sums.add(i);
   });
   return {in_format_of(x, op.y), sums.sum(), sums.squares()};
-}
-
-namespace {
-
-// dweight (K, C) = sum over pixels of grad (pixels, K)^T x (pixels, C). Blocks of pixels are summed one after another:
-// the same bits on any number of threads, operands that stay in the cache, and short chains of additions.
-Tensor pointwise_grad_weight(const Tensor& grad, const Tensor& x, Storage storage) {
-  const int64_t pixels = x.size(0) * x.size(2) * x.size(3), in = x.size(1), out = grad.size(1), block = 256;
-  const int64_t itemsize = compute_size(storage);
-  const Ints shape{out, in, 1, 1};
-  Tensor dw = torch::stable::empty(shape, x.scalar_type(), std::nullopt, x.device());
-  torch::stable::zero_(dw);
-  const KernelTable& table = kernels(storage);
-  for_each(ceil_div(out, 14), [&](int64_t i) {
-    GemmTile g{};
-    g.a_row = 1;
-    g.a_depth = out;
-    g.b_panel = kPanel;
-    g.b_depth = in;
-    g.residual = g.y = mutable_bytes_of(dw) + i * 14 * in * itemsize;
-    g.residual_row = g.y_row = in;
-    g.y_storage = storage;
-    g.rows = std::min<int64_t>(14, out - i * 14);
-    g.cols = in;
-    g.activation = activation(0);
-    for (int64_t p = 0; p < pixels; p += block) {
-      g.a = bytes_of(grad) + (p * out + i * 14) * itemsize;
-      g.b = bytes_of(x) + p * in * itemsize;
-      g.depth = std::min(block, pixels - p);
-      table.gemm[compute_index(storage)](g);
-    }
-  });
-  return dw;
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight,
-                                                                             Maybe bias, Maybe gate, Maybe residual,
-                                                                             Ints stride, int64_t activation_code,
-                                                                             int64_t output_mask, int64_t backend) {
-  check_backend(backend);
-  const Storage storage = compute_storage(storage_of(x, "x"));
-  const ScalarType dtype = compute_dtype(storage);
-  const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
-  const int64_t out_channels = weight.size(0), itemsize = compute_size(storage);
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == conv.c, "weight must have ", conv.c, " input channels");
-  check_residual(grad, grad, conv.n, out_channels, conv.out_h, conv.out_w);
-  const Tensor xs = channels_last(to_dtype(x, dtype)), ws = to_dtype(weight, dtype);
-  Tensor g = channels_last(to_dtype(grad, dtype));
-  const bool bias_wanted = output_mask & 4 && bias;
-  Tensor bias_sums;
-  if (activation_code != 0 || bias_wanted) {
-    const Tensor z = activation_code == 0 ? g
-                                          : pointwise_conv2d(xs, ws, to_dtype(bias, dtype), gate,
-                                                             to_dtype(residual, dtype), stride, 0, 0);
-    g = activation_backward(g, z, activation_code, bias_wanted ? &bias_sums : nullptr);
-  }
-  const bool dense = stride[0] == 1 && stride[1] == 1;
-  const KernelTable& table = kernels(storage);
-  Tensor dx = no_gradient(x), dweight = no_gradient(weight), dbias = no_gradient(bias ? *bias : weight);
-  Tensor dgate = no_gradient(gate ? *gate : x), dresidual = no_gradient(residual ? *residual : x);
-  const Maybe gates = gated(gate, x).scale;
-  if (output_mask & (gate ? 0b1001 : 1)) {
-    // dx = grad W: a pointwise conv with the transposed weight; at stride 2 the pixels between get zeros.
-    const Tensor packed = pack_pointwise_conv2d(torch::stable::transpose(ws, 0, 1), std::nullopt);
-    PackedReader reader(packed, PackedOp::pointwise_conv2d, xs, out_channels, conv.c, 1, 1);
-    GemmTile tile = packed_gemm(reader.pointwise(out_channels, conv.c), storage, storage, 0);
-    Tensor out = empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, dtype);
-    tile.a_row = out_channels;
-    if (dense) {
-      tile.a = g.const_data_ptr();
-      tile.rows = conv.n * conv.h * conv.w;
-      tile.y = out.mutable_data_ptr();
-      tile.y_row = conv.c;
-      gemm_on_threads(table, tile);
-    } else {
-      torch::stable::zero_(out);
-      for_each(g.numel() ? conv.n * conv.out_h : 0, [&](int64_t i) {
-        GemmTile t = tile;
-        const int64_t n = i / conv.out_h, ih = i % conv.out_h * stride[0];
-        t.a = bytes_of(g) + i * conv.out_w * out_channels * itemsize;
-        t.rows = conv.out_w;
-        t.y = mutable_bytes_of(out) + (n * conv.h + ih) * conv.w * conv.c * itemsize;
-        t.y_row = stride[1] * conv.c;
-        table.gemm[compute_index(storage)](t);
-      });
-    }
-    if (gate && output_mask & 8) dgate = weight_gradient(*gate, channel_sums(out, xs, 1));
-    if (output_mask & 1)
-      dx = image_gradient(x, gate ? scaled_channels(out, gates, std::nullopt, std::nullopt, 0) : out);
-  }
-  if (output_mask & 2) {
-    Tensor sampled = gate ? scaled_channels(xs, gates, std::nullopt, std::nullopt, 0) : xs;
-    if (!dense) {
-      const Tensor whole = sampled;
-      sampled = empty_channels_last(x, conv.n, conv.c, conv.out_h, conv.out_w, dtype);
-      const int64_t pixel = conv.c * itemsize;
-      for_each(sampled.numel() ? conv.n * conv.out_h : 0, [&](int64_t i) {
-        const int64_t row = (i / conv.out_h * conv.h + i % conv.out_h * stride[0]) * conv.w;
-        for (int64_t ow = 0; ow < conv.out_w; ++ow)
-          std::copy_n(bytes_of(whole) + (row + ow * stride[1]) * pixel, pixel,
-                      mutable_bytes_of(sampled) + (i * conv.out_w + ow) * pixel);
-      });
-    }
-    dweight = weight_gradient(weight, pointwise_grad_weight(g, sampled, storage));
-  }
-  if (bias_wanted) dbias = weight_gradient(*bias, bias_sums);
-  if (output_mask & 16 && residual) dresidual = image_gradient(*residual, g);
-  return {dx, dweight, dbias, dgate, dresidual};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backward(
-    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
-    Tensor y, Ints stride, int64_t pre_activation, int64_t output_mask, int64_t backend) {
-  return stats_backward(grad, grad_sum, grad_squares, x, weight, bias, scale, shift, y, pre_activation, output_mask,
-                        [&](const Tensor& g, const Tensor& input, const Tensor& w, const Maybe& b, int64_t mask) {
-                          const auto [dinput, dw, db, dgate, dresidual] = pointwise_conv2d_backward(
-                              g, input, w, b, std::nullopt, std::nullopt, stride, 0, mask, backend);
-                          return std::tuple(dinput, dw, db);
-                        });
 }
 
 }  // namespace cnnfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("pointwise_conv2d", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d));
-  m.impl("pointwise_conv2d_backward", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_backward));
   m.impl("pointwise_conv2d_packed", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_packed));
   m.impl("pointwise_conv2d_stats", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_stats));
-  m.impl("pointwise_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::pointwise_conv2d_stats_backward));
   m.impl("pack_pointwise_conv2d", TORCH_BOX(&cnnfast::cpu::pack_pointwise_conv2d));
 }

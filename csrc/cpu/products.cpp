@@ -176,6 +176,11 @@ bool pays_in_planes(const KernelTable& table, const GemmTile& tile, int64_t pixe
          tile.cols >= kColumns && pixels * tile.depth * tile.cols >= kProducts;
 }
 
+bool stays_in_l2(const GemmTile& tile, int64_t rows) {
+  return tile.a_storage == Storage::bf16 && weight_bytes(tile) <= kStayingBytes &&
+         rows >= 512 * torch::stable::get_num_threads();
+}
+
 GemmTile in_planes(const Worker& worker, const KernelTable& table, const GemmTile& whole) {
   if (!to_be_split(whole)) return whole;
   const PlanesOfRows planes(whole);
@@ -247,13 +252,14 @@ void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTil
   const int64_t threads = torch::stable::get_num_threads();
   // Parts of the larger operand; the smaller one is read for each of them. Weights that are split for each part: rather by
   // columns.
-  const bool by_rows = whole.in_planes ? whole.cols < 4 * threads * kPanel : whole.rows >= whole.cols,
+  const bool by_rows = whole.in_planes ? whole.cols < 4 * threads * kPanel : whole.b_stays || whole.rows >= whole.cols,
              bf16 = whole.a_storage == Storage::bf16;
   const int64_t row_unit = whole.line ? whole.line : rows_together(table, whole);
   const int64_t unit = by_rows ? row_unit : bf16 ? 2 * kPanel : kPanel, size = by_rows ? whole.rows : whole.cols;
-  const int64_t units = ceil_div(size, unit), most = whole.in_planes && by_rows ? units
-                                                     : by_rows ? std::max<int64_t>(8, units / (4 * threads))
-                                                               : 4;
+  const int64_t units = ceil_div(size, unit),
+                most = whole.in_planes && by_rows ? units
+                       : by_rows                  ? std::max<int64_t>(whole.b_stays ? 2 : 8, units / (4 * threads))
+                                                  : 4;
   const Pieces pieces(units, std::clamp<int64_t>(units / (bf16 ? 1 : 4), 1, threads), most);
   worker.each_part(pieces.count, [&](int64_t k) {
     const auto [begin, end] = pieces[k];
@@ -263,8 +269,10 @@ void gemm_in_parts(const Worker& worker, const KernelTable& table, const GemmTil
   });
 }
 
-void gemm_on_threads(const KernelTable& table, const GemmTile& whole) {
+void gemm_on_threads(const KernelTable& table, const GemmTile& given) {
+  GemmTile whole = given;
   if (whole.rows == 0 || whole.cols == 0) return;
+  whole.b_stays = stays_in_l2(whole, whole.rows);
   // Blocks of rows, one a thread or as many as fill a tile; all rows in one where the weights are the larger operand, so
   // that those are read once.
   const int64_t threads = torch::stable::get_num_threads();

@@ -27,6 +27,11 @@ inline int64_t rows_together(const KernelTable& table, const GemmTile& tile) {
   return tile.a_storage == Storage::bf16 || tile.in_planes ? kPairDepth : table.gemm_rows;
 }
 inline int64_t block_bytes(const GemmTile& tile) { return tile.in_planes ? kTileBytes : kTileBytes / 2; }
+// Packed weights of up to so many bytes are in L2 whenever they are read again soon.
+constexpr int64_t kStayingBytes = 1'250'000;
+inline int64_t weight_bytes(const GemmTile& tile) { return tile.depth * tile.cols * storage_size(tile.b_storage); }
+// Whether they are to be: bfloat16 weights of a product with so many rows in all that the first reading hardly counts.
+bool stays_in_l2(const GemmTile& tile, int64_t rows);
 // Columns [col, col + cols), col a multiple of kPanel.
 GemmTile columns_of(const GemmTile& whole, int64_t col, int64_t cols);
 // Whether a product of an image of `pixels` is to be in planes: told by its shape alone, as an output's bits are.

@@ -34,13 +34,15 @@ struct Separable {
   int64_t itemsize() const { return storage_size(pointwise.a_storage); }
   int64_t tile_bytes(int64_t rows) const { return rows * conv.out_w * row * itemsize(); }
 
-  // Rows [begin, end) of image n, into `tile` whose first row is tile_begin.
-  void first_stage(const Worker& worker, int64_t n, int64_t tile_begin, int64_t begin, int64_t end, char* tile) const {
+  // Rows [begin, end) of each of `images` from n on, into `tile` whose first row is tile_begin.
+  void first_stage(const Worker& worker, int64_t n, int64_t images, int64_t tile_begin, int64_t begin, int64_t end,
+                   char* tile) const {
     constexpr int64_t kRows = 4;  // a part: an even number, since the kernel goes by two
-    worker.each_part(ceil_div(end - begin, kRows), [&](int64_t k) {
-      const int64_t first = begin + k * kRows, last = std::min(first + kRows, end);
-      char* const y = tile + (first - tile_begin) * depthwise.tile.y_row * itemsize();
-      depthwise.rows(n, first, last, y);
+    const int64_t parts = ceil_div(end - begin, kRows);
+    worker.each_part(images * parts, [&](int64_t k) {
+      const int64_t first = begin + k % parts * kRows, last = std::min(first + kRows, end);
+      char* const y = tile + (k / parts * (end - begin) + first - tile_begin) * depthwise.tile.y_row * itemsize();
+      depthwise.rows(n + k / parts, first, last, y);
       clear_tail(pointwise, y, (last - first) * conv.out_w);
     });
   }
@@ -56,12 +58,13 @@ struct Separable {
     return g;
   }
 
-  // Rows [begin, end) of image n of y, on this thread and those that help.
-  void rows(const Worker& worker, int64_t n, int64_t begin, int64_t end, const Tensor& y) const {
-    char* const tile = scratch(Slot::depthwise, tile_bytes(end - begin));
-    first_stage(worker, n, begin, begin, end, tile);
+  // Rows [begin, end) of image n of y, or of several images that are taken whole, on this thread and those that help.
+  void rows(const Worker& worker, int64_t n, int64_t images, int64_t begin, int64_t end, const Tensor& y) const {
+    char* const tile = scratch(Slot::depthwise, tile_bytes(images * (end - begin)));
+    first_stage(worker, n, images, begin, begin, end, tile);
     const int64_t first = (n * conv.out_h + begin) * conv.out_w * pointwise.y_row * storage_size(storage);
-    gemm_in_parts(worker, table, second_stage(n, begin, end, tile, mutable_bytes_of(y) + first));
+    gemm_in_parts(worker, table,
+                  second_stage(n, begin, begin + images * (end - begin), tile, mutable_bytes_of(y) + first));
   }
 
  private:
@@ -79,6 +82,7 @@ struct Separable {
     pointwise = packed_gemm(pw, between, storage, activation_code);
     pointwise.in_planes = pays_in_planes(table, pointwise, conv.out_h * conv.out_w);
     pointwise.y_row = pointwise.residual_row = out_channels;
+    pointwise.b_stays = stays_in_l2(pointwise, conv.n * conv.out_h * conv.out_w);
     row = pointwise.a_row = depthwise.tile.y_pixel = padded_row(mid, storage_size(between));
     depthwise.tile.y_storage = between;
     depthwise.tile.y_row = conv.out_w * row;
@@ -92,14 +96,31 @@ struct Separable {
   }
 };
 
+// How many images a task takes: small ones together where L2 doesn't keep the weights, which are read for each task.
+int64_t images_together(const Separable& op) {
+  if (weight_bytes(op.pointwise) <= kStayingBytes) return 1;
+  const int64_t fitting = 3 * kTileBytes / std::max<int64_t>(1, op.tile_bytes(op.conv.out_h));
+  if (fitting < 2) return 1;
+  // Equal groups, one a thread or a multiple of that.
+  const int64_t n = op.conv.n, threads = std::min<int64_t>(n, torch::stable::get_num_threads());
+  return ceil_div(n, round_up(ceil_div(n, fitting), threads));
+}
+
 void run(const Separable& op, const Tensor& y) {
   const Conv& conv = op.conv;
   // In planes: rather more rows at a time than to split the weights again.
-  const Bands bands = bands_of(conv, op.tile_bytes(1) / (op.pointwise.in_planes ? 2 : 1), 0,
-                               op.pointwise.depth * op.pointwise.cols * op.itemsize());
+  const Bands bands =
+      bands_of(conv, op.tile_bytes(1) / (op.pointwise.in_planes ? 2 : 1), 0, weight_bytes(op.pointwise));
+  const int64_t images = bands.per_image == 1 ? images_together(op) : 1;
+  if (images > 1) {
+    for_each(ceil_div(conv.n, images), [&](const Worker& worker, int64_t i) {
+      op.rows(worker, i * images, std::min(images, conv.n - i * images), 0, conv.out_h, y);
+    });
+    return;
+  }
   for_each(bands.count, [&](const Worker& worker, int64_t i) {
     const auto [n, begin, end] = bands[i];
-    op.rows(worker, n, begin, end, y);
+    op.rows(worker, n, 1, begin, end, y);
   });
 }
 
@@ -132,7 +153,7 @@ void run_pooled(const Separable& op, const Pool2dTile& pool, int64_t pooled_h, T
         done = std::max(done, first);
       }
       if (last > done) {
-        op.first_stage(worker, n, done, done, last, tile);
+        op.first_stage(worker, n, 1, done, done, last, tile);
         gemm_in_parts(worker, op.table, op.second_stage(n, done, last, tile, convolved + (done - held) * row_bytes));
         done = last;
       }
@@ -218,72 +239,18 @@ std::tuple<Tensor, Tensor, Tensor> separable_conv2d_stats(Tensor x, Tensor dw_we
   const int64_t step = std::max<int64_t>(1, kTileBytes / std::max<int64_t>(1, op.tile_bytes(1)));
   for_each(sums.count(), [&](const Worker& worker, int64_t i) {
     const auto [begin, end] = sums.rows(i);
-    for (int64_t row = begin; row < end; row += step) op.rows(worker, sums.image(i), row, std::min(row + step, end), y);
+    for (int64_t row = begin; row < end; row += step)
+      op.rows(worker, sums.image(i), 1, row, std::min(row + step, end), y);
     sums.add(i);
   });
   return {in_format_of(x, y), sums.sum(), sums.squares()};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
-    Tensor grad, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe residual,
-    Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation, int64_t mid_activation,
-    int64_t activation_code, int64_t output_mask, int64_t backend) {
-  if (pointwise_first)
-    return separable_conv2d_pointwise_first_backward(grad, x, dw_weight, dw_bias, pw_weight, pw_bias, residual, stride,
-                                                     padding, dilation, pre_activation, mid_activation, activation_code,
-                                                     output_mask, backend);
-  // The intermediate is computed again, not kept. Everything in the compute type: it is never rounded to x's dtype.
-  const ScalarType dtype = compute_dtype(storage_of(x, "x"));
-  const Ints unit{1, 1};
-  const Tensor xs = to_dtype(x, dtype), dws = to_dtype(dw_weight, dtype), pws = to_dtype(pw_weight, dtype);
-  const Maybe dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(pw_bias, dtype), rs = to_dtype(residual, dtype);
-  const Tensor mid = depthwise_conv2d(xs, dws, dbs, stride, padding, dilation, pre_activation, mid_activation, backend);
-  const int64_t pointwise_mask = (output_mask & 7 ? 1 : 0) | (output_mask >> 3 & 1) << 1 | (output_mask >> 4 & 1) << 2 |
-                                 (output_mask >> 5 & 1) << 4;
-  const auto [dmid, dpw, dpb, no_gate, dres] = pointwise_conv2d_backward(
-      to_dtype(grad, dtype), mid, pws, pbs, std::nullopt, rs, unit, activation_code, pointwise_mask, backend);
-  const auto [dx, ddw, ddb] = output_mask & 7
-                                  ? depthwise_conv2d_backward(dmid, xs, dws, dbs, stride, padding, dilation,
-                                                              pre_activation, mid_activation, output_mask & 7, backend)
-                                  : std::tuple(no_gradient(xs), no_gradient(dws), no_gradient(dws));
-  const auto wanted = [&](int bit) { return (output_mask >> bit & 1) != 0; };
-  return {wanted(0) ? image_gradient(x, channels_last(dx)) : no_gradient(x),
-          to_dtype(ddw, dw_weight.scalar_type()),
-          to_dtype(ddb, dw_bias ? dw_bias->scalar_type() : dw_weight.scalar_type()),
-          to_dtype(dpw, pw_weight.scalar_type()),
-          to_dtype(dpb, pw_bias ? pw_bias->scalar_type() : pw_weight.scalar_type()),
-          wanted(5) && residual ? image_gradient(*residual, channels_last(dres)) : no_gradient(x)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_stats_backward(
-    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight,
-    Maybe pw_bias, Maybe scale, Maybe shift, Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation,
-    int64_t mid_activation, int64_t output_mask, int64_t backend) {
-  check_scale_shift(scale, shift, x);
-  const ScaledInput input(x, scale, shift);
-  const ScalarType dtype = input.value().scalar_type();
-  const bool input_wanted = output_mask & 0b1100001;
-  const auto [dinput, ddw, ddb, dpw, dpb, dresidual] = separable_conv2d_backward(
-      gradient_with_sums(grad, grad_sum, grad_squares, y), input.value(), to_dtype(dw_weight, dtype),
-      to_dtype(dw_bias, dtype), to_dtype(pw_weight, dtype), to_dtype(pw_bias, dtype), std::nullopt, stride, padding,
-      dilation, false, pre_activation, mid_activation, 0, (output_mask & 30) | input_wanted, backend);
-  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 4 & 6));
-  return {dx,
-          weight_gradient(dw_weight, ddw),
-          dw_bias ? weight_gradient(*dw_bias, ddb) : no_gradient(x),
-          weight_gradient(pw_weight, dpw),
-          pw_bias ? weight_gradient(*pw_bias, dpb) : no_gradient(x),
-          dscale,
-          dshift};
 }
 
 }  // namespace cnnfast::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
   m.impl("separable_conv2d", TORCH_BOX(&cnnfast::cpu::separable_conv2d));
-  m.impl("separable_conv2d_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_backward));
   m.impl("separable_conv2d_packed", TORCH_BOX(&cnnfast::cpu::separable_conv2d_packed));
   m.impl("separable_conv2d_stats", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats));
-  m.impl("separable_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats_backward));
   m.impl("pack_separable_conv2d", TORCH_BOX(&cnnfast::cpu::pack_separable_conv2d));
 }

@@ -146,41 +146,4 @@ Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, c
   return in_format_of(x, op.y);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_pointwise_first_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& dw_weight, const Maybe& dw_bias, const Tensor& pw_weight,
-    const Maybe& pw_bias, const Maybe& residual, const Ints& stride, const Ints& padding, const Ints& dilation,
-    int64_t pre_activation, int64_t mid_activation, int64_t activation_code, int64_t output_mask, int64_t backend) {
-  // The intermediate is computed again, not kept; everything in the compute type.
-  const ScalarType dtype = compute_dtype(storage_of(x, "x"));
-  const Ints unit{1, 1};
-  const auto bit = [&](int i) { return output_mask >> i & 1; };
-  const Tensor xs = channels_last(to_dtype(x, dtype)), dws = to_dtype(dw_weight, dtype),
-               pws = to_dtype(pw_weight, dtype);
-  const Maybe dbs = to_dtype(dw_bias, dtype), pbs = to_dtype(pw_bias, dtype);
-  const Tensor input =
-      pre_activation ? scaled_channels(xs, std::nullopt, std::nullopt, std::nullopt, pre_activation) : xs;
-  const Tensor mid = pointwise_conv2d(input, pws, pbs, std::nullopt, std::nullopt, unit, mid_activation, backend);
-  Tensor g = channels_last(to_dtype(grad, dtype));
-  if (activation_code) {
-    Tensor z = channels_last(depthwise_conv2d(mid, dws, dbs, stride, padding, dilation, 0, 0, backend));
-    if (residual) z = scaled_channels(z, std::nullopt, std::nullopt, channels_last(to_dtype(*residual, dtype)), 0);
-    g = activation_backward(g, z, activation_code);
-  }
-  const int64_t pointwise_mask = bit(0) | bit(3) << 1 | bit(4) << 2;
-  const auto [dmid, ddw, ddb] = depthwise_conv2d_backward(
-      g, mid, dws, dbs, stride, padding, dilation, 0, 0, (pointwise_mask ? 1 : 0) | bit(1) << 1 | bit(2) << 2, backend);
-  auto [dx, dpw, dpb, no_gate, no_residual] =
-      pointwise_mask
-          ? pointwise_conv2d_backward(dmid, input, pws, pbs, std::nullopt, std::nullopt, unit, mid_activation,
-                                      pointwise_mask, backend)
-          : std::tuple(no_gradient(xs), no_gradient(pws), no_gradient(pws), no_gradient(xs), no_gradient(xs));
-  if (bit(0) && pre_activation) dx = activation_backward(dx, xs, pre_activation);
-  return {bit(0) ? image_gradient(x, channels_last(dx)) : no_gradient(x),
-          weight_gradient(dw_weight, ddw),
-          weight_gradient(dw_bias ? *dw_bias : dw_weight, ddb),
-          weight_gradient(pw_weight, dpw),
-          weight_gradient(pw_bias ? *pw_bias : pw_weight, dpb),
-          bit(5) && residual ? image_gradient(*residual, g) : no_gradient(x)};
-}
-
 }  // namespace cnnfast::cpu

@@ -40,6 +40,9 @@ std::pair<int64_t, int64_t> input_rows(const Conv& conv, int64_t begin, int64_t 
 
 DepthwiseTile depthwise_tile(const Conv& conv, const DepthwiseWeights& weights, Storage y_storage,
                              int64_t pre_activation, int64_t activation_code);
+// pointwise_conv2d's gate, (N, C, 1, 1) or none, as what is done to x on the way in.
+Prologue gated(const Maybe& gate, const Tensor& x);
+
 // A depthwise stage that reads an image, through a prologue where that scales: then a few rows at a time are in scratch.
 struct DepthwiseStage {
   Storage storage;

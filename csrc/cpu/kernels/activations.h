@@ -181,6 +181,32 @@ struct Clamp {
   CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return clamp_high(clamp_low(x, lo), hi); }
 };
 
+// An activation that a loop is compiled for: y of a panel, and grad * y'(z).
+template <class S>
+struct Unchanged {
+  CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return x; }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S>) const { return grad; }
+};
+// Passes the gradient inside its bounds, as PyTorch's relu and hardtanh do: not on them, and where z is NaN.
+template <class S>
+struct Clamped : Clamp<S> {
+  using Clamp<S>::Clamp;
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const { return select_between(this->lo, z, this->hi, grad); }
+};
+template <class S, class Curve>
+struct Curved {
+  CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return Curve::value(x); }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const { return mul(grad, Curve::slope(z)); }
+};
+
+// f(the activation as one of those): clamps as one, curves each.
+template <class S, class F>
+CNNFAST_INLINE void with_activation(const Activation& a, F f) {
+  if (a.code == 0) return f(Unchanged<S>{});
+  if (is_clamp(a)) return f(Clamped<S>(a));
+  with_curve(a.code, [&](auto curve) { f(Curved<S, decltype(curve)>{}); });
+}
+
 // A register tile through the activation.
 template <class S, int N>
 CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {
@@ -207,42 +233,11 @@ CNNFAST_INLINE Vec<S> activated(Vec<S> x, const Activation& a) {
   return tile[0];
 }
 
-// An activation that a loop was compiled for: y of a panel, and grad * y'(z).
-template <class S>
-struct Unchanged {
-  CNNFAST_INLINE Vec<S> value(Vec<S> x) const { return x; }
-  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S>) const { return grad; }
-};
-// Passes the gradient inside its bounds, as PyTorch's relu and hardtanh do: not on them, and where z is NaN.
-template <class S>
-struct Clamped {
-  Clamp<S> bounds;
-  CNNFAST_INLINE Vec<S> value(Vec<S> x) const { return bounds(x); }
-  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const {
-    const Vec<S> zero = Vec<S>::zero();
-    const Vec<S> inside = select_less(bounds.lo, z, select_less(z, bounds.hi, grad, zero), zero);
-    return select_nan(z, grad, inside);
-  }
-};
-template <class S, class Curve>
-struct Curved {
-  CNNFAST_INLINE Vec<S> value(Vec<S> x) const { return Curve::value(x); }
-  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const { return mul(grad, Curve::slope(z)); }
-};
-
-// f(form) for the one of those that `a` is.
-template <class S, class F>
-CNNFAST_INLINE void with_form(const Activation& a, F f) {
-  if (a.code == 0) return f(Unchanged<S>{});
-  if (is_clamp(a)) return f(Clamped<S>{Clamp<S>(a)});
-  with_curve(a.code, [&](auto curve) { f(Curved<S, decltype(curve)>{}); });
-}
-
 // grad * y'(z) of one panel, for slow paths.
 template <class S>
 CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activation& a) {
   Vec<S> y = grad;
-  with_form<S>(a, [&](const auto& form) { y = form.gradient(grad, z); });
+  with_activation<S>(a, [&](const auto& form) CNNFAST_INLINE_LAMBDA { y = form.gradient(grad, z); });
   return y;
 }
 

@@ -103,6 +103,7 @@ CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t
       if (P > 1) store(y + kPanel, v1, right);
     }
   };
+  if (t.activation.code == 0) return each_row(store_row);
   if (is_clamp(t.activation)) {
     const Clamp<float> clamp(t.activation);
     each_row([&](int64_t r, Vec<float> v0, Vec<float> v1) { store_row(r, clamp(v0), clamp(v1)); });

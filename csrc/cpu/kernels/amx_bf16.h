@@ -26,8 +26,40 @@ struct Lines {
 };
 constexpr int64_t kStepBytes = 2 * kPairDepth * kPanel * 2, kStepLines = kStepBytes / 64;
 
+// What a tile that is loaded is to do in L1.
+enum class In : uint8_t { stay, pass };
+// The intrinsics want the tile's number as a literal.
+template <In L1>
+CNNFAST_INLINE void load_a0(const char* p, int64_t row) {
+  if constexpr (L1 == In::stay)
+    _tile_loadd(4, p, row);
+  else
+    _tile_stream_loadd(4, p, row);
+}
+template <In L1>
+CNNFAST_INLINE void load_a1(const char* p, int64_t row) {
+  if constexpr (L1 == In::stay)
+    _tile_loadd(5, p, row);
+  else
+    _tile_stream_loadd(5, p, row);
+}
+template <In L1>
+CNNFAST_INLINE void load_b0(const char* p) {
+  if constexpr (L1 == In::stay)
+    _tile_loadd(6, p, kPairBytes);
+  else
+    _tile_stream_loadd(6, p, kPairBytes);
+}
+template <In L1>
+CNNFAST_INLINE void load_b1(const char* p) {
+  if constexpr (L1 == In::stay)
+    _tile_loadd(7, p, kPairBytes);
+  else
+    _tile_stream_loadd(7, p, kPairBytes);
+}
+
 // sums[16 R][32] of the runs that begin at a0 and a1, panels [panel, panel + P); lines `ahead` of the next pair into L2.
-template <int R, int P, bool Windows>
+template <int R, int P, In A, In B>
 CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, int64_t panel, Lines ahead,
                              float* sums) {
   const int64_t a_bytes = t.a_row * 2;
@@ -41,21 +73,15 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
     const char* at1 = a1 + tap_bytes(t, tap);
     for (int64_t k = 0; k < together; k += kPairDepth) {
       for (int64_t line = ahead.begin; line < ahead.end; ++line) _mm_prefetch(next + line * 64, _MM_HINT_T1);
-      if constexpr (Windows)
-        _tile_loadd(4, at0, a_bytes);
-      else
-        _tile_stream_loadd(4, at0, a_bytes);
-      _tile_loadd(6, b0, kPairBytes);
+      load_a0<A>(at0, a_bytes);
+      load_b0<B>(b0);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (P > 1) {
-        _tile_loadd(7, b1, kPairBytes);
+        load_b1<B>(b1);
         _tile_dpbf16ps(1, 4, 7);
       }
       if constexpr (R > 1) {
-        if constexpr (Windows)
-          _tile_loadd(5, at1, a_bytes);
-        else
-          _tile_stream_loadd(5, at1, a_bytes);
+        load_a1<A>(at1, a_bytes);
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (P > 1) _tile_dpbf16ps(3, 5, 7);
       }
@@ -69,39 +95,56 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
   store_sums<R, P>(sums);
 }
 
-// Columns of panels [panel, panel + P).
-template <int P, bool Windows>
-void panels(const GemmTile& t, const Runs& runs, int64_t panel, bool another_pair) {
+// Runs [run, run + 2), or the last one, of panels [panel, panel + P).
+template <int P, In A, In B>
+CNNFAST_INLINE void block(const GemmTile& t, const Runs& runs, int64_t run, int64_t panel, Lines ahead) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
-  const auto done = [&](int64_t run, float* from) { finish<P>(t, runs.first(run), runs.rows, panel, from); };
+  const auto done = [&](int64_t r, float* from) { finish<P>(t, runs.first(r), runs.rows, panel, from); };
+  const char* const a = runs.begin(t, run);
+  if (run + 1 == runs.count) {
+    multiply<1, P, A, B>(t, a, a, panel, ahead, sums);
+  } else {
+    multiply<2, P, A, B>(t, a, runs.begin(t, run + 1), panel, ahead, sums);
+    done(run + 1, sums + kTileRows * 2 * kPanel);
+  }
+  done(run, sums);
+}
+
+// Columns of panels [panel, panel + P).
+template <int P, In A>
+void rows_of_panels(const GemmTile& t, const Runs& runs, int64_t panel, bool another_pair) {
   const int64_t blocks = (runs.count + 1) / 2;
   for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t run = 2 * i;
     const Lines ahead = another_pair ? Lines{kStepLines * i / blocks, kStepLines * (i + 1) / blocks} : Lines{0, 0};
-    const char* const a = runs.begin(t, run);
-    if (run + 1 == runs.count) {
-      multiply<1, P, Windows>(t, a, a, panel, ahead, sums);
-    } else {
-      multiply<2, P, Windows>(t, a, runs.begin(t, run + 1), panel, ahead, sums);
-      done(run + 1, sums + kTileRows * 2 * kPanel);
-    }
-    done(run, sums);
+    block<P, A, In::stay>(t, runs, 2 * i, panel, ahead);
   }
 }
 
-template <bool Windows>
-void all_panels(const GemmTile& t, const Runs& runs) {
+template <In A>
+void panels_outside(const GemmTile& t, const Runs& runs) {
   const int64_t count = (t.cols + kPanel - 1) / kPanel;
   int64_t panel = 0;
-  for (; panel + 1 < count; panel += 2) panels<2, Windows>(t, runs, panel, panel + 3 < count);
-  if (panel < count) panels<1, Windows>(t, runs, panel, false);
+  for (; panel + 1 < count; panel += 2) rows_of_panels<2, A>(t, runs, panel, panel + 3 < count);
+  if (panel < count) rows_of_panels<1, A>(t, runs, panel, false);
+}
+
+void rows_outside(const GemmTile& t, const Runs& runs) {
+  const int64_t count = (t.cols + kPanel - 1) / kPanel;
+  for (int64_t run = 0; run < runs.count; run += 2) {
+    int64_t panel = 0;
+    for (; panel + 1 < count; panel += 2) block<2, In::stay, In::pass>(t, runs, run, panel, {0, 0});
+    if (panel < count) block<1, In::stay, In::pass>(t, runs, run, panel, {0, 0});
+  }
 }
 
 void gemm_bf16(const GemmTile& t) {
   if (t.rows == 0) return;  // a configuration of tiles without rows faults
   const Runs runs(t);
   const Tiles tiles(runs.rows);
-  t.taps ? all_panels<true>(t, runs) : all_panels<false>(t, runs);
+  if (t.b_stays)
+    rows_outside(t, runs);
+  else
+    t.taps ? panels_outside<In::stay>(t, runs) : panels_outside<In::pass>(t, runs);
 }
 
 }  // namespace

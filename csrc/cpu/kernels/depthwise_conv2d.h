@@ -17,10 +17,13 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kStrip = 7, kStripRows = 2, kTaps = 5;
+constexpr bool kHoldsRow = true;  // all x of a row, in registers
 #elif defined(__AVX2__)
 constexpr int kStrip = 4, kStripRows = 1, kTaps = 3;  // 8 accumulators, 6 of weights, 2 of x: a panel is two
+constexpr bool kHoldsRow = false;
 #else  // no strips: with 16 lanes in four registers they only swell the code
 constexpr int kStrip = 0, kStripRows = 0, kTaps = 0;
+constexpr bool kHoldsRow = false;
 #endif
 
 // `count` output channels from `channel` on, of a pixel with channels / multiplier input channels.
@@ -66,13 +69,35 @@ CNNFAST_INLINE Vec<S> pre_activate(Vec<S> x, const Clamp<S>& clamp) {
   return clamp(x);
 }
 
+// Where a block's rows lie, of any channel.
+template <class T, int K, int Stride, int Rows>
+struct BlockRows {
+  BlockRows(const DepthwiseTile& t, int64_t oh, int64_t ow)
+      : y((oh - t.row_begin) * t.y_row + ow * t.y_pixel),
+        prefetched(t.height * t.x_row * static_cast<int64_t>(sizeof(T)) > kCached) {
+    const int64_t first = oh * Stride - t.window.pad_top, column = ow * Stride - t.window.pad_left;
+    for (int i = 0; i < kCount; ++i) x[i] = first + i < 0 || first + i >= t.height ? nullptr : at(t, first + i, column);
+    next = at(t, first + kCount, column + K / 2);
+  }
+  static const T* at(const DepthwiseTile& t, int64_t ih, int64_t iw) {
+    return static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + iw * t.x_pixel;
+  }
+
+  static constexpr int kCount = Rows + K - 1;
+  const T* x[kCount];  // null: outside the image
+  const T* next;       // the first that the rows below will read
+  int64_t y;
+  bool prefetched;
+};
+
 // Rows x Strip outputs, from row oh and column ow on. Edge: columns may lie outside the image (a bit of `inside` each),
 // outputs past out_width. Full: a whole panel of channels.
 template <class S, class T, int K, int Stride, int Rows, int Strip, Pre P, bool Edge, bool Full>
-CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t ow, int64_t channel, uint32_t inside) {
+CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, const BlockRows<T, K, Stride, Rows>& rows, int64_t ow,
+                                    int64_t channel, uint32_t inside) {
   static_assert(Rows == 1 || (Rows == 2 && Stride == 1));
   const int64_t count = Full ? kPanel : t.channels - channel;
-  const int64_t ih0 = oh * Stride - t.window.pad_top, iw0 = ow * Stride - t.window.pad_left;
+  const int64_t x_pixel = t.x_pixel, y_pixel = t.y_pixel, weight_tap = t.weight_tap;
   const Clamp<S> pre(t.pre_activation);
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[Rows * Strip];
@@ -80,20 +105,41 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
   for (int i = 0; i < Rows * Strip; ++i) acc[i] = Vec<S>::zero();
 
   // Rows that the blocks below will add are asked for now: the hardware follows fewer streams than this reads.
-  if (t.height * t.x_row * static_cast<int64_t>(sizeof(T)) > kCached) {
-    const T* next = static_cast<const T*>(t.x) + (ih0 + Rows + K - 1 - t.x_first_row) * t.x_row +
-                    (iw0 + K / 2) * t.x_pixel + channel;
+  if (rows.prefetched) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-      for (int o = 0; o < Strip; ++o) __builtin_prefetch(next + r * t.x_row + o * t.x_pixel, 0, 2);
+      for (int o = 0; o < Strip; ++o) __builtin_prefetch(rows.next + channel + r * t.x_row + o * x_pixel, 0, 2);
   }
 
   // Row i of those that the block reads, for output rows First to Last.
   const auto add_row = [&]<int First, int Last>(int i) {
-    const int64_t ih = ih0 + i;
-    if (ih < 0 || ih >= t.height) return;
-    const T* row = static_cast<const T*>(t.x) + (ih - t.x_first_row) * t.x_row + iw0 * t.x_pixel + channel;
+    if (!rows.x[i]) return;
+    const T* row = rows.x[i] + channel;
+    const auto weight = [&](int r, int j) {
+      return load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * weight_tap + channel, count);
+    };
+    const auto input = [&](int c) { return pre_activate<P>(load<S>(row + c * x_pixel, count), pre); };
+    if constexpr (kHoldsRow && !Edge) {
+      // A tap after the other: Rows * Strip products before one waits for another's sum.
+      constexpr int kColumns = (Strip - 1) * Stride + K;
+      Vec<S> x[kColumns];
+#pragma GCC unroll 24
+      for (int c = 0; c < kColumns; ++c) x[c] = input(c);
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) {
+        Vec<S> w[Rows];
+#pragma GCC unroll 8
+        for (int r = First; r <= Last; ++r) w[r] = weight(r, j);
+#pragma GCC unroll 8
+        for (int o = 0; o < Strip; ++o) {
+          if (Edge && !(inside >> (o * Stride + j) & 1)) continue;
+#pragma GCC unroll 8
+          for (int r = First; r <= Last; ++r) acc[r * Strip + o] = fma(x[o * Stride + j], w[r], acc[r * Strip + o]);
+        }
+      }
+      return;
+    }
     // Taps [tap, end) at a time: as many as have registers.
 #pragma GCC unroll 2
     for (int tap = 0; tap < K; tap += kTaps) {
@@ -102,12 +148,11 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
 #pragma GCC unroll 8
       for (int r = First; r <= Last; ++r)
 #pragma GCC unroll 8
-        for (int j = tap; j < end; ++j)
-          w[r][j] = load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * t.weight_tap + channel, count);
+        for (int j = tap; j < end; ++j) w[r][j] = weight(r, j);
 #pragma GCC unroll 24
       for (int c = tap; c < (Strip - 1) * Stride + end; ++c) {
         if (Edge && !(inside >> c & 1)) continue;
-        const Vec<S> x = pre_activate<P>(load<S>(row + c * t.x_pixel, count), pre);
+        const Vec<S> x = input(c);
 #pragma GCC unroll 8
         for (int r = First; r <= Last; ++r)
 #pragma GCC unroll 8
@@ -136,14 +181,16 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, int64_t oh, int64_t 
   const auto store_as = [&](Storage storage) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const int64_t y = (oh + r - t.row_begin) * t.y_row + ow * t.y_pixel + channel;
+      const int64_t y = rows.y + r * t.y_row + channel;
 #pragma GCC unroll 8
       for (int o = 0; o < Strip; ++o)
-        if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * t.y_pixel, acc[r * Strip + o], count, storage);
+        if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * y_pixel, acc[r * Strip + o], count, storage);
     }
   };
   if (t.y_storage == Storage::f32)
     store_as(Storage::f32);
+  else if (t.y_storage == Storage::bf16)
+    store_as(Storage::bf16);
   else
     store_as(t.y_storage);
 }
@@ -155,15 +202,16 @@ void depthwise_channels(const DepthwiseTile& t, int64_t oh, int64_t ow) {
   const bool edge = iw0 < 0 || iw0 + (Strip - 1) * Stride + K > t.width || ow + Strip > t.out_width;
   uint32_t inside = 0;
   for (int64_t c = 0; c < (Strip - 1) * Stride + K; ++c) inside |= uint32_t{iw0 + c >= 0 && iw0 + c < t.width} << c;
+  const BlockRows<T, K, Stride, Rows> rows(t, oh, ow);
   int64_t channel = 0;
   if (edge) {
     for (; channel + kPanel <= t.channels; channel += kPanel)
-      depthwise_block<S, T, K, Stride, Rows, Strip, P, true, true>(t, oh, ow, channel, inside);
+      depthwise_block<S, T, K, Stride, Rows, Strip, P, true, true>(t, rows, ow, channel, inside);
   } else {
     for (; channel + kPanel <= t.channels; channel += kPanel)
-      depthwise_block<S, T, K, Stride, Rows, Strip, P, false, true>(t, oh, ow, channel, inside);
+      depthwise_block<S, T, K, Stride, Rows, Strip, P, false, true>(t, rows, ow, channel, inside);
   }
-  if (channel < t.channels) depthwise_block<S, T, K, Stride, Rows, Strip, P, true, false>(t, oh, ow, channel, inside);
+  if (channel < t.channels) depthwise_block<S, T, K, Stride, Rows, Strip, P, true, false>(t, rows, ow, channel, inside);
 }
 
 template <class S, class T, int K, int Stride, int Rows, Pre P>

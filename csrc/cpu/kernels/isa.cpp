@@ -4,8 +4,10 @@
 #include "depthwise_conv2d.h"
 #include "local_response_norm.h"
 #include "pointwise_conv2d.h"
+#include "pointwise_gradients.h"
 #include "pool2d.h"
 #include "scale_shift.h"
+#include "transpose.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)
@@ -30,13 +32,17 @@ const KernelTable table = {
                                      local_response_norm_backward<f16>},
     .gemm = {gemm<float>, nullptr},
     .unpair = unpair,
+    .transpose = transpose,
     .gemm_bf16 = nullptr,
     .split_rows = nullptr,
+    .operand_bf16 = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
     .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
     .activation_grad = {activation_grad<float>, nullptr},
+    .operand = {operand<float>, nullptr, operand<bf16>, operand<f16>},
+    .grad_input = {grad_input<float>, nullptr, grad_input<bf16>, grad_input<f16>},
     .winograd_input = {winograd_input<float>, nullptr, winograd_input<bf16>, winograd_input<f16>},
     .winograd_output = winograd_output<float>,
 #else
@@ -56,13 +62,17 @@ const KernelTable table = {
                                      local_response_norm_backward<bf16>, local_response_norm_backward<f16>},
     .gemm = {gemm<float>, gemm<double>},
     .unpair = unpair,
+    .transpose = transpose,
     .gemm_bf16 = nullptr,
     .split_rows = nullptr,
+    .operand_bf16 = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
     .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
     .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},
     .activation_grad = {activation_grad<float>, activation_grad<double>},
+    .operand = {operand<float>, operand<double>, operand<bf16>, operand<f16>},
+    .grad_input = {grad_input<float>, grad_input<double>, grad_input<bf16>, grad_input<f16>},
     .winograd_input = {winograd_input<float>, nullptr, winograd_input<bf16>, winograd_input<f16>},
     .winograd_output = winograd_output<float>,
 #endif

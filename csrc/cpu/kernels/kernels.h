@@ -80,13 +80,14 @@ struct GemmTile {
   int64_t y_row;
   Storage a_storage, b_storage, y_storage;
   int64_t rows, depth, cols;
-  bool packed;  // a_depth == 1, b and bias padded: the fast path
+  bool packed;  // b and bias padded: the fast path
   Activation activation;
   // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
   int64_t chain;      // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
   const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel], or null
+  bool b_stays;       // a bfloat16 b is in L2 from the call before, and is to be there for the next
   // Floats that are to be multiplied in planes, each as the sum of three bfloat16.
   bool in_planes;
   // Then, once a is: from one plane of a row to the next, in scalars; the floats themselves; which rows are odd, having
@@ -169,13 +170,14 @@ struct ActivationGradTile {
   Activation activation;
 };
 
-// sums[c] = factor * sum over pixels of x[pixel][c] (* by[pixel][c]).
+// sums[c] = factor * sum over pixels of x[pixel][c] (* by[pixel][c]); squares[c] the same of x[pixel][c]^2.
 struct ChannelSumsTile {
   static constexpr int64_t kRun = 8;  // pixels that are all alike: off by at most 4 units
   const void* x;
   const void* by;  // like x, or null
   int64_t x_pixel;
-  void* sums;  // S
+  void* sums;     // S
+  void* squares;  // S, or null; without `by`
   int64_t pixels, channels;
   int64_t run;  // pixels added in order: kRun, or 1 where they are sums themselves
   double factor;
@@ -226,6 +228,46 @@ struct ScaleShiftSumsTile {
   Activation activation;
 };
 
+// activation(x[pixel][c] * scale[c] + shift[c] + residual[pixel][c]) as operands of products, any of which may be null.
+struct OperandTile {
+  const void* x;
+  const void* residual;  // like x, or null
+  int64_t x_pixel;
+  const void* scale;  // S, or null: 1
+  const void* shift;  // S, or null: 0
+  int64_t pixels, channels;
+  Activation activation;
+  void* rows;  // [pixel][channel], `row` apart
+  int64_t row;
+  void* panels;  // [panel][pixel][kPanel], `panel` apart; whole panels
+  int64_t panel;
+  void* columns;  // of operand_bf16 alone: [channel][pixel], `column` apart
+  int64_t column;
+};
+
+// to[column][row] = from[row][column], words of 32 bits.
+struct TransposeTile {
+  const void* from;
+  int64_t from_row, rows, columns;
+  void* to;
+  int64_t to_row;
+};
+
+// From the gradient of activation(z), z = x * scale + shift, those of x, scale and shift; any of these may be null.
+struct GradInputTile {
+  const void* grad;  // S
+  int64_t grad_row;
+  const void* x;
+  void* dx;         // like x
+  int64_t x_pixel;  // of both
+  const void* scale;
+  const void* shift;  // S, or null
+  int64_t pixels, channels;
+  Activation activation;
+  void* sums;       // S [channels], added to: of the gradient of z
+  void* sums_by_x;  // the same, times x
+};
+
 struct KernelTable {
   const char* isa;
   int64_t gemm_rows;  // of a register tile of gemm: work is shared out in multiples of it
@@ -244,15 +286,19 @@ struct KernelTable {
   void (*gemm[2])(const GemmTile&);
   // a bfloat16 panel times scale [kPanel] to float, both b of a GemmTile
   void (*unpair)(const void* pairs, const void* scale, void* panel, int64_t count);
+  void (*transpose)(const TransposeTile&);
   // On AMX; null elsewhere.
   void (*gemm_bf16)(const GemmTile&);  // a and b bfloat16
   void (*split_rows)(const RowsTile&);
-  bool (*split_panels)(const PanelsTile&);  // false: something in them is odd
+  void (*operand_bf16)(const OperandTile&);  // from bfloat16 to bfloat16: rows; panels of pairs of pixels; columns
+  bool (*split_panels)(const PanelsTile&);   // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
   void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
   void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
+  void (*operand[kStorages])(const OperandTile&);
+  void (*grad_input[kStorages])(const GradInputTile&);
   void (*winograd_input[kStorages])(const WinogradInputTile&);  // none for f64
   void (*winograd_output)(const WinogradOutputTile&);           // S is float
 };

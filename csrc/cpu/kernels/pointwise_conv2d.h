@@ -59,7 +59,7 @@ __attribute__((noinline)) void finish_sums(const GemmTile& t, int64_t row, int64
 template <class S, int R, int P, bool Packed>
 __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t row, int64_t panel, int64_t done,
                                           int64_t end, int64_t share, S* sums) {
-  const int64_t a_depth = Packed ? 1 : t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
+  const int64_t a_depth = t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
   const int64_t first = panel * kPanel;
   // Only the last panel of an unpacked b ends before its last lane.
   const auto lanes = [&](int p) { return Packed ? kPanel : t.cols - first - p * kPanel; };

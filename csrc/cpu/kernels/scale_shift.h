@@ -92,7 +92,7 @@ CNNFAST_INLINE void scale_shift_sums_of(const ScaleShiftSumsTile& t, int64_t cha
       for (int p = 0; p < P; ++p) {
         const int64_t rest = count - p * kPanel, index = at + p * kPanel;
         const Vec<S> x = load<S>(static_cast<const T*>(t.x) + index, rest);
-        const Vec<S> y = form.value(fma(x, scale[p], shift[p]));
+        const Vec<S> y = form(fma(x, scale[p], shift[p]));
         sum.run[p] = add(sum.run[p], y);
         if (t.grad)
           sum_by_grad.run[p] = fma(y, load<S>(static_cast<const T*>(t.grad) + index, rest), sum_by_grad.run[p]);
@@ -109,7 +109,7 @@ template <class T>
 void scale_shift_grad(const ScaleShiftGradTile& t) {
   using S = typename Compute<T>::type;
   constexpr int kPanels = 2;
-  with_form<S>(t.activation, [&](const auto& form) {
+  with_activation<S>(t.activation, [&](const auto& form) {
     int64_t channel = 0;
     for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
       scale_shift_grad_of<T, S, kPanels>(t, channel, form);
@@ -121,7 +121,7 @@ template <class T>
 void scale_shift_sums(const ScaleShiftSumsTile& t) {
   using S = typename Compute<T>::type;
   constexpr int kPanels = 2;
-  with_form<S>(t.activation, [&](const auto& form) {
+  with_activation<S>(t.activation, [&](const auto& form) {
     int64_t channel = 0;
     for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
       scale_shift_sums_of<T, S, kPanels>(t, channel, form);

@@ -10,9 +10,15 @@ namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #define CNNFAST_INLINE inline __attribute__((always_inline))
+#define CNNFAST_INLINE_LAMBDA __attribute__((always_inline))
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <auto Value>
+struct Constant {
+  static constexpr auto value = Value;
+};
 
 struct bf16 {
   uint16_t bits;
@@ -147,6 +153,12 @@ CNNFAST_INLINE Vec<S> select_less(Vec<S> a, Vec<S> b, Vec<S> x, Vec<S> y) {
 template <class S>
 CNNFAST_INLINE Vec<S> select_nan(Vec<S> x, Vec<S> a, Vec<S> b) {
   return {x.v != x.v ? a.v : b.v};
+}
+// lo < z < hi, or z is NaN ? x : 0
+template <class S>
+CNNFAST_INLINE Vec<S> select_between(Vec<S> lo, Vec<S> z, Vec<S> hi, Vec<S> x) {
+  const Vec<S> zero = Vec<S>::zero();
+  return select_nan(z, x, select_less(lo, z, select_less(z, hi, x, zero), zero));
 }
 // |x|
 template <class S>

@@ -1,0 +1,147 @@
+// The gradients of separable_conv2d, in either order, and of separable_conv2d_stats. The intermediate is computed again as
+// the first stage's result, before mid_activation, and its gradient is made: two images of x's dtype; everything else is
+// in the passes of the two stages' gradients.
+#include "ops.h"
+#include "pointwise_gradients.h"
+
+namespace cnnfast::cpu {
+
+namespace {
+
+struct Geometry {
+  Ints stride, padding, dilation;
+  int64_t backend;
+};
+struct Weights {
+  Tensor dw;
+  Maybe dw_bias;
+  Tensor pw;
+  Maybe pw_bias;
+};
+
+// Gradients of x, dw_weight, dw_bias, pw_weight, pw_bias, scale and shift, where output_mask's bits ask for them. `of`: the
+// pointwise stage's, but for what it reads and its weight.
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w, const Maybe& scale,
+                          const Maybe& shift, const Geometry& at, int64_t pre_activation, int64_t output_mask) {
+  const auto bit = [&](int i) { return output_mask >> i & 1; };
+  const Tensor mid =
+      scale ? std::get<0>(depthwise_conv2d_stats(x, w.dw, w.dw_bias, scale, shift, at.stride, at.padding, at.dilation,
+                                                 pre_activation, at.backend))
+            : depthwise_conv2d(x, w.dw, w.dw_bias, at.stride, at.padding, at.dilation, pre_activation, 0, at.backend);
+  of.x = channels_last(mid);
+  of.weight = w.pw;
+  PointwiseGradients pointwise{};
+  pointwise.x_wanted = output_mask & 0b1100111;
+  pointwise.weight_wanted = bit(3);
+  pointwise.bias_wanted = bit(4) && w.pw_bias;
+  pointwise_gradients(of, pointwise);
+  Tensor dx = no_gradient(x), ddw = no_gradient(w.dw), ddb = no_gradient(w.dw_bias ? *w.dw_bias : w.dw),
+         dscale = no_gradient(scale ? *scale : x), dshift = no_gradient(shift ? *shift : x);
+  if (pointwise.x_wanted && scale) {
+    Tensor none = torch::stable::empty(Ints{mid.size(1)}, scale->scalar_type(), std::nullopt, x.device());
+    torch::stable::zero_(none);
+    std::tie(dx, ddw, ddb, dscale, dshift) = depthwise_conv2d_stats_backward(
+        *pointwise.x, none, none, x, w.dw, w.dw_bias, scale, shift, mid, at.stride, at.padding, at.dilation,
+        pre_activation, (output_mask & 7) | bit(5) << 3 | bit(6) << 4, at.backend);
+  } else if (pointwise.x_wanted) {
+    std::tie(dx, ddw, ddb) = depthwise_conv2d_backward(*pointwise.x, x, w.dw, w.dw_bias, at.stride, at.padding,
+                                                       at.dilation, pre_activation, 0, output_mask & 7, at.backend);
+  }
+  using G = PointwiseGradients;
+  return {dx,     ddw,   ddb, G::of(w.pw, pointwise.weight), G::of(w.pw_bias ? *w.pw_bias : w.pw, pointwise.bias),
+          dscale, dshift};
+}
+
+Gradients pointwise_first(const Tensor& grad, const Tensor& mid, const Tensor& x, const Weights& w, const Geometry& at,
+                          int64_t pre_activation, int64_t mid_activation, int64_t output_mask) {
+  const auto bit = [&](int i) { return output_mask >> i & 1; };
+  PointwiseGradients pointwise{};
+  pointwise.x_wanted = bit(0);
+  pointwise.weight_wanted = bit(3);
+  pointwise.bias_wanted = bit(4) && w.pw_bias;
+  const bool mid_wanted = pointwise.x_wanted || pointwise.weight_wanted || pointwise.bias_wanted;
+  const auto [dmid, ddw, ddb] =
+      depthwise_conv2d_backward(grad, mid, w.dw, w.dw_bias, at.stride, at.padding, at.dilation, mid_activation, 0,
+                                (mid_wanted ? 1 : 0) | bit(1) << 1 | bit(2) << 2, at.backend);
+  // Of x, what an activation curves would be a third rounding.
+  constexpr int64_t kLastExact = 2;
+  if (mid_wanted)
+    pointwise_gradients(
+        {channels_last(dmid), {}, {}, {}, channels_last(x), w.pw, {}, {}, pre_activation, pre_activation <= kLastExact},
+        pointwise);
+  using G = PointwiseGradients;
+  return {pointwise.x ? *pointwise.x : no_gradient(x),
+          ddw,
+          ddb,
+          G::of(w.pw, pointwise.weight),
+          G::of(w.pw_bias ? *w.pw_bias : w.pw, pointwise.bias),
+          no_gradient(x),
+          no_gradient(x)};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
+    Tensor grad, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe residual,
+    Ints stride, Ints padding, Ints dilation, bool first_is_pointwise, int64_t pre_activation, int64_t mid_activation,
+    int64_t activation_code, int64_t output_mask, int64_t backend) {
+  // Beneath an activation all is in the compute type: its slope is that of a result that isn't rounded.
+  const ScalarType dtype = activation_code ? compute_dtype(storage_of(x, "x")) : x.scalar_type();
+  const Ints unit{1, 1};
+  const Geometry at{stride, padding, dilation, backend};
+  const Weights w{to_dtype(dw_weight, dtype), to_dtype(dw_bias, dtype), to_dtype(pw_weight, dtype),
+                  to_dtype(pw_bias, dtype)};
+  const Tensor xs = channels_last(to_dtype(x, dtype));
+  Tensor g = channels_last(to_dtype(grad, dtype)), mid;
+  const auto depthwise = [&](const Tensor& input, int64_t before, int64_t after) {
+    return depthwise_conv2d(input, w.dw, w.dw_bias, stride, padding, dilation, before, after, backend);
+  };
+  if (first_is_pointwise)
+    mid = pre_activation ? std::get<0>(pointwise_conv2d_stats(xs, w.pw, w.pw_bias, std::nullopt, std::nullopt, unit,
+                                                              pre_activation, backend))
+                         : pointwise_conv2d(xs, w.pw, w.pw_bias, std::nullopt, std::nullopt, unit, 0, backend);
+  if (activation_code) {
+    const Maybe rs = residual ? Maybe(channels_last(to_dtype(*residual, dtype))) : std::nullopt;
+    Tensor z = first_is_pointwise ? channels_last(depthwise(mid, mid_activation, 0))
+                                  : pointwise_conv2d(depthwise(xs, pre_activation, mid_activation), w.pw, w.pw_bias,
+                                                     std::nullopt, rs, unit, 0, backend);
+    if (first_is_pointwise && rs) z = scaled_channels(z, std::nullopt, std::nullopt, rs, 0);
+    g = activation_backward(g, z, activation_code);
+  }
+  const int64_t mask = output_mask & 31;
+  const auto [dx, ddw, ddb, dpw, dpb, dscale, dshift] =
+      first_is_pointwise ? pointwise_first(g, mid, xs, w, at, pre_activation, mid_activation, mask)
+                         : depthwise_first({g, {}, {}, {}, xs, w.pw, {}, {}, mid_activation, true}, xs, w, std::nullopt,
+                                           std::nullopt, at, pre_activation, mask);
+  return {mask & 1 ? image_gradient(x, channels_last(dx)) : no_gradient(x),
+          weight_gradient(dw_weight, ddw),
+          weight_gradient(dw_bias ? *dw_bias : dw_weight, ddb),
+          weight_gradient(pw_weight, dpw),
+          weight_gradient(pw_bias ? *pw_bias : pw_weight, dpb),
+          output_mask & 32 && residual ? image_gradient(*residual, g) : no_gradient(x)};
+}
+
+Gradients separable_conv2d_stats_backward(Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor dw_weight,
+                                          Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe scale, Maybe shift,
+                                          Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation,
+                                          int64_t mid_activation, int64_t output_mask, int64_t backend) {
+  check_backend(backend);
+  check_scale_shift(scale, shift, x);
+  const Tensor xs = channels_last(x);
+  PointwiseGradientsOf of{channels_last(grad), {}, {}, {}, xs, pw_weight, {}, {}, mid_activation, true};
+  of.with_sums(grad_sum, grad_squares, y);
+  auto gradients = depthwise_first(of, xs, {dw_weight, dw_bias, pw_weight, pw_bias}, scale, shift,
+                                   {stride, padding, dilation, backend}, pre_activation, output_mask);
+  Tensor& dx = std::get<0>(gradients);
+  if (output_mask & 1) dx = image_gradient(x, channels_last(dx));
+  return gradients;
+}
+
+}  // namespace cnnfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(cnnfast, CPU, m) {
+  m.impl("separable_conv2d_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_backward));
+  m.impl("separable_conv2d_stats_backward", TORCH_BOX(&cnnfast::cpu::separable_conv2d_stats_backward));
+}
