@@ -105,11 +105,12 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, const BlockRows<T, K
   for (int i = 0; i < Rows * Strip; ++i) acc[i] = Vec<S>::zero();
 
   // Rows that the blocks below will add are asked for now: the hardware follows fewer streams than this reads.
-  if (rows.prefetched) {
+  if (rows.prefetched && channel * sizeof(T) % 64 == 0) {
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-      for (int o = 0; o < Strip; ++o) __builtin_prefetch(rows.next + channel + r * t.x_row + o * x_pixel, 0, 2);
+    for (int r = 0; r < Rows * Stride; ++r)
+#pragma GCC unroll 16
+      for (int c = 0; c < Strip * Stride; ++c)
+        __builtin_prefetch(rows.next + channel + r * t.x_row + c * x_pixel, 0, 2);
   }
 
   // Row i of those that the block reads, for output rows First to Last.
