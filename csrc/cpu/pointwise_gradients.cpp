@@ -77,7 +77,9 @@ class Op {
         by_(how()),
         operand_(by_ == By::bf16 ? Storage::bf16 : compute_storage(storage_)),
         input_wanted_(gradients.x_wanted || gradients.scale_wanted || gradients.shift_wanted),
-        tile_(by_ == By::fma ? 128 : 256) {}
+        tile_(by_ == By::fma    ? 128
+              : by_ == By::bf16 ? 256
+                                : 160) {}
 
   void run() {
     if (by_ != By::fma) no_bias_ = zeros({round_up(std::max(in_, out_), kPanel)});
@@ -141,7 +143,7 @@ class Op {
     if (table_.gemm_bf16 && storage_ == Storage::bf16 && g_.storage == Storage::bf16 && (of_.may_round || stored))
       return By::bf16;
     // Enough channels to be worth splitting the other side's.
-    constexpr int64_t kChannels = 32;
+    constexpr int64_t kChannels = 96;
     return table_.gemm_planes && storage_ != Storage::f64 && std::min(in_, out_) >= kChannels ? By::planes : By::fma;
   }
   Tensor zeros(const Ints& size) const {
@@ -174,13 +176,11 @@ class Op {
     product_.a_depth = 1;
     product_.b = to;
     product_.b_panel = depth * kPanel;
-    product_.b_depth = kPanel;
     product_.bias = by_ == By::fma ? nullptr : no_bias_->const_data_ptr();
     product_.a_storage = product_.b_storage = operand_;
     product_.y_storage = compute_storage(storage_);
     product_.depth = out_;
     product_.cols = in_;
-    product_.packed = true;
     product_.activation = activation(0);
     product_.in_planes = by_ == By::planes;
   }
@@ -297,8 +297,6 @@ class Op {
       }
       t.b = b.panels;
       t.b_panel = b.panel;
-      t.b_depth = kPanel;
-      t.packed = true;
       t.a_storage = t.b_storage = operand_;
       t.y_storage = compute_storage(storage_);
       t.rows = rows.size();
@@ -314,7 +312,23 @@ class Op {
       from = to_part ? part : b.other_part;
       t.y = from;
       t.y_row = to_part ? right().channels : cols.size();
+      look_ahead(t, first + tile_, false);
       multiply(table_, t);
+    }
+  }
+
+  // Has a product by FMA bring what the next tile reads, the larger images' part of it.
+  void look_ahead(GemmTile& t, int64_t first, bool input) const {
+    if (by_ != By::fma || first >= pixels_) return;
+    const Side& side = out_ >= in_ ? g_ : a_;
+    const int64_t pixel = side.channels * storage_size(side.storage), bytes = std::min(tile_, pixels_ - first) * pixel;
+    const char* const x = side.x + first * pixel;
+    if (side.residual) {
+      t.ahead = input ? side.residual + first * pixel : x;
+      t.ahead_bytes = bytes;
+    } else {
+      t.ahead = input ? x : x + bytes / 2;
+      t.ahead_bytes = bytes / 2;
     }
   }
 
@@ -330,6 +344,7 @@ class Op {
     t.y = direct ? dx : da;
     t.y_row = direct ? in_ : row;
     if (direct) t.y_storage = storage_;
+    look_ahead(t, first + tile_, true);
     multiply(table_, t);
     if (direct) return;
     GradInputTile e{};

@@ -10,7 +10,6 @@ GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage
   g.a_depth = 1;
   g.b = weights.panels;
   g.b_panel = weights.panel();
-  g.b_depth = kPanel;
   g.bias = weights.bias;
   g.scale = weights.scale;
   g.a_storage = a_storage;
@@ -18,7 +17,6 @@ GemmTile packed_gemm(const PointwiseWeights& weights, Storage a_storage, Storage
   g.y_storage = y_storage;
   g.depth = weights.in;
   g.cols = weights.out;
-  g.packed = true;
   g.activation = activation(activation_code);
   return g;
 }

@@ -6,29 +6,35 @@
 //
 // Bound of an element: that of tests/numerics.py, and the errors that csrc/cpu/kernels/activations.h states. Inputs end
 // at a guard page, outputs besides; elements between the pixels of an output have to stay as they were.
-#include "planes.h"
+#include "depthwise_backward.h"
 
 namespace host {
 namespace {
 
 constexpr int64_t kSizes[] = {1, 3, 15, 16, 17, 31, 40, 64, 97};  // channels
 
-class Kernels : public PlanesTester {
+class Kernels : public DepthwiseBackwardTester {
  public:
-  using PlanesTester::PlanesTester;
+  using DepthwiseBackwardTester::DepthwiseBackwardTester;
 
   void run(int64_t cases) {
     for (int64_t i = 0; i < cases; ++i) {
       for (Storage s : {Storage::f32, Storage::f64, Storage::bf16, Storage::f16}) {
         if (table_.depthwise[static_cast<int>(s)]) depthwise(s);
+        if (table_.depthwise_output_gradient[static_cast<int>(s)]) depthwise_output_gradient(s, random_.one_of(kSizes));
+        if (table_.depthwise_input[static_cast<int>(s)]) depthwise_input(s, random_.one_of(kSizes));
         if (table_.widen[static_cast<int>(s)]) widen(s);
         if (table_.channel_sums[static_cast<int>(s)]) channel_sums(s);
         if (table_.scale_channels[static_cast<int>(s)]) scale_channels(s);
+        if (table_.operand[static_cast<int>(s)]) operand(s, s == Storage::f64 ? s : Storage::f32);
+        if (table_.grad_input[static_cast<int>(s)]) grad_input(s);
         if (table_.max_pool2d[static_cast<int>(s)]) pool2d(s, random_.one_of(kSizes));
         if (table_.winograd_input[static_cast<int>(s)]) winograd_input(s, random_.one_of(kSizes));
       }
       if (table_.winograd_output) winograd_output(random_.one_of(kSizes));
       unpair();
+      transpose();
+      if (table_.operand_bf16) operand(Storage::bf16, Storage::bf16);
       if (table_.gemm_bf16) gemm_bf16();
       if (table_.gemm_planes) {
         split_rows();
@@ -38,8 +44,7 @@ class Kernels : public PlanesTester {
       for (Storage s : {Storage::f32, Storage::f64}) {
         compute_ = s;
         if (table_.gemm[pair()]) gemm();
-        if (table_.depthwise_grad_input[pair()]) depthwise_grad_input();
-        if (table_.depthwise_grad_weight[pair()]) depthwise_grad_weight();
+        if (table_.depthwise_taps[pair()]) depthwise_taps();
         if (table_.activation_grad[pair()]) activation_grad();
       }
     }
@@ -111,97 +116,20 @@ class Kernels : public PlanesTester {
     }
   }
 
-  void depthwise_grad_input() {
-    const auto [v, h] = axes();
-    const int64_t m = random_.one_of({1, 1, 2, 3}), c = random_.one_of(kSizes), tap = c * m + random_.below(9);
-    const int64_t begin = random_.below(v.size), end = begin + 1 + random_.below(v.size - begin);
-    const int64_t pre = random_.below(kActivations);
-    context("channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel, "pre", pre);
-    Buffer grad(compute_, v.out * h.out * c * m), x(compute_, v.size * h.size * c);
-    Buffer weight(compute_, (v.kernel * h.kernel - 1) * tap + c * m), dx(compute_, (end - begin) * h.size * c);
-    grad.draw(random_), x.draw(random_), weight.draw(random_);
-    table_.depthwise_grad_input[pair()]({grad.data(), v.out, h.out, pre ? x.data() : nullptr, weight.data(), tap,
-                                         dx.data(), begin, end, h.size, c, m, window(v, h), activation(pre)});
-    for (int64_t i = 0; i < dx.count(); ++i) {
-      const int64_t row = begin + i / (h.size * c), column = i / c % h.size, channel = i % c;
-      double sum = 0, size = 0;
-      outputs(v, row, [&](int64_t oh, int64_t r) {
-        outputs(h, column, [&](int64_t ow, int64_t s) {
-          for (int64_t k = channel * m; k < (channel + 1) * m; ++k) {
-            const double g = grad[(oh * h.out + ow) * c * m + k] * weight[(r * h.kernel + s) * tap + k];
-            sum += g;
-            size += std::abs(g);
-          }
-        });
-      });
-      const double slope_here = slope(pre, x[(row * h.size + column) * c + channel]);
-      expect("depthwise_grad_input", dx, i, sum * slope_here, size * std::abs(slope_here), v.kernel * h.kernel * m,
-             pre < kFirstCurve ? 0 : kSlopeError * std::abs(sum));
-    }
-  }
-
-  void depthwise_grad_weight() {
-    const auto [v, h] = axes();
-    const int64_t m = random_.one_of({1, 1, 2}), c = random_.one_of(kSizes), n = 1 + random_.below(2);
-    const int64_t out = c * m, first = random_.below((out + kPanel - 1) / kPanel) * kPanel;
-    const int64_t count = std::min(kPanel, out - first), taps = v.kernel * h.kernel, pre = random_.below(kActivations);
-    context("channels", c, "multiplier", m, "kernel", v.kernel, "by", h.kernel, "pre", pre, "from", first);
-    Buffer grad(compute_, n * v.out * h.out * out), x(compute_, n * v.size * h.size * c);
-    Buffer dweight(compute_, out * taps), dbias(compute_, out);
-    grad.draw(random_), x.draw(random_);
-    const bool biased = random_.below(3) > 0;
-    table_.depthwise_grad_weight[pair()]({grad.data(), x.data(), dweight.data(), biased ? dbias.data() : nullptr, n,
-                                          v.size, h.size, v.out, h.out, c, m, first, count, window(v, h),
-                                          activation(pre)});
-    const auto is_asked = [&](int64_t k) { return k >= first && k < first + count; };
-    for (int64_t i = 0; i < dweight.count(); ++i) {
-      const int64_t k = i / taps, r = i % taps / h.kernel, s = i % h.kernel;
-      if (!is_asked(k)) {
-        expect_gap("depthwise_grad_weight", dweight, i);
-        continue;
-      }
-      double sum = 0, size = 0;
-      for (int64_t image = 0; image < n; ++image)
-        for (int64_t oh = 0; oh < v.out; ++oh)
-          for (int64_t ow = 0; ow < h.out; ++ow) {
-            const int64_t ih = oh * v.stride - v.pad + r * v.dilation, iw = ow * h.stride - h.pad + s * h.dilation;
-            if (ih < 0 || ih >= v.size || iw < 0 || iw >= h.size) continue;
-            const double z = activated(pre, x[((image * v.size + ih) * h.size + iw) * c + k / m]);
-            const double g = grad[((image * v.out + oh) * h.out + ow) * out + k] * z;
-            sum += g;
-            size += std::abs(g) * (pre < kFirstCurve ? 1 : 1 + kCurveError / 4);
-          }
-      expect("depthwise_grad_weight", dweight, i, sum, size, n * v.out * h.out);
-    }
-    for (int64_t k = 0; k < out; ++k) {
-      if (!biased || !is_asked(k)) {
-        expect_gap("depthwise_grad_weight", dbias, k);
-        continue;
-      }
-      double sum = 0, size = 0;
-      for (int64_t pixel = 0; pixel < n * v.out * h.out; ++pixel) {
-        sum += grad[pixel * out + k];
-        size += std::abs(grad[pixel * out + k]);
-      }
-      expect("depthwise_grad_weight", dbias, k, sum, size, n * v.out * h.out);
-    }
-  }
-
   void gemm() {
     const int64_t rows = 1 + random_.below(18), depth = random_.one_of({1, 2, 16, 23, 384, 385, 800});
     const int64_t cols = random_.one_of(kSizes), panels = (cols + kPanel - 1) / kPanel,
                   act = random_.below(kActivations);
-    const bool packed = random_.below(2), biased = random_.below(3) > 0, added = random_.below(2);
-    // Not packed: as operands lie in a gradient, a transposed for that of the weight.
-    const bool transposed = !packed && random_.below(2);
+    // Transposed: as the left side of a weight's gradient lies.
+    const bool transposed = random_.below(2), biased = random_.below(3) > 0, added = random_.below(2);
     const int64_t a_row = transposed ? 1 : depth + random_.below(3), a_depth = transposed ? rows : 1;
-    const int64_t b_panel = packed ? depth * kPanel : kPanel, b_depth = packed ? kPanel : cols + random_.below(3);
+    const int64_t b_panel = depth * kPanel;
     const int64_t y_row = cols + random_.below(3), residual_row = cols + random_.below(3);
-    context("rows", rows, "depth", depth, "cols", cols, "packed", packed, "bias", biased, "residual", added,
+    context("rows", rows, "depth", depth, "cols", cols, "transposed", transposed, "bias", biased, "residual", added,
             "activation", act);
     Buffer a(compute_, (rows - 1) * a_row + (depth - 1) * a_depth + 1);
-    Buffer b(compute_, packed ? panels * b_panel : (depth - 1) * b_depth + cols);
-    Buffer bias(compute_, packed ? panels * kPanel : cols), y(output_storage(), (rows - 1) * y_row + cols);
+    Buffer b(compute_, panels * b_panel);
+    Buffer bias(compute_, panels * kPanel), y(output_storage(), (rows - 1) * y_row + cols);
     Buffer residual(y.storage(), (rows - 1) * residual_row + cols);
     a.draw(random_), b.draw(random_), bias.draw(random_), residual.draw(random_);
     GemmTile tile{a.data(),
@@ -209,7 +137,6 @@ class Kernels : public PlanesTester {
                   a_depth,
                   b.data(),
                   b_panel,
-                  b_depth,
                   biased ? bias.data() : nullptr,
                   added ? residual.data() : nullptr,
                   residual_row,
@@ -221,7 +148,6 @@ class Kernels : public PlanesTester {
                   rows,
                   depth,
                   cols,
-                  packed,
                   activation(act)};
     tile.chain = random_.one_of({0, 0, 5, 64});
     table_.gemm[pair()](tile);
@@ -234,7 +160,7 @@ class Kernels : public PlanesTester {
       double sum = (biased ? bias[column] : 0) + (added ? residual[row * residual_row + column] : 0);
       double size = std::abs(biased ? bias[column] : 0) + std::abs(added ? residual[row * residual_row + column] : 0);
       for (int64_t k = 0; k < depth; ++k) {
-        const double term = a[row * a_row + k * a_depth] * b[column / kPanel * b_panel + k * b_depth + column % kPanel];
+        const double term = a[row * a_row + k * a_depth] * b[column / kPanel * b_panel + k * kPanel + column % kPanel];
         sum += term;
         size += std::abs(term);
       }
@@ -280,10 +206,10 @@ class Kernels : public PlanesTester {
         b.set(pair_index(padded, k, column), k < depth && column < cols ? random_.number() : 0);
     GemmTile tile{};
     left.describe(tile);
-    tile.a = a.data(), tile.b = b.data(), tile.b_panel = padded * kPanel, tile.b_depth = kPanel;
+    tile.a = a.data(), tile.b = b.data(), tile.b_panel = padded * kPanel;
     tile.bias = bias.data(), tile.residual = added ? residual.data() : nullptr, tile.residual_row = residual_row;
     tile.y = y.data(), tile.y_row = y_row, tile.b_storage = Storage::bf16, tile.y_storage = y.storage();
-    tile.cols = cols, tile.packed = true, tile.activation = activation(act), tile.scale = scale.data();
+    tile.cols = cols, tile.activation = activation(act), tile.scale = scale.data();
     table_.gemm_bf16(tile);
     for (int64_t i = 0; i < y.count(); ++i) {
       const int64_t row = i / y_row, column = i % y_row;
@@ -309,18 +235,22 @@ class Kernels : public PlanesTester {
     const bool weighted = random_.below(2);
     const double factor = random_.one_of({1.0, 0.125, 3.0});
     context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "weighted", weighted);
-    Buffer x(storage, (pixels - 1) * x_pixel + c), by(storage, x.count()), sums(compute_, c);
+    const bool squared = !weighted && random_.below(2);
+    Buffer x(storage, (pixels - 1) * x_pixel + c), by(storage, x.count()), sums(compute_, c), squares(compute_, c);
     x.draw(random_), by.draw(random_);
     table_.channel_sums[static_cast<int>(storage)]({x.data(), weighted ? by.data() : nullptr, x_pixel, sums.data(),
-                                                    pixels, c, random_.one_of({1, 8, 64}), factor});
+                                                    squared ? squares.data() : nullptr, pixels, c,
+                                                    random_.one_of({1, 8, 64}), factor});
     for (int64_t channel = 0; channel < c; ++channel) {
-      double sum = 0, size = 0;
+      double sum = 0, size = 0, square = 0;
       for (int64_t i = channel; i < x.count(); i += x_pixel) {
         const double term = factor * x[i] * (weighted ? by[i] : 1);
         sum += term;
         size += std::abs(term);
+        square += factor * x[i] * x[i];
       }
       expect("channel_sums", sums, channel, sum, size, pixels);
+      if (squared) expect("channel_sums", squares, channel, square, square, pixels);
     }
   }
 
@@ -349,6 +279,107 @@ class Kernels : public PlanesTester {
           std::abs(product) + std::abs(shifted ? shift[channel] : 0) + std::abs(added ? residual[i] : 0);
       const double ref = activated(act, product + before);
       expect("scale_channels", y, i, ref, size, 3, act < kFirstCurve ? 0 : kCurveError * std::abs(ref));
+    }
+  }
+
+  // operand, or operand_bf16: where it gives bfloat16, panels are of pairs, and there are columns.
+  void operand(Storage storage, Storage to) {
+    const char* const name = to == Storage::bf16 ? "operand_bf16" : "operand";
+    compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+    const bool pairs = to == Storage::bf16, scaled = random_.below(2), shifted = random_.below(2),
+               added = random_.below(2);
+    const int64_t pixels = 1 + random_.below(70), c = random_.one_of(kSizes), x_pixel = c + random_.below(3);
+    const int64_t act = random_.below(kActivations), panels = round_up(c, kPanel) / kPanel;
+    const int64_t depth = pairs ? round_up(pixels, kPairDepth) : pixels, panel = (depth + random_.below(3)) * kPanel;
+    const int64_t row = (pairs ? round_up(c, kPairDepth) : c) + random_.below(3), column = depth + random_.below(3);
+    context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "scale", scaled, "shift", shifted,
+            "residual", added, "activation", act);
+    Buffer x(storage, (pixels - 1) * x_pixel + c), residual(storage, x.count()), scale(compute_, c), shift(compute_, c);
+    Buffer rows(to, (pixels - 1) * row + (pairs ? round_up(c, kPairDepth) : c));
+    Buffer side(to, (panels - 1) * panel + depth * kPanel), columns(to, (c - 1) * column + depth);
+    x.draw(random_), residual.draw(random_), scale.draw(random_), shift.draw(random_);
+    const OperandTile t{x.data(),
+                        added ? residual.data() : nullptr,
+                        x_pixel,
+                        scaled ? scale.data() : nullptr,
+                        shifted ? shift.data() : nullptr,
+                        pixels,
+                        c,
+                        activation(act),
+                        rows.data(),
+                        row,
+                        side.data(),
+                        panel,
+                        pairs ? columns.data() : nullptr,
+                        column};
+    pairs ? table_.operand_bf16(t) : table_.operand[static_cast<int>(storage)](t);
+    for (int64_t pixel = 0; pixel < pixels; ++pixel)
+      for (int64_t k = 0; k < c; ++k) {
+        const int64_t at = pixel * x_pixel + k;
+        const double product = x[at] * (scaled ? scale[k] : 1),
+                     before = (shifted ? shift[k] : 0) + (added ? residual[at] : 0);
+        const double size = std::abs(product) + std::abs(shifted ? shift[k] : 0) + std::abs(added ? residual[at] : 0);
+        const double ref = activated(act, product + before),
+                     error = act < kFirstCurve ? 0 : kCurveError * std::abs(ref);
+        const int64_t in_panel =
+            pairs ? pixel / 2 * 2 * kPanel + k % kPanel * 2 + pixel % 2 : pixel * kPanel + k % kPanel;
+        expect(name, rows, pixel * row + k, ref, size, 3, error);
+        expect(name, side, k / kPanel * panel + in_panel, ref, size, 3, error);
+        if (pairs) expect(name, columns, k * column + pixel, ref, size, 3, error);
+      }
+    // Pixels beyond the last, up to whole tiles.
+    for (int64_t k = 0; pairs && k < c; ++k)
+      for (int64_t pixel = pixels; pixel < depth; ++pixel) expect(name, columns, k * column + pixel, 0, 0, 1);
+    for (int64_t i = 0; i < rows.count(); ++i)
+      if (i % row >= (pairs ? round_up(c, kPairDepth) : c)) expect_gap(name, rows, i);
+  }
+
+  void grad_input(Storage storage) {
+    compute_ = storage == Storage::f64 ? Storage::f64 : Storage::f32;
+    const bool scaled = random_.below(2), shifted = random_.below(2), wanted = random_.below(4);
+    const int64_t pixels = 1 + random_.below(40), c = random_.one_of(kSizes), x_pixel = c + random_.below(3);
+    const int64_t grad_row = c + random_.below(3), act = random_.below(kActivations);
+    context("storage", static_cast<int>(storage), "pixels", pixels, "channels", c, "scale", scaled, "shift", shifted,
+            "activation", act);
+    Buffer x(storage, (pixels - 1) * x_pixel + c), dx(storage, x.count()), grad(compute_, (pixels - 1) * grad_row + c);
+    Buffer scale(compute_, c), shift(compute_, c), sums(compute_, c), by_x(compute_, c);
+    x.draw(random_), grad.draw(random_), scale.draw(random_), shift.draw(random_);
+    for (int64_t k = 0; k < c; ++k) sums.set(k, 1), by_x.set(k, 2);
+    table_.grad_input[static_cast<int>(storage)](
+        {grad.data(), grad_row, x.data(), wanted ? dx.data() : nullptr, x_pixel, scaled ? scale.data() : nullptr,
+         shifted ? shift.data() : nullptr, pixels, c, activation(act), sums.data(), by_x.data()});
+    for (int64_t k = 0; k < c; ++k) {
+      double sum = 1, weighted = 2, size = 1, weighted_size = 2, error = 0, weighted_error = 0;
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        const int64_t at = pixel * x_pixel + k;
+        const double factor = scaled ? scale[k] : 1, z = x[at] * factor + (shifted ? shift[k] : 0),
+                     g = grad[pixel * grad_row + k];
+        // The slope of a rounded z: it bends by less than 1.
+        const double dz = g * slope(act, z), roundings = std::abs(x[at] * factor) + std::abs(shifted ? shift[k] : 0);
+        const double off = act < kFirstCurve ? 0 : (2 + kSlopeError + 2 * roundings) * std::abs(g);
+        sum += dz, size += std::abs(dz), error += off;
+        weighted += dz * x[at], weighted_size += std::abs(dz * x[at]), weighted_error += off * std::abs(x[at]);
+        if (wanted) expect("grad_input", dx, at, dz * factor, std::abs(dz * factor), 1, off * std::abs(factor));
+      }
+      expect("grad_input", sums, k, sum, size, pixels, error);
+      expect("grad_input", by_x, k, weighted, weighted_size, pixels, weighted_error);
+    }
+  }
+
+  void transpose() {
+    compute_ = Storage::f32;
+    const int64_t rows = 1 + random_.below(40), columns = 1 + random_.below(40), from_row = columns + random_.below(3),
+                  to_row = rows + random_.below(3);
+    context("rows", rows, "columns", columns);
+    Buffer from(Storage::f32, (rows - 1) * from_row + columns), to(Storage::f32, (columns - 1) * to_row + rows);
+    from.draw(random_);
+    table_.transpose({from.data(), from_row, rows, columns, to.data(), to_row});
+    for (int64_t i = 0; i < to.count(); ++i) {
+      const int64_t row = i % to_row;
+      if (row >= rows)
+        expect_gap("transpose", to, i);
+      else
+        expect("transpose", to, i, from[row * from_row + i / to_row], 0, 1);
     }
   }
 

@@ -131,10 +131,10 @@ class PlanesTester : public Pool2dTester {
     GemmTile tile{};
     left.describe(tile);
     tile.a = a.data(), tile.a_plane = plane;
-    tile.b = b.data(), tile.b_panel = panel / 2, tile.b_depth = kPanel, tile.bias = bias.data();
+    tile.b = b.data(), tile.b_panel = panel / 2, tile.bias = bias.data();
     tile.residual = added ? residual.data() : nullptr, tile.residual_row = residual_row;
     tile.y = y.data(), tile.y_row = y_row, tile.y_storage = y.storage();
-    tile.b_storage = Storage::f32, tile.cols = cols, tile.packed = true, tile.activation = activation(act);
+    tile.b_storage = Storage::f32, tile.cols = cols, tile.activation = activation(act);
     const PanelsTile then{next.data(), depth * kPanel, next_count, depth, after.data(), panel};
     if (table_.gemm_planes(tile, then) == odd) fail("gemm_planes", 0, !odd, odd, 0);
     if (!odd) expect_panels("gemm_planes", next, then, after);

@@ -18,9 +18,10 @@ from build_backend.toolchain import X86
 from cnnfast import _C
 
 FUNCTIONS = (
-    *("depthwise", "widen", "gemm", "depthwise_grad_input", "depthwise_grad_weight", "activation_grad"),
+    *("depthwise", "depthwise_output_gradient", "depthwise_input", "depthwise_input_gradient", "depthwise_taps"),
+    *("widen", "gemm", "activation_grad"),
     *("unpair", "channel_sums", "scale_channels", "gap", "rounding", "winograd_input", "winograd_output"),
-    *("max_pool2d", "avg_pool2d"),
+    *("max_pool2d", "avg_pool2d", "operand", "grad_input", "transpose"),
 )
 # In the sources, what drawn cases have to find: file, what stands there, what stands there instead.
 FAULTS = {
@@ -29,11 +30,25 @@ FAULTS = {
         "iw >= t.width) continue;\n      const T*",
         "false) continue; const T*",
     ),
-    "a gradient where no output was": ("depthwise_conv2d.h", "shifted % stride == 0 && ", ""),
-    "the bias's gradient of the last row": (
-        "depthwise_conv2d.h",
-        "total = add(total, row);\n    }",
-        "total = row;\n    }",
+    "a tap beside the row": (
+        "depthwise_conv2d_backward.h",
+        "if (iw < 0 || iw >= t.width) continue;",
+        "if (iw >= t.width) continue;",
+    ),
+    "a row's sums instead of those before": (
+        "depthwise_conv2d_backward.h",
+        "if (sums) store(p, add(load<S>(p), of_row));",
+        "if (sums) store(p, of_row);",
+    ),
+    "a gradient of x before its scale": (
+        "depthwise_conv2d_backward.h",
+        "affine.scaled ? mul(dz, affine.scale) : dz",
+        "dz",
+    ),
+    "channels of the wrong plane": (
+        "depthwise_conv2d_backward.h",
+        "widen(p[i * step])",
+        "widen(p[i])",
     ),
     "the first chain of a long sum": ("pointwise_conv2d.h", "if (done > 0)", "if (false)"),
     "the scale of every second depth": (
@@ -89,7 +104,7 @@ def test_each_function_is_looked_at(kernels, function):
     assert function == "gap" or done.stdout.startswith(f"generic {function}: ")
 
 
-@pytest.mark.parametrize("function", ["gemm_bf16", "split_rows", "split_panels", "gemm_planes"])
+@pytest.mark.parametrize("function", ["gemm_bf16", "split_rows", "split_panels", "gemm_planes", "operand_bf16"])
 def test_products_of_amx_are_looked_at(kernels, function):
     skip_unless_here("amx")
     done = host.run(kernels, "amx", "30", "1", KERNELS_FAULT=function)

@@ -96,6 +96,7 @@ CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t
   T* const first = static_cast<T*>(t.y) + row * t.y_row + column;
   const auto store_row = [&](int64_t r, Vec<float> v0, Vec<float> v1) {
     T* const y = first + r * t.y_row;
+    __builtin_prefetch(y + 2 * kTileRows * t.y_row, 1, 2);  // where the next rows of the panel go
     if constexpr (std::is_same_v<T, bf16>) {
       _mm512_mask_storeu_epi16(y, kept, (__m512i)_mm512_cvtne2ps_pbh(v1.v, v0.v));
     } else {

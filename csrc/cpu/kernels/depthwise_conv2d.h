@@ -1,7 +1,7 @@
-// Depthwise convolution, forward and both gradients, channels_last.
+// Depthwise convolution, channels_last.
 //
 // Layout   x, y: pixels of contiguous channels; weight: taps of contiguous channels (packing.h).
-// Tile     forward: kPanel channels x a strip of 7 (or 4) outputs along the row, at stride 1 of two rows, in registers;
+// Tile     kPanel channels x a strip of 7 (or 4) outputs along the row, at stride 1 of two rows, in registers;
 //          each x is loaded once an input row, passes the pre-activation once, and serves up to kernel_w outputs of each
 //          row. AVX2, with half the registers of half the width: strips of 4, one row, 3 taps at a time, so that of 5
 //          taps some x are loaded twice. 3x3 and 5x5 at stride 1 and 2, dilation 1, multiplier 1 are unrolled; anything
@@ -280,94 +280,6 @@ void activation_grad(const ActivationGradTile& t) {
     const Vec<S> y = activation_gradient(load<S>(grad + i, count), load<S>(z + i, count), t.activation);
     store(grad + i, y, count);
   }
-}
-
-// Calls f(output index, tap) for each output along one axis that reads input position `in`.
-template <class F>
-CNNFAST_INLINE void outputs_of(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation, int64_t out,
-                               F f) {
-  for (int64_t tap = 0; tap < kernel; ++tap) {
-    const int64_t shifted = in + pad - tap * dilation;
-    if (shifted >= 0 && shifted % stride == 0 && shifted / stride < out) f(shifted / stride, tap);
-  }
-}
-
-template <class S>
-void depthwise_grad_input(const DepthwiseGradInputTile& t) {
-  const Window& win = t.window;
-  const S* grad = static_cast<const S*>(t.grad);
-  const S* weight = static_cast<const S*>(t.weight);
-  const int64_t m = t.multiplier, out_channels = t.channels * m;
-  for (int64_t ih = t.row_begin; ih < t.row_end; ++ih)
-    for (int64_t iw = 0; iw < t.width; ++iw) {
-      const S* x = t.x ? static_cast<const S*>(t.x) + (ih * t.width + iw) * t.channels : nullptr;
-      S* dx = static_cast<S*>(t.dx) + ((ih - t.row_begin) * t.width + iw) * t.channels;
-      for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
-        const int64_t count = smaller(kPanel, t.channels - channel);
-        alignas(64) S sum[kPanel] = {};
-        Vec<S> acc = Vec<S>::zero();
-        outputs_of(ih, win.pad_top, win.kernel_h, win.stride_h, win.dilation_h, t.out_height,
-                   [&](int64_t oh, int64_t i) {
-                     outputs_of(iw, win.pad_left, win.kernel_w, win.stride_w, win.dilation_w, t.out_width,
-                                [&](int64_t ow, int64_t j) {
-                                  const S* g = grad + (oh * t.out_width + ow) * out_channels;
-                                  const S* w = weight + (i * win.kernel_w + j) * t.weight_tap;
-                                  if (m == 1) {
-                                    acc = fma(load<S>(g + channel, count), load<S>(w + channel, count), acc);
-                                  } else {
-                                    for (int64_t c = 0; c < count * m; ++c)
-                                      sum[c / m] += g[channel * m + c] * w[channel * m + c];
-                                  }
-                                });
-                   });
-        if (m > 1) acc = load<S>(sum);
-        if (x) acc = activation_gradient(acc, load<S>(x + channel, count), t.pre_activation);
-        store(dx + channel, acc, count);
-      }
-    }
-}
-
-template <class S>
-void depthwise_grad_weight(const DepthwiseGradWeightTile& t) {
-  const Window& win = t.window;
-  const int64_t in_channels = t.channels, out_channels = t.channels * t.multiplier;
-  const int64_t taps = win.kernel_h * win.kernel_w, count = t.channel_count;
-  const auto grad_at = [&](int64_t n, int64_t oh, int64_t ow) {
-    const S* g = static_cast<const S*>(t.grad) + ((n * t.out_height + oh) * t.out_width + ow) * out_channels;
-    return load<S>(g + t.channel_begin, count);
-  };
-  alignas(64) S lanes[kPanel];
-  // A row of outputs at a time is summed on its own, then added: shorter chains, smaller rounding errors.
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t i = tap / win.kernel_w, j = tap % win.kernel_w;
-    Vec<S> total = Vec<S>::zero();
-    for (int64_t n = 0; n < t.images; ++n)
-      for (int64_t oh = 0; oh < t.out_height; ++oh) {
-        const int64_t ih = oh * win.stride_h - win.pad_top + i * win.dilation_h;
-        if (ih < 0 || ih >= t.height) continue;
-        Vec<S> row = Vec<S>::zero();
-        for (int64_t ow = 0; ow < t.out_width; ++ow) {
-          const int64_t iw = ow * win.stride_w - win.pad_left + j * win.dilation_w;
-          if (iw < 0 || iw >= t.width) continue;
-          const S* pixel = static_cast<const S*>(t.x) + ((n * t.height + ih) * t.width + iw) * in_channels;
-          const Vec<S> x = load_channels<S>(pixel, t.channel_begin, count, t.multiplier);
-          row = fma(activated(x, t.pre_activation), grad_at(n, oh, ow), row);
-        }
-        total = add(total, row);
-      }
-    store(lanes, total);
-    for (int64_t c = 0; c < count; ++c) static_cast<S*>(t.dweight)[(t.channel_begin + c) * taps + tap] = lanes[c];
-  }
-  if (!t.dbias) return;
-  Vec<S> total = Vec<S>::zero();
-  for (int64_t n = 0; n < t.images; ++n)
-    for (int64_t oh = 0; oh < t.out_height; ++oh) {
-      Vec<S> row = Vec<S>::zero();
-      for (int64_t ow = 0; ow < t.out_width; ++ow) row = add(row, grad_at(n, oh, ow));
-      total = add(total, row);
-    }
-  store(lanes, total);
-  for (int64_t c = 0; c < count; ++c) static_cast<S*>(t.dbias)[t.channel_begin + c] = lanes[c];
 }
 
 template <class T>

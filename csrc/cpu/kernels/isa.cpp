@@ -2,6 +2,7 @@
 #include "channels.h"
 #include "conv2d_winograd.h"
 #include "depthwise_conv2d.h"
+#include "depthwise_conv2d_backward.h"
 #include "local_response_norm.h"
 #include "pointwise_conv2d.h"
 #include "pointwise_gradients.h"
@@ -20,6 +21,11 @@ const KernelTable table = {
 #if defined(__AVX2__)
     // float64 has no form but the generic one: it is there to check the algorithms, not to be fast.
     .depthwise = {depthwise<float>, nullptr, depthwise<bf16>, depthwise<f16>},
+    .depthwise_output_gradient = {depthwise_output_gradient<float>, nullptr, depthwise_output_gradient<bf16>,
+                                  depthwise_output_gradient<f16>},
+    .depthwise_input = {depthwise_input<float>, nullptr, depthwise_input<bf16>, depthwise_input<f16>},
+    .depthwise_input_gradient = {depthwise_input_gradient<float>, nullptr, depthwise_input_gradient<bf16>,
+                                 depthwise_input_gradient<f16>},
     .widen = {widen_all<float>, nullptr, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, nullptr, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, nullptr, scale_channels<bf16>, scale_channels<f16>},
@@ -38,8 +44,7 @@ const KernelTable table = {
     .operand_bf16 = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
-    .depthwise_grad_input = {depthwise_grad_input<float>, nullptr},
-    .depthwise_grad_weight = {depthwise_grad_weight<float>, nullptr},
+    .depthwise_taps = {depthwise_taps<float>, nullptr},
     .activation_grad = {activation_grad<float>, nullptr},
     .operand = {operand<float>, nullptr, operand<bf16>, operand<f16>},
     .grad_input = {grad_input<float>, nullptr, grad_input<bf16>, grad_input<f16>},
@@ -47,6 +52,11 @@ const KernelTable table = {
     .winograd_output = winograd_output<float>,
 #else
     .depthwise = {depthwise<float>, depthwise<double>, depthwise<bf16>, depthwise<f16>},
+    .depthwise_output_gradient = {depthwise_output_gradient<float>, depthwise_output_gradient<double>,
+                                  depthwise_output_gradient<bf16>, depthwise_output_gradient<f16>},
+    .depthwise_input = {depthwise_input<float>, depthwise_input<double>, depthwise_input<bf16>, depthwise_input<f16>},
+    .depthwise_input_gradient = {depthwise_input_gradient<float>, depthwise_input_gradient<double>,
+                                 depthwise_input_gradient<bf16>, depthwise_input_gradient<f16>},
     .widen = {widen_all<float>, widen_all<double>, widen_all<bf16>, widen_all<f16>},
     .channel_sums = {channel_sums<float>, channel_sums<double>, channel_sums<bf16>, channel_sums<f16>},
     .scale_channels = {scale_channels<float>, scale_channels<double>, scale_channels<bf16>, scale_channels<f16>},
@@ -68,8 +78,7 @@ const KernelTable table = {
     .operand_bf16 = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
-    .depthwise_grad_input = {depthwise_grad_input<float>, depthwise_grad_input<double>},
-    .depthwise_grad_weight = {depthwise_grad_weight<float>, depthwise_grad_weight<double>},
+    .depthwise_taps = {depthwise_taps<float>, depthwise_taps<double>},
     .activation_grad = {activation_grad<float>, activation_grad<double>},
     .operand = {operand<float>, operand<double>, operand<bf16>, operand<f16>},
     .grad_input = {grad_input<float>, grad_input<double>, grad_input<bf16>, grad_input<f16>},

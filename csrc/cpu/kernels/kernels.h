@@ -39,28 +39,57 @@ struct DepthwiseTile {
   Activation pre_activation, activation;
 };
 
-// Gradient of the input: rows [row_begin, row_end) of x, channels [0, channels) of the input.
-struct DepthwiseGradInputTile {
-  const void* grad;  // S, the whole image: (out_height, out_width, channels * multiplier)
-  int64_t out_height, out_width;
-  const void* x;  // S, the whole image; read where pre_activation is not the identity
-  const void* weight;
-  int64_t weight_tap;
-  void* dx;  // S, row row_begin
-  int64_t row_begin, row_end, width, channels, multiplier;
-  Window window;
-  Activation pre_activation;
+// Depthwise backward goes row by row of the input, for a block of channels: see depthwise_conv2d_backward.h. Rows in
+// scratch are S, their pixels whole panels of channels.
+
+// A row of the gradient of what came before the activation: (grad + add + y times) activation'(z).
+struct DepthwiseOutputGradientTile {
+  const void* grad;
+  const void* y;      // or null
+  int64_t pixel;      // of grad and y
+  const void* add;    // S [channels * multiplier], or null
+  const void* times;  // likewise, beside y, which needs add
+  const void* z;      // S; read where there is an activation
+  int64_t z_pixel;
+  void* g;  // `multiplier` planes: every multiplier-th channel from 0, from 1 and so on
+  int64_t g_pixel, g_plane;
+  void* sums;  // S, of the row, added to those before; planes likewise; or null
+  int64_t sums_plane;
+  int64_t pixels, channels, multiplier;  // of the input
+  Activation activation;
 };
 
-// Gradients of weight and bias for up to kPanel output channels from channel_begin on, over all images.
-struct DepthwiseGradWeightTile {
-  const void* grad;  // S (images, out_height, out_width, channels * multiplier)
-  const void* x;     // S (images, height, width, channels)
-  void* dweight;     // S, PyTorch's layout: (channels * multiplier, taps)
-  void* dbias;       // S (channels * multiplier), or null
-  int64_t images, height, width, out_height, out_width, channels, multiplier, channel_begin, channel_count;
+// A row a = activation(x scale + shift), and from da the gradients of x, scale and shift.
+struct DepthwiseInputTile {
+  const void* x;
+  void* dx;  // or null
+  int64_t x_pixel;
+  const void* scale;  // S [channels], or null
+  const void* shift;  // likewise
+  void* a;
+  void* slope;     // activation', of curves
+  const void* da;  // like a
+  int64_t a_pixel;
+  void* scale_sums;  // S [channels, rounded up to kPanel], of the row, added to those before; or null
+  void* shift_sums;
+  int64_t pixels, channels;
+  Activation activation;
+};
+
+// A row of the window as it meets a row of the input.
+struct DepthwiseTaps {
+  const void* grad;    // the row of g
+  const void* weight;  // S, taps weight_tap apart
+  void* dweight;       // likewise, added to; or null, of all rows
+};
+struct DepthwiseTapsTile {
+  const DepthwiseTaps* taps;
+  int64_t rows, weight_tap, grad_pixel, out_width;
+  const void* a;
+  int64_t a_pixel;
+  void* dx;                           // or null
+  int64_t dx_pixel, width, channels;  // whole panels
   Window window;
-  Activation pre_activation;
 };
 
 // Of float32 products on AMX: bfloat16 that a float is the sum of; bytes of them, of a panel, for a scalar of the depth.
@@ -70,21 +99,24 @@ constexpr int64_t kPlanes = 3, kPlanesOfDepth = kPlanes * kPanel * 2;
 struct GemmTile {
   const void* a;  // S, or bfloat16 for gemm_bf16
   int64_t a_row, a_depth;
-  const void* b;  // S: panels of kPanel columns, b_panel apart; packed: b_depth = kPanel, zero-padded to whole panels;
-                  // or bfloat16, packed in pairs of the depth
-  int64_t b_panel, b_depth;
-  const void* bias;      // S [cols] (packed: rounded up to kPanel), or null
+  const void*
+      b;  // S: panels of kPanel columns, b_panel apart, zero-padded to whole ones; or bfloat16, packed in pairs of
+          // the depth
+  int64_t b_panel;
+  const void* bias;      // S [cols, rounded up to kPanel], or null
   const void* residual;  // y_storage, or null
   int64_t residual_row;
   void* y;
   int64_t y_row;
   Storage a_storage, b_storage, y_storage;
   int64_t rows, depth, cols;
-  bool packed;  // b and bias padded: the fast path
   Activation activation;
   // Of a convolution; all 0 in a plain product. `line` rows of a, a_row apart, then the next ones a_line further; of the
   // depth, tap_depth scalars side by side, then those of the next tap, `taps` in a row a_tap apart, then a_tap_line.
   int64_t line, a_line, tap_depth, taps, a_tap, a_tap_line;
+  // Of gemm: what is wanted in L2 next, in place of the panels to come; or null.
+  const void* ahead;
+  int64_t ahead_bytes;
   int64_t chain;      // sums of at most this depth are chains, in even parts, that are added; 0: the kernel's own rule
   const void* scale;  // of a bfloat16 b alone: float [cols, rounded up to kPanel], or null
   bool b_stays;       // a bfloat16 b is in L2 from the call before, and is to be there for the next
@@ -273,6 +305,9 @@ struct KernelTable {
   int64_t gemm_rows;  // of a register tile of gemm: work is shared out in multiples of it
   // [storage of x]; a null entry means that this ISA has none and the generic table serves
   void (*depthwise[kStorages])(const DepthwiseTile&);
+  void (*depthwise_output_gradient[kStorages])(const DepthwiseOutputGradientTile&);
+  void (*depthwise_input[kStorages])(const DepthwiseInputTile&);
+  void (*depthwise_input_gradient[kStorages])(const DepthwiseInputTile&);
   void (*widen[kStorages])(const void* x, void* y, int64_t count);  // storage -> S
   void (*channel_sums[kStorages])(const ChannelSumsTile&);
   void (*scale_channels[kStorages])(const ScaleTile&);
@@ -294,8 +329,7 @@ struct KernelTable {
   bool (*split_panels)(const PanelsTile&);   // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
-  void (*depthwise_grad_input[2])(const DepthwiseGradInputTile&);
-  void (*depthwise_grad_weight[2])(const DepthwiseGradWeightTile&);
+  void (*depthwise_taps[2])(const DepthwiseTapsTile&);
   void (*activation_grad[2])(const ActivationGradTile&);
   void (*operand[kStorages])(const OperandTile&);
   void (*grad_input[kStorages])(const GradInputTile&);

@@ -1,8 +1,8 @@
 // GEMM micro-kernel: the inside of pointwise_conv2d, of both halves of inverted_residual, of every pointwise gradient, and
 // of conv2d: there a row of a is a window of the image, read where it lies (GemmTile's lines and taps).
 //
-// Layout   a: rows of pixels, channels contiguous (any strides on the slow path); b: panels of kPanel output channels,
-//          depth-major (packing.h); y: rows of pixels.
+// Layout   a: rows of pixels, channels contiguous, or, for a weight's gradient, the other way round; b: panels of
+//          kPanel output channels, depth-major (packing.h); y: rows of pixels.
 // Tile     kRows pixels x up to kPanels panels in registers: on AVX-512 7 x 4 accumulators of 32, one panel's vector
 //          each and a broadcast; 7 divides the rows of 7, 14, 28, 56 and 112 pixels that these networks have. On AVX2
 //          6 x 1, 12 accumulators of 16: a panel is two registers.
@@ -30,6 +30,7 @@ constexpr int kRows = 2, kPanels = 1;  // 16 lanes are four SSE or NEON register
 constexpr int64_t kChain = 384, kWindowChain = 192;
 // From which depth on lines of y come while the products are made; before, asking for them costs more than the stores.
 constexpr int64_t kLinesAhead = 64;
+constexpr int64_t kLine = 64;  // bytes, of the cache
 
 // A block's sums to y in any storage: in memory, by loops, for what isn't in a hurry.
 template <class S>
@@ -44,7 +45,7 @@ __attribute__((noinline)) void finish_sums(const GemmTile& t, int64_t row, int64
   };
   each([&](S* at, int64_t y, int64_t x, int64_t left) {
     Vec<S> sum = load<S>(at);
-    if (t.bias) sum = add(sum, load<S>(static_cast<const S*>(t.bias) + x, t.packed ? kPanel : left));
+    if (t.bias) sum = add(sum, load<S>(static_cast<const S*>(t.bias) + x));
     if (t.residual) sum = add(sum, load_storage<S>(t.residual, y * t.residual_row + x, left, t.y_storage));
     store(at, is_clamp(t.activation) ? Clamp<S>(t.activation)(sum) : sum);
   });
@@ -56,20 +57,24 @@ __attribute__((noinline)) void finish_sums(const GemmTile& t, int64_t row, int64
 
 // Rows [row, row + R), which begin at `a`, panels [panel, panel + P), of the depth [done, end). `sums`: of the chains
 // before, and for those to come. `share`: bytes of the next panels to ask for in each step of the depth.
-template <class S, int R, int P, bool Packed>
+template <class S, int R, int P>
 __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t row, int64_t panel, int64_t done,
                                           int64_t end, int64_t share, S* sums) {
-  const int64_t a_depth = t.a_depth, b_depth = Packed ? kPanel : t.b_depth;
+  const int64_t a_depth = t.a_depth;
   const int64_t first = panel * kPanel;
-  // Only the last panel of an unpacked b ends before its last lane.
-  const auto lanes = [&](int p) { return Packed ? kPanel : t.cols - first - p * kPanel; };
   // Three pointers reach seven rows (pointer + 0, 1, 2 row strides): no address arithmetic between the multiplications.
   const int64_t a_row = t.a_row;
-  const S* b = static_cast<const S*>(t.b) + panel * t.b_panel + done * b_depth;
+  const S* b = static_cast<const S*>(t.b) + panel * t.b_panel + done * kPanel;
 
   // While this group of panels works from L2, the next one comes from memory, an even share during each block of rows.
   const char* next = reinterpret_cast<const char*>(static_cast<const S*>(t.b) + (panel + P) * t.b_panel);
   next += row / R * share * t.depth + done * share;
+  if (t.ahead) {
+    // A line in each step, up to the last.
+    const int64_t step = (panel / kPanels * ((t.rows + R - 1) / R) + row / R) * t.depth + done;
+    next = static_cast<const char*>(t.ahead) + smaller(step * kLine, t.ahead_bytes);
+    share = step * kLine < t.ahead_bytes ? kLine : 0;
+  }
 
   // Lines of y are asked for now, so that the stores at the end don't wait for memory.
   const bool plain = t.y_storage == (sizeof(S) == 8 ? Storage::f64 : Storage::f32);
@@ -100,7 +105,7 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
     for (; count > 0; --count) {
       Vec<S> w[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel, lanes(p));
+      for (int p = 0; p < P; ++p) w[p] = load<S>(b + p * t.b_panel);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         // By itself: of (r < 3 ? ...)[r % 3 * ...], g++ 12's UBSan computes the index for another r.
@@ -109,14 +114,12 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) acc[r * P + p] = fma(x, w[p], acc[r * P + p]);
       }
-      if constexpr (Packed) {
-        __builtin_prefetch(next, 0, 2);
-        next += share;
-      }
+      __builtin_prefetch(next, 0, 2);
+      next += share;
       a0 += a_depth;
       a3 += a_depth;
       a6 += a_depth;
-      b += b_depth;
+      b += kPanel;
     }
   } while (k < end);
   if (done > 0)
@@ -133,7 +136,7 @@ __attribute__((noinline)) void gemm_chain(const GemmTile& t, const S* a, int64_t
   if (t.bias)
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) {
-      const Vec<S> bias = load<S>(static_cast<const S*>(t.bias) + first + p * kPanel, lanes(p));
+      const Vec<S> bias = load<S>(static_cast<const S*>(t.bias) + first + p * kPanel);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r * P + p] = add(acc[r * P + p], bias);
     }
@@ -165,7 +168,7 @@ CNNFAST_INLINE int64_t chain_end(const GemmTile& t, int64_t done) {
   return smaller((done / t.tap_depth + 1) * t.tap_depth, done + part);
 }
 
-template <class S, int R, int P, bool Packed>
+template <class S, int R, int P>
 CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel, int64_t share) {
   alignas(64) S sums[R * P * kPanel];
   const S* const a =
@@ -173,51 +176,48 @@ CNNFAST_INLINE void gemm_block(const GemmTile& t, int64_t row, int64_t panel, in
   int64_t done = 0;
   do {
     const int64_t end = chain_end(t, done);
-    gemm_chain<S, R, P, Packed>(t, a, row, panel, done, end, share, sums);
+    gemm_chain<S, R, P>(t, a, row, panel, done, end, share, sums);
     done = end;
   } while (done < t.depth);
 }
 
 // `count` rows, R at most.
-template <class S, int R, int P, bool Packed>
+template <class S, int R, int P>
 CNNFAST_INLINE void gemm_few_rows(const GemmTile& t, int64_t row, int64_t count, int64_t panel, int64_t share) {
-  if (count == R) return gemm_block<S, R, P, Packed>(t, row, panel, share);
-  if constexpr (R > 1) gemm_few_rows<S, R - 1, P, Packed>(t, row, count, panel, share);
+  if (count == R) return gemm_block<S, R, P>(t, row, panel, share);
+  if constexpr (R > 1) gemm_few_rows<S, R - 1, P>(t, row, count, panel, share);
 }
 
 // Rows [row, end), of one line. The last two blocks are even: one of a row or two would wait for the weights.
-template <class S, int R, int P, bool Packed>
+template <class S, int R, int P>
 void gemm_rows(const GemmTile& t, int64_t row, int64_t end, int64_t panel, int64_t share) {
-  for (; end - row == R || end - row >= 2 * R; row += R) gemm_block<S, R, P, Packed>(t, row, panel, share);
+  for (; end - row == R || end - row >= 2 * R; row += R) gemm_block<S, R, P>(t, row, panel, share);
   const int64_t half = end - row > R ? (end - row + 1) / 2 : 0;
-  gemm_few_rows<S, R, P, Packed>(t, row, half, panel, share);
-  gemm_few_rows<S, R, P, Packed>(t, row + half, end - row - half, panel, share);
+  gemm_few_rows<S, R, P>(t, row, half, panel, share);
+  gemm_few_rows<S, R, P>(t, row + half, end - row - half, panel, share);
 }
 
-template <class S, int P, bool Packed>
+template <class S, int P>
 void gemm_panels(const GemmTile& t, int64_t panel) {
   const int64_t left = (t.cols + kPanel - 1) / kPanel - panel;
   if (left <= 0) return;
   if constexpr (P > 1) {
     // 5 panels are 3 + 2, not 4 + 1: a lone panel has too few accumulators to hide the latency of the FMA.
     if (left < P || left == P + 1) {
-      gemm_panels<S, P - 1, Packed>(t, panel);
+      gemm_panels<S, P - 1>(t, panel);
       return;
     }
   }
   const int64_t line = t.line ? t.line : t.rows;
   const int64_t share = P * kPanel * static_cast<int64_t>(sizeof(S)) / ((t.rows + kRows - 1) / kRows);
-  for (int64_t row = 0; row < t.rows; row += line) gemm_rows<S, kRows, P, Packed>(t, row, row + line, panel, share);
-  gemm_panels<S, P, Packed>(t, panel + P);
+  for (int64_t row = 0; row < t.rows; row += line) gemm_rows<S, kRows, P>(t, row, row + line, panel, share);
+  gemm_panels<S, P>(t, panel + P);
 }
 
 template <class S>
 void gemm(const GemmTile& t) {
   if (t.rows == 0) return;
-  if (t.packed)
-    gemm_panels<S, kPanels, true>(t, 0);
-  else
-    gemm_panels<S, kPanels, false>(t, 0);
+  gemm_panels<S, kPanels>(t, 0);
 }
 
 // `count` pairs of the depth of a panel, times the columns' scales: [pair][column][2] to [depth][column].
