@@ -32,10 +32,6 @@ constexpr int kTapStrip = 0, kTapRows = 0;
 
 // f(channel, count) for each panel of `channels`; count is a constant where the panel is whole, so that loads and stores
 // need no mask.
-template <int64_t N>
-struct Constant {
-  constexpr operator int64_t() const { return N; }
-};
 template <class F>
 CNNFAST_INLINE void each_panel(int64_t channels, F f) {
   int64_t channel = 0;

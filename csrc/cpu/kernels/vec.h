@@ -18,6 +18,7 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 template <auto Value>
 struct Constant {
   static constexpr auto value = Value;
+  constexpr operator decltype(Value)() const { return Value; }
 };
 
 struct bf16 {
