@@ -131,10 +131,10 @@ def test_conversion_on_a_gpu():
 
 def test_without_other_processes():
     """In a single process it is BatchNorm2d."""
-    block, x = ConvBN(3, 4, 3), torch.randn(2, 3, 8, 8)
-    expected = copy.deepcopy(block)
-    assert torch.equal(convert_sync_batchnorm(block)(x), expected(x))
-    assert torch.equal(block.bn.running_var, expected.bn.running_var)
+    layers, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(2, 3, 8, 8)
+    expected = copy.deepcopy(layers)
+    assert torch.equal(convert_sync_batchnorm(layers)(x), expected(x))
+    assert torch.equal(layers[1].running_var, expected[1].running_var)
 
 
 def test_other_dimensions():

@@ -181,12 +181,30 @@ struct Clamp {
   CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return clamp_high(clamp_low(x, lo), hi); }
 };
 
-// f(the activation as a function of a panel): clamps as one, curves each.
+// An activation that a loop is compiled for: y of a panel, and grad * y'(z).
+template <class S>
+struct Unchanged {
+  CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return x; }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S>) const { return grad; }
+};
+// Passes the gradient inside its bounds, as PyTorch's relu and hardtanh do: not on them, and where z is NaN.
+template <class S>
+struct Clamped : Clamp<S> {
+  using Clamp<S>::Clamp;
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const { return select_between(this->lo, z, this->hi, grad); }
+};
+template <class S, class Curve>
+struct Curved {
+  CNNFAST_INLINE Vec<S> operator()(Vec<S> x) const { return Curve::value(x); }
+  CNNFAST_INLINE Vec<S> gradient(Vec<S> grad, Vec<S> z) const { return mul(grad, Curve::slope(z)); }
+};
+
+// f(the activation as one of those): clamps as one, curves each.
 template <class S, class F>
 CNNFAST_INLINE void with_activation(const Activation& a, F f) {
-  if (a.code == 0) return f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return x; });
-  if (is_clamp(a)) return f(Clamp<S>(a));
-  with_curve(a.code, [&](auto curve) { f([](Vec<S> x) CNNFAST_INLINE_LAMBDA { return decltype(curve)::value(x); }); });
+  if (a.code == 0) return f(Unchanged<S>{});
+  if (is_clamp(a)) return f(Clamped<S>(a));
+  with_curve(a.code, [&](auto curve) { f(Curved<S, decltype(curve)>{}); });
 }
 
 // A register tile through the activation.
@@ -215,17 +233,11 @@ CNNFAST_INLINE Vec<S> activated(Vec<S> x, const Activation& a) {
   return tile[0];
 }
 
-// grad * y'(z) of one panel. Clamps pass the gradient inside their bounds, as PyTorch's relu and hardtanh do: not on
-// them, and where z is NaN.
+// grad * y'(z) of one panel, for slow paths.
 template <class S>
 CNNFAST_INLINE Vec<S> activation_gradient(Vec<S> grad, Vec<S> z, const Activation& a) {
-  if (a.code == 0) return grad;
-  if (is_clamp(a)) {
-    const Clamp<S> bounds(a);
-    return select_between(bounds.lo, z, bounds.hi, grad);
-  }
   Vec<S> y = grad;
-  with_curve(a.code, [&](auto curve) { y = mul(grad, curve.slope(z)); });
+  with_activation<S>(a, [&](const auto& form) CNNFAST_INLINE_LAMBDA { y = form.gradient(grad, z); });
   return y;
 }
 

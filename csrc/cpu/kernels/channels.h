@@ -1,8 +1,8 @@
 // Channel sums and channel scales: what squeeze-excite does to an image besides its two small products.
 //
 // Layout   x, y, residual: pixels of contiguous channels; scale, shift, sums: one number a channel.
-// Tile     sums: 4 panels of channels in registers, 2 with their squares, pixels stream past; scale: pixels outside,
-//          channels inside.
+// Tile     sums: 4 panels of channels in registers, 2 with their squares, pixels stream past; scale: 4 panels of channels,
+//          pixels stream past.
 // Bytes    sums: x (and `by`) once; scale: x, residual and y once.
 // Sums     a run of pixels in order, then those sums with Kahan's compensation: a gate's error is the same for all pixels
 //          of a channel, so it counts in a network as no rounding of a single pixel does; and pixels that are all alike
@@ -82,28 +82,51 @@ void channel_sums(const ChannelSumsTile& t) {
     all(Constant<4>{}, Constant<false>{});
 }
 
+template <class S>
+CNNFAST_INLINE Vec<S> load_or(const void* p, int64_t channel, int64_t count, Vec<S> otherwise) {
+  return p ? load<S>(static_cast<const S*>(p) + channel, count) : otherwise;
+}
+
+// Panels [channel, channel + P * kPanel).
+template <class T, class S, int P, class Form>
+CNNFAST_INLINE void scale_channels_of(const ScaleTile& t, int64_t channel, const Form& form) {
+  const int64_t count = t.channels - channel;
+  Vec<S> scale[P], shift[P], gate[P];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    scale[p] = load_or(t.scale, channel + p * kPanel, count - p * kPanel, Vec<S>::set(1));
+    shift[p] = load_or(t.shift, channel + p * kPanel, count - p * kPanel, Vec<S>::zero());
+    gate[p] = load_or(t.gate, channel + p * kPanel, count - p * kPanel, Vec<S>::set(1));
+  }
+  for (int64_t i = 0; i < t.pixels; ++i) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const int64_t at = channel + p * kPanel, rest = count - p * kPanel;
+      Vec<S> y = load<S>(static_cast<const T*>(t.x) + i * t.x_pixel + at, rest);
+      if (t.scale && t.shift)
+        y = fma(y, scale[p], shift[p]);
+      else if (t.scale)
+        y = mul(y, scale[p]);
+      else if (t.shift)
+        y = add(y, shift[p]);
+      if (t.residual) y = add(y, load_storage<S>(t.residual, i * t.y_pixel + at, rest, t.y_storage));
+      y = form(y);
+      if (t.gate) y = mul(y, gate[p]);
+      store_storage(t.y, i * t.y_pixel + at, y, rest, t.y_storage);
+    }
+  }
+}
+
 template <class T>
 void scale_channels(const ScaleTile& t) {
   using S = typename Compute<T>::type;
-  const S* scale = static_cast<const S*>(t.scale);
-  const S* shift = static_cast<const S*>(t.shift);
-  for (int64_t i = 0; i < t.pixels; ++i) {
-    const T* x = static_cast<const T*>(t.x) + i * t.x_pixel;
-    for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
-      const int64_t count = t.channels - channel;
-      Vec<S> y = load<S>(x + channel, count);
-      if (scale && shift)
-        y = fma(y, load<S>(scale + channel, count), load<S>(shift + channel, count));
-      else if (scale)
-        y = mul(y, load<S>(scale + channel, count));
-      else if (shift)
-        y = add(y, load<S>(shift + channel, count));
-      if (t.residual) y = add(y, load_storage<S>(t.residual, i * t.y_pixel + channel, count, t.y_storage));
-      y = activated(y, t.activation);
-      if (t.gate) y = mul(y, load<S>(static_cast<const S*>(t.gate) + channel, count));
-      store_storage(t.y, i * t.y_pixel + channel, y, count, t.y_storage);
-    }
-  }
+  constexpr int kPanels = 4;
+  with_activation<S>(t.activation, [&](const auto& form) {
+    int64_t channel = 0;
+    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
+      scale_channels_of<T, S, kPanels>(t, channel, form);
+    for (; channel < t.channels; channel += kPanel) scale_channels_of<T, S, 1>(t, channel, form);
+  });
 }
 
 }  // namespace

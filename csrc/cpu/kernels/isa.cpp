@@ -7,8 +7,8 @@
 #include "pointwise_conv2d.h"
 #include "pointwise_gradients.h"
 #include "pool2d.h"
-#include "transpose.h"
 #include "scale_shift.h"
+#include "transpose.h"
 
 #define CNNFAST_STRING_(x) #x
 #define CNNFAST_STRING(x) CNNFAST_STRING_(x)

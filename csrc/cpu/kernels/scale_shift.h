@@ -7,7 +7,7 @@
 // Bytes    each image once; nothing is written but what is asked for.
 // Sums     runs of pixels in order, then the runs: the same bits whatever the thread.
 #pragma once
-#include "activations.h"
+#include "channels.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
@@ -36,14 +36,9 @@ struct RunningSums {
   }
 };
 
-template <class S>
-CNNFAST_INLINE Vec<S> load_or(const void* p, int64_t channel, int64_t count, Vec<S> otherwise) {
-  return p ? load<S>(static_cast<const S*>(p) + channel, count) : otherwise;
-}
-
 // Panels [channel, channel + P * kPanel).
-template <class T, class S, int P>
-CNNFAST_INLINE void scale_shift_grad_of(const ScaleShiftGradTile& t, int64_t channel) {
+template <class T, class S, int P, class Form>
+CNNFAST_INLINE void scale_shift_grad_of(const ScaleShiftGradTile& t, int64_t channel, const Form& form) {
   const int64_t count = t.channels - channel;
   Vec<S> scale[P], shift[P], gate[P], mean_grad[P];
 #pragma GCC unroll 4
@@ -66,7 +61,7 @@ CNNFAST_INLINE void scale_shift_grad_of(const ScaleShiftGradTile& t, int64_t cha
         if (t.gate) grad = fma(grad, gate[p], mean_grad[p]);
         Vec<S> z = fma(x, scale[p], shift[p]);
         if (t.residual) z = add(z, load<S>(static_cast<const T*>(t.residual) + index, rest));
-        const Vec<S> dz = activation_gradient(grad, z, t.activation);
+        const Vec<S> dz = form.gradient(grad, z);
         if (t.dx) store(static_cast<T*>(t.dx) + index, mul(dz, scale[p]), rest);
         if (t.dresidual) store(static_cast<T*>(t.dresidual) + index, dz, rest);
         sum.run[p] = add(sum.run[p], dz);
@@ -80,8 +75,8 @@ CNNFAST_INLINE void scale_shift_grad_of(const ScaleShiftGradTile& t, int64_t cha
   sum_by_x.write(t.sum_by_x, channel, count);
 }
 
-template <class T, class S, int P>
-CNNFAST_INLINE void scale_shift_sums_of(const ScaleShiftSumsTile& t, int64_t channel) {
+template <class T, class S, int P, class Form>
+CNNFAST_INLINE void scale_shift_sums_of(const ScaleShiftSumsTile& t, int64_t channel, const Form& form) {
   const int64_t count = t.channels - channel;
   Vec<S> scale[P], shift[P];
 #pragma GCC unroll 4
@@ -93,17 +88,14 @@ CNNFAST_INLINE void scale_shift_sums_of(const ScaleShiftSumsTile& t, int64_t cha
   for (int64_t first = 0; first < t.pixels; first += kSumRun) {
     for (int64_t i = first; i < smaller(first + kSumRun, t.pixels); ++i) {
       const int64_t at = i * t.channels + channel;
-      Vec<S> y[P];
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p)
-        y[p] = fma(load<S>(static_cast<const T*>(t.x) + at + p * kPanel, count - p * kPanel), scale[p], shift[p]);
-      activate(y, t.activation);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        sum.run[p] = add(sum.run[p], y[p]);
+        const int64_t rest = count - p * kPanel, index = at + p * kPanel;
+        const Vec<S> x = load<S>(static_cast<const T*>(t.x) + index, rest);
+        const Vec<S> y = form(fma(x, scale[p], shift[p]));
+        sum.run[p] = add(sum.run[p], y);
         if (t.grad)
-          sum_by_grad.run[p] = fma(y[p], load<S>(static_cast<const T*>(t.grad) + at + p * kPanel, count - p * kPanel),
-                                   sum_by_grad.run[p]);
+          sum_by_grad.run[p] = fma(y, load<S>(static_cast<const T*>(t.grad) + index, rest), sum_by_grad.run[p]);
       }
     }
     sum.end_run();
@@ -117,20 +109,24 @@ template <class T>
 void scale_shift_grad(const ScaleShiftGradTile& t) {
   using S = typename Compute<T>::type;
   constexpr int kPanels = 2;
-  int64_t channel = 0;
-  for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
-    scale_shift_grad_of<T, S, kPanels>(t, channel);
-  for (; channel < t.channels; channel += kPanel) scale_shift_grad_of<T, S, 1>(t, channel);
+  with_activation<S>(t.activation, [&](const auto& form) {
+    int64_t channel = 0;
+    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
+      scale_shift_grad_of<T, S, kPanels>(t, channel, form);
+    for (; channel < t.channels; channel += kPanel) scale_shift_grad_of<T, S, 1>(t, channel, form);
+  });
 }
 
 template <class T>
 void scale_shift_sums(const ScaleShiftSumsTile& t) {
   using S = typename Compute<T>::type;
-  constexpr int kPanels = 4;
-  int64_t channel = 0;
-  for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
-    scale_shift_sums_of<T, S, kPanels>(t, channel);
-  for (; channel < t.channels; channel += kPanel) scale_shift_sums_of<T, S, 1>(t, channel);
+  constexpr int kPanels = 2;
+  with_activation<S>(t.activation, [&](const auto& form) {
+    int64_t channel = 0;
+    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
+      scale_shift_sums_of<T, S, kPanels>(t, channel, form);
+    for (; channel < t.channels; channel += kPanel) scale_shift_sums_of<T, S, 1>(t, channel, form);
+  });
 }
 
 }  // namespace
