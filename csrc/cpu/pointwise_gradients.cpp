@@ -406,7 +406,10 @@ class Op {
       add_parts(static_cast<double*>(sum.mutable_data_ptr()), static_cast<const double*>(parts_->const_data_ptr()));
     else
       add_parts(static_cast<float*>(sum.mutable_data_ptr()), static_cast<const float*>(parts_->const_data_ptr()));
-    return g_left_ ? sum : torch::stable::contiguous(torch::stable::transpose(sum, 0, 1));
+    if (g_left_) return sum;
+    Tensor turned = torch::stable::empty(Ints{cols, rows, 1, 1}, sum.scalar_type(), std::nullopt, sum.device());
+    torch::stable::copy_(turned, torch::stable::transpose(sum, 0, 1));
+    return turned;
   }
 };
 
