@@ -97,13 +97,14 @@ class Walk {
   char *const dx_, *const share_bytes_;
   const int64_t block_, channel_, channels_, share_, band_;
   int64_t first_image_, last_image_;
+  const bool dense_;                    // all channels
   const bool g_in_place_, x_in_place_;  // g is grad; a is x, and da is dx
   char *g_, *z_, *a_, *slope_, *da_;
   std::vector<DepthwiseTaps> taps_;
 };
 
-// Enough tasks for any team of threads; pixels of one that has several images, rows of a band.
-constexpr int64_t kTasks = 64, kTaskPixels = 196, kBandRows = 32;
+// Enough tasks for a team of threads; pixels of one that has several images, rows of a band, channels of a block.
+constexpr int64_t kTasks = 16, kTaskPixels = 196, kBandRows = 32, kLeastBlock = 64;
 
 DepthwiseBackward::DepthwiseBackward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Maybe& bias,
                                      const Conv& conv, const Around& around, int64_t wanted)
@@ -143,19 +144,18 @@ DepthwiseBackward::DepthwiseBackward(const Tensor& grad, const Tensor& x, const 
 }
 
 Parts DepthwiseBackward::cut() const {
-  const int64_t rows = around.pre_activation > 0 ? 3 : 2;  // a, da, and the slope of a curve
-  const int64_t pixels = ring * multiplier * conv.out_w + rows * conv.w;
+  const int64_t pixels = ring * multiplier * conv.out_w + 2 * conv.w;
   Parts p{};
-  p.block = std::max(kTileBytes / (pixels * scalar) / kPanel * kPanel, kPanel);
-  p.blocks = ceil_div(padded, p.block);
-  p.block = round_up(ceil_div(padded, p.blocks), kPanel);
-  p.blocks = ceil_div(padded, p.block);
   const int64_t n = std::max<int64_t>(1, conv.n), image = std::max<int64_t>(1, conv.h * conv.w);
-  p.images = std::clamp<int64_t>(std::min(kTaskPixels / image, n * p.blocks / kTasks), 1, n);
-  p.groups = ceil_div(conv.n, p.images);
-  const int64_t bands = std::clamp<int64_t>(ceil_div(kTasks, n * p.blocks), 1, ceil_div(conv.h, kBandRows));
+  const int64_t bands = std::clamp<int64_t>(ceil_div(kTasks, n), 1, ceil_div(conv.h, kBandRows));
   p.rows = ceil_div(conv.h, bands);
   p.bands = ceil_div(conv.h, p.rows);
+  const int64_t fitting = std::max(2 * kTileBytes / (pixels * scalar), kLeastBlock);
+  const int64_t wanted = std::min(ceil_div(kTasks, n * p.bands), ceil_div(padded, kLeastBlock));
+  p.block = round_up(ceil_div(padded, std::max(ceil_div(padded, fitting), wanted)), kPanel);
+  p.blocks = ceil_div(padded, p.block);
+  p.images = std::clamp<int64_t>(std::min(kTaskPixels / image, n * p.blocks / kTasks), 1, n);
+  p.groups = ceil_div(conv.n, p.images);
   return p;
 }
 
@@ -224,6 +224,7 @@ Walk::Walk(const DepthwiseBackward& op, int64_t task)
       band_(share_ % op.parts.bands),
       first_image_(share_ / op.parts.bands * op.parts.images),
       last_image_(std::min(first_image_ + op.parts.images, op.conv.n)),
+      dense_(op.parts.blocks == 1 && op.multiplier == 1),
       g_in_place_(whole(op) && op.multiplier == 1 && !op.around.add && op.around.activation == 0 && !op.wants(2)),
       x_in_place_(whole(op) && !op.around.scale && op.around.pre_activation == 0) {
   const int64_t pixel = block_ * op.scalar, width = op.conv.w * pixel, out = op.conv.out_w * pixel * op.multiplier;
@@ -291,6 +292,7 @@ void Walk::output_row(int64_t n, int64_t row, bool counts) {
   t.grad = grad_ + from;
   t.y = y_ ? y_ + from : nullptr;
   t.pixel = op_.out_channels;
+  t.ahead = dense_ ? conv.out_w * op_.out_channels : 0;
   t.add = channels_of(around.add, channel + (around.add && around.add->dim() == 4 ? n * op_.out_channels : 0));
   t.times = channels_of(around.times, channel);
   t.z = z_;
@@ -315,6 +317,7 @@ void Walk::input_row(int64_t n, int64_t row) {
   t.x = x_ + from;
   t.dx = op_.wants(0) ? dx_ + from : nullptr;
   t.x_pixel = conv.c;
+  t.ahead = dense_ ? conv.w * conv.c : 0;
   t.scale = channels_of(op_.around.scale, channel_);
   t.shift = channels_of(op_.around.shift, channel_);
   t.a = a_;
@@ -348,6 +351,8 @@ void Walk::input_row(int64_t n, int64_t row) {
   taps.a_pixel = taps.dx_pixel = x_in_place_ ? conv.c : block_;
   taps.dx = !op_.wants_input() ? nullptr : x_in_place_ ? t.dx : da_;
   taps.width = conv.w;
+  taps.grad_ahead = g_in_place_ && dense_ ? conv.out_w * op_.out_channels : 0;
+  taps.ahead = x_in_place_ ? t.ahead : 0;
   taps.channels = round_up(channels_, kPanel);
   taps.window = w;
   op_.table.depthwise_taps[compute_index(op_.storage)](taps);

@@ -24,9 +24,9 @@ class DepthwiseBackwardTester : public PlanesTester {
     for (Buffer* buffer : {&grad, &y, &plus, &times, &z, &sums}) buffer->draw(random_);
     const std::vector<double> before = values(sums);
     table_.depthwise_output_gradient[static_cast<int>(storage)](
-        {grad.data(), multiplied ? y.data() : nullptr, pixel, added ? plus.data() : nullptr,
-         multiplied ? times.data() : nullptr, act ? z.data() : nullptr, z_pixel, g.data(), g_pixel, g_plane,
-         summed ? sums.data() : nullptr, sums_plane, pixels, c, m, activation(act)});
+        {grad.data(), multiplied ? y.data() : nullptr, pixel, random_.below(2) * pixels * pixel,
+         added ? plus.data() : nullptr, multiplied ? times.data() : nullptr, act ? z.data() : nullptr, z_pixel,
+         g.data(), g_pixel, g_plane, summed ? sums.data() : nullptr, sums_plane, pixels, c, m, activation(act)});
     for (int64_t k = 0; k < out; ++k) {
       const int64_t plane = k % m, channel = k / m;
       double sum = before[plane * sums_plane + channel], sum_size = std::abs(sum);
@@ -66,6 +66,7 @@ class DepthwiseBackwardTester : public PlanesTester {
     const DepthwiseInputTile tile{x.data(),
                                   wanted ? dx.data() : nullptr,
                                   x_pixel,
+                                  random_.below(2) * pixels * x_pixel,
                                   scaled ? scale.data() : nullptr,
                                   shifted ? shift.data() : nullptr,
                                   a.data(),
@@ -125,7 +126,8 @@ class DepthwiseBackwardTester : public PlanesTester {
       taps.push_back(
           {grad.at(row * grad_row), weight.at(row * window), wanted & 2 ? dweight.at(row * window) : nullptr});
     table_.depthwise_taps[pair()]({taps.data(), rows, tap, grad_pixel, h.out, a.data(), a_pixel,
-                                   wanted & 1 ? dx.data() : nullptr, dx_pixel, h.size, c, window_of(h)});
+                                   wanted & 1 ? dx.data() : nullptr, dx_pixel, h.size, c, random_.below(2) * grad_row,
+                                   random_.below(2) * h.size * a_pixel, window_of(h)});
     for (int64_t i = 0; i < dx.count(); ++i) {
       const int64_t column = i / dx_pixel, channel = i % dx_pixel;
       if (!(wanted & 1) || channel >= c) {

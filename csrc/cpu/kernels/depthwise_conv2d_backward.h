@@ -48,6 +48,17 @@ CNNFAST_INLINE Vec<S> load_every(const T* p, int64_t step, Count count) {
   return load<S>(lanes);
 }
 
+// Asks for the row that comes next, a panel at each step of the row that is passed panel by panel: in the order of the
+// addresses, which prefetchers follow, as they don't follow the panel's.
+template <class T>
+struct Ahead {
+  const T* next;
+  int64_t step;
+  CNNFAST_INLINE Ahead(const void* row, int64_t ahead, int64_t channel, int64_t pixels)
+      : next(static_cast<const T*>(row) + (ahead ? ahead + channel * pixels : 0)), step(ahead ? kPanel : 0) {}
+  CNNFAST_INLINE void operator()(int64_t pixel) const { __builtin_prefetch(next + pixel * step, 0, 2); }
+};
+
 template <class T>
 void depthwise_output_gradient(const DepthwiseOutputGradientTile& t) {
   using S = typename Compute<T>::type;
@@ -70,17 +81,25 @@ void depthwise_output_gradient(const DepthwiseOutputGradientTile& t) {
         sum = add(sum, v);
       }
     };
-    const auto at = [&](const T* p, int64_t i) { return load_every<S>(p + i * pixel, step, count); };
+    const Ahead<T> grad_ahead(t.grad, t.ahead, channel, pixels), y_ahead(t.y, t.y ? t.ahead : 0, channel, pixels);
+    const auto grad_at = [&](int64_t i) {
+      grad_ahead(i);
+      return load_every<S>(grad + i * pixel, step, count);
+    };
+    const auto y_at = [&](int64_t i) {
+      y_ahead(i);
+      return load_every<S>(y + i * pixel, step, count);
+    };
     if (t.activation.code)
       row([&](int64_t i) {
-        return activation_gradient(add(at(grad, i), plus), load_every<S>(z + i * t.z_pixel, step, count), t.activation);
+        return activation_gradient(add(grad_at(i), plus), load_every<S>(z + i * t.z_pixel, step, count), t.activation);
       });
     else if (y)
-      row([&](int64_t i) { return add(fma(at(y, i), times, plus), at(grad, i)); });
+      row([&](int64_t i) { return add(fma(y_at(i), times, plus), grad_at(i)); });
     else if (t.add)
-      row([&](int64_t i) { return add(at(grad, i), plus); });
+      row([&](int64_t i) { return add(grad_at(i), plus); });
     else
-      row([&](int64_t i) { return at(grad, i); });
+      row([&](int64_t i) { return grad_at(i); });
     if (!t.sums) return;
     S* sums = static_cast<S*>(t.sums) + q * t.sums_plane + channel;
     store(sums, add(load<S>(sums), sum));
@@ -126,7 +145,9 @@ void depthwise_input(const DepthwiseInputTile& t) {
     const Affine<S> affine(t, channel, count);
     const T* x = static_cast<const T*>(t.x) + channel;
     S* a = static_cast<S*>(t.a) + channel;
+    const Ahead<T> x_ahead(t.x, t.ahead, channel, pixels);
     for (int64_t i = 0; i < pixels; ++i, x += x_pixel, a += a_pixel) {
+      x_ahead(i);
       store(a, clamp(affine(load<S>(x, count))));  // a curve's bounds are infinite
     }
   });
@@ -146,12 +167,14 @@ void depthwise_input_gradient(const DepthwiseInputTile& t) {
     const S* da = static_cast<const S*>(t.da) + channel;
     const S* slope = static_cast<const S*>(t.slope) + channel;
     Vec<S> products = Vec<S>::zero(), sum = Vec<S>::zero();
+    const Ahead<T> dx_ahead(t.dx, dx ? t.ahead : 0, channel, pixels);
     const auto row = [&](auto gradient) {
       for (int64_t i = 0; i < pixels; ++i) {
         const Vec<S> v = load<S>(x + i * x_pixel, count), dz = gradient(i, v);
         products = fma(dz, v, products);
         sum = add(sum, dz);
         if (!dx) continue;
+        dx_ahead(i);
         store(dx + i * x_pixel, affine.scaled ? mul(dz, affine.scale) : dz, count);
       }
     };
@@ -196,6 +219,7 @@ struct TapsRow {
   S* dx;
   int64_t grad_pixel, a_pixel, dx_pixel;
   bool added;
+  Ahead<S> grad_ahead, a_ahead, dx_ahead;
 };
 
 // R rows of the window over a strip, from pixel iw and output ow on. Edge: a bit for each output column and each pixel
@@ -207,6 +231,12 @@ CNNFAST_INLINE void depthwise_taps_strip(const TapsRow<S, R>& row, int64_t ow, i
   const S* a = row.a + iw * row.a_pixel;
   S* dx = Dx ? row.dx + iw * row.dx_pixel : nullptr;
   Vec<S> x[Strip], sum[Strip];
+#pragma GCC unroll 16
+  for (int o = 0; o < Strip; ++o) {
+    row.grad_ahead(iw + o);
+    row.a_ahead(iw + o);
+    if constexpr (Dx) row.dx_ahead(iw + o);
+  }
 #pragma GCC unroll 16
   for (int c = 0; c < C::kCount; ++c) {
 #pragma GCC unroll 16
@@ -247,7 +277,10 @@ void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, 
                       t.grad_pixel,
                       t.a_pixel,
                       t.dx_pixel,
-                      added};
+                      added,
+                      {taps[0].grad, t.grad_ahead, channel, width},
+                      {t.a, t.ahead, channel, width},
+                      {t.dx, Dx ? t.ahead : 0, channel, width}};
     Vec<S> w[R * K], dw[R * K];
 #pragma GCC unroll 16
     for (int i = 0; i < R * K; ++i) {

@@ -45,11 +45,11 @@ struct DepthwiseTile {
 // A row of the gradient of what came before the activation: (grad + add + y times) activation'(z).
 struct DepthwiseOutputGradientTile {
   const void* grad;
-  const void* y;      // or null
-  int64_t pixel;      // of grad and y
-  const void* add;    // S [channels * multiplier], or null
-  const void* times;  // likewise, beside y, which needs add
-  const void* z;      // S; read where there is an activation
+  const void* y;         // or null
+  int64_t pixel, ahead;  // of grad and y; from the row to the one that comes next where rows are dense, or 0
+  const void* add;       // S [channels * multiplier], or null
+  const void* times;     // likewise, beside y, which needs add
+  const void* z;         // S; read where there is an activation
   int64_t z_pixel;
   void* g;  // `multiplier` planes: every multiplier-th channel from 0, from 1 and so on
   int64_t g_pixel, g_plane;
@@ -62,10 +62,10 @@ struct DepthwiseOutputGradientTile {
 // A row a = activation(x scale + shift), and from da the gradients of x, scale and shift.
 struct DepthwiseInputTile {
   const void* x;
-  void* dx;  // or null
-  int64_t x_pixel;
-  const void* scale;  // S [channels], or null
-  const void* shift;  // likewise
+  void* dx;                // or null
+  int64_t x_pixel, ahead;  // likewise, of x and dx
+  const void* scale;       // S [channels], or null
+  const void* shift;       // likewise
   void* a;
   void* slope;     // activation', of curves
   const void* da;  // like a
@@ -89,6 +89,7 @@ struct DepthwiseTapsTile {
   int64_t a_pixel;
   void* dx;                           // or null
   int64_t dx_pixel, width, channels;  // whole panels
+  int64_t grad_ahead, ahead;          // as above, from the row of taps[0], and of a and dx
   Window window;
 };
 
