@@ -149,8 +149,8 @@ def test_channels_last_end_to_end(name):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_autocast(name):
-    """bfloat16 as PyTorch's autocast: of parameters, statistics and their gradients in float32 what is as exact. Those of
-    few numbers are near the exact ones by luck now and then: over 8 draws."""
+    """bfloat16 as PyTorch's autocast: of parameters, statistics and their gradients in float32 what is as exact. Few
+    numbers are near the exact ones by luck now and then: over 8 draws."""
     errors = {}
     for _ in range(8):
         plain, ours = pair(name, torch.float32)
