@@ -13,7 +13,7 @@ from numerics import unit_roundoff
 from torch import nn
 
 import cnnfast
-from cnnfast.nn import ConvBN, SyncBatchNorm2d, convert_sync_batchnorm
+from cnnfast.nn import SyncBatchNorm2d, convert_sync_batchnorm
 
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
 

@@ -149,27 +149,32 @@ def test_channels_last_end_to_end(name):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_autocast(name):
-    """bfloat16 as PyTorch's autocast: of parameters, statistics and their gradients in float32 what is as exact."""
-    plain, ours = pair(name, torch.float32)
-    exact, x = in_float64(plain).train(), torch.randn(64, 6, 9, 7)
-    results = []
-    grad = torch.randn_like(ours.eval()(x).detach())
-    for module in (ours.train(), plain, exact):
-        part = x.to(next(module.parameters()).dtype, copy=True).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=module is not exact):
-            y = module(part)
-        y.backward(grad.to(y.dtype))
-        results.append(
-            (y.detach(), part.grad, {n: p.grad for n, p in module.named_parameters()}, dict(module.named_buffers()))
-        )
-    (y, grad_x, grads, buffers), theirs, ref = results
-    assert y.dtype == theirs[0].dtype and grad_x.dtype == torch.float32
-    assert_as_exact_as(y, theirs[0], ref[0])
-    assert_as_exact_as(grad_x, theirs[1], ref[1])
-    for which, dictionary in ((2, grads), (3, buffers)):
-        for key, value in dictionary.items():
-            error, bound = (relative(v.double(), ref[which][key].double()) for v in (value, theirs[which][key]))
-            assert value.dtype == theirs[which][key].dtype and error <= 2 * bound + 2**-9, key
+    """bfloat16 as PyTorch's autocast: of parameters, statistics and their gradients in float32 what is as exact. Few
+    numbers are near the exact ones by luck now and then: over 8 draws."""
+    errors = {}
+    for _ in range(8):
+        plain, ours = pair(name, torch.float32)
+        exact, x = in_float64(plain).train(), torch.randn(64, 6, 9, 7)
+        results = []
+        grad = torch.randn_like(ours.eval()(x).detach())
+        for module in (ours.train(), plain, exact):
+            part = x.to(next(module.parameters()).dtype, copy=True).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=module is not exact):
+                y = module(part)
+            y.backward(grad.to(y.dtype))
+            grads = {f"{n} gradient": p.grad for n, p in module.named_parameters()}
+            results.append((y.detach(), part.grad, grads | dict(module.named_buffers())))
+        (y, grad_x, values), theirs, ref = results
+        assert y.dtype == theirs[0].dtype and grad_x.dtype == torch.float32
+        assert_as_exact_as(y, theirs[0], ref[0])
+        assert_as_exact_as(grad_x, theirs[1], ref[1])
+        for key, value in values.items():
+            assert value.dtype == theirs[2][key].dtype, key
+            pairs = (relative(v.double(), ref[2][key].double()) for v in (value, theirs[2][key]))
+            errors.setdefault(key, []).append(torch.tensor(list(pairs)))
+    for key, found in errors.items():
+        error, bound = torch.stack(found).mean(0)
+        assert error <= 2 * bound + 2**-9, key
 
 
 def test_grad_scaler():
