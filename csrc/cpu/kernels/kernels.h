@@ -203,9 +203,9 @@ struct ActivationGradTile {
 struct ChannelSumsTile {
   static constexpr int64_t kRun = 8;  // pixels that are all alike: off by at most 4 units
   const void* x;
-  const void* by;          // like x, or null
-  int64_t x_pixel, ahead;  // likewise, of x and dx
-  void* sums;              // S
+  const void* by;  // like x, or null
+  int64_t x_pixel;
+  void* sums;  // S
   int64_t pixels, channels;
   int64_t run;  // pixels added in order: kRun, or 1 where they are sums themselves
   double factor;
