@@ -76,11 +76,6 @@ def test_less_is_kept_than_by_plain_layers(name):
     assert ours - parameters <= 0.7 * (theirs - parameters)
 
 
-class Own(nn.BatchNorm2d):
-    def forward(self, x):
-        return super().forward(x)
-
-
 @pytest.mark.parametrize("what", ("hook", "global hook", "subclass", "parametrized", "reference"))
 def test_layer_by_layer(what, caplog, monkeypatch):
     """Where somebody wants to see a layer, or it computes something else; said once, but of what is asked for."""
