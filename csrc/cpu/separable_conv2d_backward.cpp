@@ -87,8 +87,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_back
     Tensor grad, Tensor x, Tensor dw_weight, Maybe dw_bias, Tensor pw_weight, Maybe pw_bias, Maybe residual,
     Ints stride, Ints padding, Ints dilation, bool first_is_pointwise, int64_t pre_activation, int64_t mid_activation,
     int64_t activation_code, int64_t output_mask, int64_t backend) {
-  // Beneath an activation all is in the compute type: its slope is that of a result that isn't rounded.
-  const ScalarType dtype = activation_code ? compute_dtype(storage_of(x, "x")) : x.scalar_type();
+  // Beneath an activation all is in the compute type: its slope is that of a result that isn't rounded. So it is where the
+  // first stage's bias is wider than x: its gradient is the sum of the intermediate's.
+  const Maybe& first_bias = first_is_pointwise ? pw_bias : dw_bias;
+  const bool wide_bias = first_bias && first_bias->scalar_type() != x.scalar_type();
+  const ScalarType dtype = activation_code || wide_bias ? compute_dtype(storage_of(x, "x")) : x.scalar_type();
   const Ints unit{1, 1};
   const Geometry at{stride, padding, dilation, backend};
   const Weights w{to_dtype(dw_weight, dtype), to_dtype(dw_bias, dtype), to_dtype(pw_weight, dtype),
