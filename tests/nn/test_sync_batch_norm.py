@@ -45,19 +45,25 @@ def test_as_one_process(sizes, shape, options, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_exact_as_one_process(dtype):
-    """Errors no larger than twice BatchNorm2d's, or than the sums' and one rounding (numerics.py)."""
-    seed, sizes, shape = torch.seed() % 1000, [5, 2], (16, 9, 9)
-    x, grad = (torch.cat(parts).contiguous(memory_format=NHWC) for parts in inputs(seed, sizes, shape, dtype))
-    exact = normed(make_norm(shape[0], torch.float64, {}), x.double(), grad.double())
-    theirs = normed(make_norm(shape[0], dtype, {}), x, grad)
-    got = in_processes(sync_norm, 2, seed, sizes, shape, dtype, {}, NHWC)
+    """Errors no larger than twice BatchNorm2d's, or than the sums' and one rounding (numerics.py): in the mean of four
+    draws, since a gradient of a weight owes its error to the one channel whose mean is farthest from zero."""
+    errors = {}
+    sizes, shape = [5, 2], (16, 9, 9)
+    for seed in torch.randint(1000, (4,)).tolist():
+        x, grad = (torch.cat(parts).contiguous(memory_format=NHWC) for parts in inputs(seed, sizes, shape, dtype))
+        exact = normed(make_norm(shape[0], torch.float64, {}), x.double(), grad.double())
+        theirs = normed(make_norm(shape[0], dtype, {}), x, grad)
+        got = in_processes(sync_norm, 2, seed, sizes, shape, dtype, {}, NHWC)
+        for name, value in exact.items():
+            ours = torch.cat([results[name] for results in got]) if name.startswith(("y", "grad_x")) else got[0][name]
+            if name.startswith(("grad_weight", "grad_bias")):
+                ours = got[0][name] + got[1][name]
+            assert ours.dtype == theirs[name].dtype, name
+            pair = torch.tensor([relative(t.double(), value.double()) for t in (ours, theirs[name])])
+            errors[name] = errors.get(name, 0) + pair / 4
     rounding = unit_roundoff(dtype) + (4 + (x.numel() / shape[0]) ** 0.5 / 2) * 2**-24
-    for name, value in exact.items():
-        ours = torch.cat([results[name] for results in got]) if name.startswith(("y", "grad_x")) else got[0][name]
-        if name.startswith(("grad_weight", "grad_bias")):
-            ours = got[0][name] + got[1][name]
-        bound = max(2 * relative(theirs[name].double(), value.double()), rounding)
-        assert ours.dtype == theirs[name].dtype and relative(ours.double(), value.double()) <= bound, name
+    for name, (error, bound) in errors.items():
+        assert error <= max(2 * bound, rounding), name
 
 
 def test_one_value_per_channel():
