@@ -22,9 +22,11 @@ from cnnfast.models.xception import Block
 pytestmark = pytest.mark.slow
 
 STEPS, BATCH, CLASSES = 50, 16, 10
-# size of the images, rate; the networks are as narrow as their packages let them be
+# size of the images, rate; the networks are as narrow as their packages let them be. At a rate of 1e-3 mobilenet_v2's
+# losses are 1e-9 apart after 40 steps, as PyTorch's in two memory formats are, and one activation on the other side of
+# ReLU6's kink then moves the parameters by 1e-6; at half the rate they are 1e-12 apart at the end.
 NETWORKS = {
-    "mobilenet_v2": (48, 1e-3, dict(width_mult=0.35, dropout=0.0), dict(width_mult=0.35, drop_rate=0.0)),
+    "mobilenet_v2": (48, 5e-4, dict(width_mult=0.35, dropout=0.0), dict(width_mult=0.35, drop_rate=0.0)),
     "tf_efficientnet_lite0": (48, 2e-3, dict(drop_rate=0.0), dict(drop_rate=0.0)),
     "xception": (48, 1e-3, {}, {}),
     "lenet5": (32, 1e-3, {}, {}),
