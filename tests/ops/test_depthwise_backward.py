@@ -1,8 +1,8 @@
 """Gradients of the depthwise ops where the kernels take another way: blocks, bands and groups, broken panels, strips.
 
-Fails if a gradient differs from the reference's by more than the policy allows, a gradient's bits depend on which others
-are asked for or on the number of threads, a NaN, an infinity or a padded window spreads otherwise than in the
-reference, or 16-bit tensors are copied as a whole.
+Fails if a gradient differs from the reference's by more than the policy allows, if its bits depend on the threads or
+on which others are asked for, if a NaN or an infinity spreads beyond the taps that meet it, or if 16-bit tensors are
+copied as a whole.
 """
 
 import itertools

@@ -6,16 +6,20 @@
 //   da = sum over taps of g weight, dweight += sum over the row of g a: each g and each a is loaded once for both
 //   dx = da pre_activation'(x scale + shift) scale, and the sums that are the gradients of scale and shift
 //
-// Layout   grad, y, x, dx: pixels of contiguous channels, in their storage; g, a, da: the same in scratch, of the compute
-//          type: panel after panel, so that a row of one is read in order. Where a is x and da is dx, those are used where they lie.
-// Tile     kPanel channels x a strip of 7 (stride 2: 8) pixels of x's row, for up to 3 rows of the window: 18 registers of
+// Layout   grad, y, x, dx: pixels of contiguous channels, in their storage; g, a, da: in scratch, of the compute type, panel
+//          after panel, so that a row of one is read in order. Where a is x and da is dx, or g is grad, those are used
+//          where they lie.
+// Tile     kPanel channels x a strip of 5 (stride 2: 6) pixels of x's row, for up to 3 rows of the window: 18 registers of
 //          weights and their gradients, which stay for the whole row, 3 of da, 3 of a, 1 of g. 3 and 5 taps side by side
-//          at stride 1 and 2, dilation 1, are unrolled (5 and AVX2: one row of the window at once); anything else, and
-//          everything in the generic kernels, goes tap by tap over the row.
-// Bytes    grad (and y) and x are read once from memory, dx written once; from L1 a vector of g, a and da for 6 to 18 FMAs.
+//          at stride 1 and 2, dilation 1, are unrolled (5, and AVX2: one row of the window at once); the ends of a row go
+//          pixel by pixel. Anything else, and everything in the generic kernels, goes tap by tap over the row.
+// Grid     a block of channels, mostly all, of an image; rows of it in L2, the next row asked for meanwhile.
+// Bytes    grad (and y) and x are read once from memory, dx written once: 3 (4) vectors for 18 FMAs of 3 x 3, so that
+//          memory is the limit, not arithmetic; from L1 a vector of g, a and da for 6 to 18 FMAs.
 // Sums     of a row along the row, then added to those of the rows before: short chains, the same bits whatever the
 //          threads, and whichever gradients are asked for.
 // Padding  taps outside the image are skipped, not multiplied by zero.
+// Limits   broken panels and other types than the compute type pass through scratch.
 #pragma once
 #include "activations.h"
 

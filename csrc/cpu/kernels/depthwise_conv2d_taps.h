@@ -6,7 +6,7 @@ namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kTapStrip = 7, kTapRows = 3;
+constexpr int kTapStrip = 5, kTapRows = 3;  // rows of 7, 14, 28 and so on, less their two ends, are fives
 #elif defined(__AVX2__)
 constexpr int kTapStrip = 4, kTapRows = 1;
 #else
