@@ -31,7 +31,7 @@ FAULTS = {
         "false) continue; const T*",
     ),
     "a tap beside the row": (
-        "depthwise_conv2d_backward.h",
+        "depthwise_conv2d_taps.h",
         "if (iw < 0 || iw >= t.width) continue;",
         "if (iw >= t.width) continue;",
     ),

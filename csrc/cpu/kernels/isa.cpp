@@ -2,7 +2,7 @@
 #include "channels.h"
 #include "conv2d_winograd.h"
 #include "depthwise_conv2d.h"
-#include "depthwise_conv2d_backward.h"
+#include "depthwise_conv2d_taps.h"
 #include "local_response_norm.h"
 #include "pointwise_conv2d.h"
 #include "pointwise_gradients.h"

@@ -40,7 +40,7 @@ struct DepthwiseTile {
 };
 
 // Depthwise backward goes row by row of the input, for a block of channels: see depthwise_conv2d_backward.h. Rows in
-// scratch are S, their pixels whole panels of channels.
+// scratch are S and of whole panels of channels.
 
 // A row of the gradient of what came before the activation: (grad + add + y times) activation'(z).
 struct DepthwiseOutputGradientTile {
@@ -51,9 +51,9 @@ struct DepthwiseOutputGradientTile {
   const void* times;     // likewise, beside y, which needs add
   const void* z;         // S; read where there is an activation
   int64_t z_pixel;
-  void* g;  // `multiplier` planes: every multiplier-th channel from 0, from 1 and so on
-  int64_t g_pixel, g_plane;
-  void* sums;  // S, of the row, added to those before; planes likewise; or null
+  void* g;                            // `multiplier` planes: every multiplier-th channel from 0, from 1 and so on
+  int64_t g_pixel, g_panel, g_plane;  // from a pixel, a panel of channels, a plane to the next
+  void* sums;                         // S, of the row, added to those before; planes likewise; or null
   int64_t sums_plane;
   int64_t pixels, channels, multiplier;  // of the input
   Activation activation;
@@ -69,7 +69,7 @@ struct DepthwiseInputTile {
   void* a;
   void* slope;     // activation', of curves
   const void* da;  // like a
-  int64_t a_pixel;
+  int64_t a_pixel, a_panel;
   void* scale_sums;  // S [channels, rounded up to kPanel], of the row, added to those before; or null
   void* shift_sums;
   int64_t pixels, channels;
@@ -84,12 +84,11 @@ struct DepthwiseTaps {
 };
 struct DepthwiseTapsTile {
   const DepthwiseTaps* taps;
-  int64_t rows, weight_tap, grad_pixel, out_width;
+  int64_t rows, weight_tap, grad_pixel, grad_panel, out_width;
   const void* a;
-  int64_t a_pixel;
-  void* dx;                           // or null
-  int64_t dx_pixel, width, channels;  // whole panels
-  int64_t grad_ahead, ahead;          // as above, from the row of taps[0], and of a and dx
+  void* dx;                               // or null
+  int64_t pixel, panel, width, channels;  // of a and dx; whole panels
+  int64_t grad_ahead, ahead;              // as above, from the row of taps[0], and of a and dx
   Window window;
 };
 
