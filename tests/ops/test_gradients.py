@@ -200,14 +200,18 @@ def test_batch_of_none(op):
         assert gradient.shape == case.tensors[name].shape and not gradient.any(), name
 
 
+@pytest.mark.parametrize("activation", (None, "relu"))
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_float32_bias_beside_low_precision(op, dtype):
-    case = make_away_from_kinks(op, fresh_generator(), dtype=dtype)
-    for name in case.parameters:
-        if name.endswith("bias"):
-            case.tensors[name] = case.tensors[name].float()
-    check_gradients(case)
+def test_float32_bias_beside_low_precision(op, dtype, activation):
+    """The bias's gradient is a float32 sum of what was never rounded to x's dtype."""
+    for pointwise_first in (False, True)[: 1 + (op == "separable_conv2d")]:
+        options = {"pointwise_first": pointwise_first} if op == "separable_conv2d" else {}
+        case = make_away_from_kinks(op, fresh_generator(), dtype=dtype, activation=activation, **options)
+        for name in case.parameters:
+            if name.endswith("bias"):
+                case.tensors[name] = case.tensors[name].float()
+        check_gradients(case)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
