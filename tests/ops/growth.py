@@ -16,6 +16,7 @@ from numerics import fresh_generator
 from op_cases import OPS, Case, make
 
 import cnnfast.ops
+from cnnfast import _C
 from cnnfast.bench.timing import peak_growth
 
 TILE_BYTES = 2_500_000  # of a band: csrc/cpu/stages.h's kTileBytes, four times it where halos are large; rows; panels
@@ -59,6 +60,8 @@ def measure(op: str, form: str, dtype: str) -> dict[str, object]:
     if excite:  # wants an image's depthwise result as a whole, and that of all rows of x
         size = (32, 56, 56)
         tile += 56 * 56 * (case.tensors["dw_weight"].shape[0] + 32 + CHANNELS) * 4
+    if name == "conv2d" and _C.isa == "amx" and dtype != "bfloat16":  # the band again, as three bfloat16 (amx_planes.h)
+        tile += 4 * 290_000 * 6 // 4
     call = call_of(name, form, case)
     call(with_images(case, 2, 16, 16))  # code is loaded, threads are there
     large = with_images(case, *size)
