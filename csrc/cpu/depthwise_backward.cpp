@@ -13,7 +13,7 @@ namespace cnnfast::cpu {
 constexpr int64_t kTasks = 16, kShares = 64, kTaskPixels = 196, kBandRows = 32, kLeastBlock = 64;
 
 DepthwiseBackward::DepthwiseBackward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Maybe& bias,
-                                     const Conv& conv, const Around& around, int64_t wanted)
+                                     const Conv& conv, const Around& around, int64_t wanted, const Maybe& into)
     : storage(storage_of(x, "x")),
       table(kernels(storage)),
       conv(conv),
@@ -39,7 +39,7 @@ DepthwiseBackward::DepthwiseBackward(const Tensor& grad, const Tensor& x, const 
         return begin;
       }()) {
   const ScalarType dtype = compute_dtype(storage);
-  if (wants(0)) dx = empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, x.scalar_type());
+  if (wants(0)) dx = into ? *into : empty_channels_last(x, conv.n, conv.c, conv.h, conv.w, x.scalar_type());
   // Of no image too, there is one share: of zeros.
   const Ints size{std::max<int64_t>(1, parts.shares()), first[kSums]};
   shares = torch::stable::empty(size, dtype, std::nullopt, x.device());

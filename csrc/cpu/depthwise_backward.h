@@ -26,9 +26,9 @@ struct Parts {
 };
 
 struct DepthwiseBackward {
-  // wanted: bits for x, weight, bias, scale and shift.
+  // wanted: bits for x, weight, bias, scale and shift. into: where x's gradient goes, else a new image.
   DepthwiseBackward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Maybe& bias, const Conv& conv,
-                    const Around& around, int64_t wanted);
+                    const Around& around, int64_t wanted, const Maybe& into = std::nullopt);
 
   bool wants(int bit) const { return wanted >> bit & 1; }
   bool wants_input() const { return wanted & 0b11001; }

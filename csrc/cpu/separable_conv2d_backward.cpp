@@ -1,6 +1,9 @@
 // The gradients of separable_conv2d, in either order, and of separable_conv2d_stats. The intermediate is computed again as
 // the first stage's result, before mid_activation, and its gradient is made: two images of x's dtype; everything else is
 // in the passes of the two stages' gradients.
+#include <algorithm>
+
+#include "depthwise_backward.h"
 #include "ops.h"
 #include "pointwise_gradients.h"
 
@@ -23,35 +26,103 @@ struct Weights {
 // pointwise stage's, but for what it reads and its weight.
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Gradients depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w, const Maybe& scale,
-                          const Maybe& shift, const Geometry& at, int64_t pre_activation, int64_t output_mask) {
+// The parameters' gradients, sums over images, of the compute type.
+struct Sums {
+  Maybe dw, dw_bias, pw, pw_bias, scale, shift;
+};
+
+void add(Maybe& sum, const Maybe& more) {
+  if (!more) return;
+  if (!sum) {
+    sum = more;
+    return;
+  }
+  const auto each = [&](auto* to, const auto* from) {
+    for (int64_t i = 0; i < sum->numel(); ++i) to[i] += from[i];
+  };
+  if (sum->scalar_type() == ScalarType::Double)
+    each(static_cast<double*>(sum->mutable_data_ptr()), static_cast<const double*>(more->const_data_ptr()));
+  else
+    each(static_cast<float*>(sum->mutable_data_ptr()), static_cast<const float*>(more->const_data_ptr()));
+}
+
+// Of some images; dx is written, where there is one.
+void depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w, const Around& around,
+                     const Geometry& at, int64_t output_mask, const Maybe& dx, Sums& sums) {
   const auto bit = [&](int i) { return output_mask >> i & 1; };
   const Tensor mid =
-      scale ? std::get<0>(depthwise_conv2d_stats(x, w.dw, w.dw_bias, scale, shift, at.stride, at.padding, at.dilation,
-                                                 pre_activation, at.backend))
-            : depthwise_conv2d(x, w.dw, w.dw_bias, at.stride, at.padding, at.dilation, pre_activation, 0, at.backend);
+      around.scale ? std::get<0>(depthwise_conv2d_stats(x, w.dw, w.dw_bias, around.scale, around.shift, at.stride,
+                                                        at.padding, at.dilation, around.pre_activation, at.backend))
+                   : depthwise_conv2d(x, w.dw, w.dw_bias, at.stride, at.padding, at.dilation, around.pre_activation, 0,
+                                      at.backend);
   of.x = channels_last(mid);
-  of.weight = w.pw;
   PointwiseGradients pointwise{};
   pointwise.x_wanted = output_mask & 0b1100111;
   pointwise.weight_wanted = bit(3);
   pointwise.bias_wanted = bit(4) && w.pw_bias;
   pointwise_gradients(of, pointwise);
-  Tensor dx = no_gradient(x), ddw = no_gradient(w.dw), ddb = no_gradient(w.dw_bias ? *w.dw_bias : w.dw),
-         dscale = no_gradient(scale ? *scale : x), dshift = no_gradient(shift ? *shift : x);
-  if (pointwise.x_wanted && scale) {
-    Tensor none = torch::stable::empty(Ints{mid.size(1)}, scale->scalar_type(), std::nullopt, x.device());
-    torch::stable::zero_(none);
-    std::tie(dx, ddw, ddb, dscale, dshift) = depthwise_conv2d_stats_backward(
-        *pointwise.x, none, none, x, w.dw, w.dw_bias, scale, shift, mid, at.stride, at.padding, at.dilation,
-        pre_activation, (output_mask & 7) | bit(5) << 3 | bit(6) << 4, at.backend);
-  } else if (pointwise.x_wanted) {
-    std::tie(dx, ddw, ddb) = depthwise_conv2d_backward(*pointwise.x, x, w.dw, w.dw_bias, at.stride, at.padding,
-                                                       at.dilation, pre_activation, 0, output_mask & 7, at.backend);
+  add(sums.pw, pointwise.weight);
+  add(sums.pw_bias, pointwise.bias);
+  if (!pointwise.x_wanted) return;
+  const int64_t given = 3 | (w.dw_bias ? 4 : 0) | (around.scale ? 8 : 0) | (around.shift ? 16 : 0);
+  const DepthwiseBackward depthwise(*pointwise.x, x, w.dw, w.dw_bias,
+                                    conv_of(x, w.dw.size(2), w.dw.size(3), at.stride, at.padding, at.dilation), around,
+                                    given & ((output_mask & 7) | bit(5) << 3 | bit(6) << 4), dx);
+  const auto take = [&](Maybe& sum, int i, Sum which) {
+    if (depthwise.wants(i)) add(sum, depthwise.sum(which));
+  };
+  take(sums.dw, 1, kWeight);
+  take(sums.dw_bias, 2, kBias);
+  take(sums.scale, 3, kScale);
+  take(sums.shift, 4, kShift);
+}
+
+// The intermediate and its gradient, in memory that is kept for the next call: an allocator would map it anew, and the
+// system zero it.
+class Intermediates {
+ public:
+  Intermediates() { arena_.take(true); }
+  ~Intermediates() { arena_.close(); }
+  void forget() { arena_.keep({}); }
+
+ private:
+  ImageArena& arena_ = ImageArena::open();
+};
+
+// By groups of images, so that what is kept stays small.
+Gradients depthwise_first(const PointwiseGradientsOf& of, const Tensor& x, const Weights& w, const Maybe& scale,
+                          const Maybe& shift, const Geometry& at, int64_t pre_activation, int64_t output_mask) {
+  constexpr int64_t kGroupBytes = 64 * 1024 * 1024;
+  const int64_t n = std::max<int64_t>(1, x.size(0)), pixels = of.grad.size(2) * of.grad.size(3);
+  const int64_t image = pixels * w.dw.size(0) * storage_size(storage_of(x, "x"));
+  const int64_t most = std::max<int64_t>(1, kGroupBytes / std::max<int64_t>(1, image));
+  const int64_t group = ceil_div(n, ceil_div(n, most));
+  Around around{};
+  around.scale = scale;
+  around.shift = shift;
+  around.pre_activation = pre_activation;
+  Maybe dx;
+  if (output_mask & 1) dx = empty_channels_last(x, x.size(0), x.size(1), x.size(2), x.size(3), x.scalar_type());
+  Sums sums;
+  Intermediates intermediates;
+  for (int64_t first = 0; first < n; first += group) {
+    const auto images = [&](Tensor t) {
+      return group >= n ? t : torch::stable::narrow(t, 0, first, std::min(group, n - first));
+    };
+    const auto maybe_images = [&](const Maybe& t) { return t ? Maybe(images(*t)) : std::nullopt; };
+    PointwiseGradientsOf some = of;
+    some.grad = images(of.grad);
+    some.y = maybe_images(of.y);
+    some.weight = w.pw;
+    depthwise_first(some, images(x), w, around, at, output_mask, maybe_images(dx), sums);
+    intermediates.forget();
   }
-  using G = PointwiseGradients;
-  return {dx,     ddw,   ddb, G::of(w.pw, pointwise.weight), G::of(w.pw_bias ? *w.pw_bias : w.pw, pointwise.bias),
-          dscale, dshift};
+  const auto gradient = [&](const Maybe& parameter, const Maybe& sum) {
+    return PointwiseGradients::of(parameter ? *parameter : x, sum);
+  };
+  return {dx ? *dx : no_gradient(x),  gradient(w.dw, sums.dw),           gradient(w.dw_bias, sums.dw_bias),
+          gradient(w.pw, sums.pw),    gradient(w.pw_bias, sums.pw_bias), gradient(scale, sums.scale),
+          gradient(shift, sums.shift)};
 }
 
 Gradients pointwise_first(const Tensor& grad, const Tensor& mid, const Tensor& x, const Weights& w, const Geometry& at,
