@@ -105,6 +105,15 @@ STABLE_TORCH_LIBRARY(cnnfast, m) {
   m.def(
       "scale_shift_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor? residual, int activation,"
       " int output_mask, int backend=0) -> (Tensor, Tensor, Tensor, Tensor)");
+  // F.max_pool2d of activation(x * scale + shift) by max_pool (kernel, stride, padding), and, uint8, which of its window's
+  // pixels each result is
+  m.def(
+      "scale_shift_max_pool(Tensor x, Tensor scale, Tensor shift, int[] max_pool, int activation, int backend=0)"
+      " -> (Tensor, Tensor)");
+  // gradients of x, scale, shift
+  m.def(
+      "scale_shift_max_pool_backward(Tensor grad, Tensor x, Tensor scale, Tensor shift, Tensor taps, int[] max_pool,"
+      " int activation, int output_mask, int backend=0) -> (Tensor, Tensor, Tensor)");
   // squeeze_excite of z = activation(x * scale + shift): y = z * gates
   m.def(
       "scale_shift_excite(Tensor x, Tensor scale, Tensor shift, Tensor reduce_weight, Tensor? reduce_bias,"

@@ -14,7 +14,7 @@ from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_mode
 from cnnfast.nn import DepthwiseConv2d, FusedModule, GlobalPool, PointwiseConv2d
 from cnnfast.nn.fused import NotFusable
 from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d, fuse_separable_conv2d
-from cnnfast.nn.training import check_device, in_layout_of, separable_step, step
+from cnnfast.nn.training import Pending, check_device, in_layout_of, separable_step, step
 
 
 class Separable(nn.Module):
@@ -141,15 +141,18 @@ class Block(FusedModule):
         skip = None if self.skip is None else step(self.skip, self.skipbn, None, self.backend)
         check_device(rep[0].pointwise.weight.device, self.backend)
 
+        def pooled(y: Pending) -> Tensor:  # the op's pooling has no dilation
+            return pool(y.tensor()) if isinstance(pool, DilatedMaxPool2d) else y.max_pooled(pool)
+
         def call(x: Tensor) -> Tensor:
             y: Any = x
             for unit in steps:
                 y = unit(y)
             if not self.residual:
-                return y.tensor() if pool is None else pool(y.tensor())
+                return y.tensor() if pool is None else pooled(y)
             if pool is None:
                 return y.tensor(x if skip is None else skip(x).tensor())
-            y = pool(y.tensor())
+            y = pooled(y)
             return y + x if skip is None else skip(x).tensor(y)
 
         return lambda x: in_layout_of(x, call)

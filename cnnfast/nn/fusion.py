@@ -118,7 +118,7 @@ def fuse_separable_conv2d(
     if options.get("order") == "pointwise_first":
         convs = [pw, dw]
     elif max_pool is not None and _takes_packed("separable_conv2d", dw.weight.device, options["backend"]):
-        shape["max_pool"], max_pool = _pooling(max_pool), None
+        shape["max_pool"], max_pool = pooling(max_pool), None
     call = _fuse("separable_conv2d", convs, stages, shape, dict(**_geometry(dw), **options))
     return call if max_pool is None else lambda x: max_pool(call(x))
 
@@ -347,7 +347,7 @@ def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
     return False  # where a backend that the user named can't run, the op itself says why
 
 
-def _pooling(pool: Layer) -> tuple[int, int, int]:
+def pooling(pool: Layer) -> tuple[int, int, int]:
     """(kernel, stride, padding)"""
     kernel, stride, padding = (getattr(pool, name, None) for name in ("kernel_size", "stride", "padding"))
     if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):

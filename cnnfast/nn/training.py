@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnfast import ops
 from cnnfast.nn.fused import NotFusable, only_calls
-from cnnfast.nn.fusion import activation_name, check_depthwise, check_pointwise, check_stage
+from cnnfast.nn.fusion import activation_name, check_depthwise, check_pointwise, check_stage, pooling
 from cnnfast.nn.layers import Conv2dSame, DropPath, PointwiseConv2d
 from cnnfast.ops import activations, backends
 
@@ -37,6 +37,13 @@ class Pending(NamedTuple):
             return activations.FUNCTIONS[self.activation](z)
         rows = self.y, self.scale, self.shift
         return ops.scale_shift(*rows, residual, activation=self.activation, backend=self.backend)
+
+    def max_pooled(self, pool: Layer) -> Tensor:
+        """pool(activation(y * scale + shift)), a max pooling; in one pass where the backend has it."""
+        if backends.can_run("scale_shift_max_pool", self.backend, self.y.device):
+            return pool(self.tensor())
+        rows = self.y, self.scale, self.shift
+        return ops.scale_shift_max_pool(*rows, pooling(pool), activation=self.activation, backend=self.backend)
 
 
 Input = Tensor | Pending

@@ -14,6 +14,7 @@ from cnnfast.ops.inverted_residual import inverted_residual, inverted_residual_p
 from cnnfast.ops.local_response_norm import local_response_norm
 from cnnfast.ops.pointwise_conv2d import pack_pointwise_conv2d, pointwise_conv2d, pointwise_conv2d_packed
 from cnnfast.ops.scale_shift import scale_shift, scale_shift_excite
+from cnnfast.ops.scale_shift_max_pool import scale_shift_max_pool
 from cnnfast.ops.separable_conv2d import pack_separable_conv2d, separable_conv2d, separable_conv2d_packed
 from cnnfast.ops.squeeze_excite import pack_squeeze_excite, squeeze_excite, squeeze_excite_packed
 from cnnfast.ops.stats import conv2d_stats, depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
@@ -43,6 +44,7 @@ __all__ = [
     "pointwise_conv2d_stats",
     "scale_shift",
     "scale_shift_excite",
+    "scale_shift_max_pool",
     "separable_conv2d",
     "separable_conv2d_packed",
     "separable_conv2d_stats",

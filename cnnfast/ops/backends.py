@@ -38,6 +38,7 @@ OPS = (
     "separable_conv2d_stats",
     "scale_shift",
     "scale_shift_excite",
+    "scale_shift_max_pool",
     "batch_norm_scale_shift",
 )
 PACKED_ON_GPU = ("depthwise_conv2d", "depthwise_conv2d_squeeze")

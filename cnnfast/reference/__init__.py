@@ -8,7 +8,12 @@ from cnnfast.reference.depthwise_conv2d import depthwise_conv2d, depthwise_conv2
 from cnnfast.reference.inverted_residual import inverted_residual
 from cnnfast.reference.local_response_norm import local_response_norm
 from cnnfast.reference.pointwise_conv2d import pointwise_conv2d
-from cnnfast.reference.scale_shift import batch_norm_scale_shift, scale_shift, scale_shift_excite
+from cnnfast.reference.scale_shift import (
+    batch_norm_scale_shift,
+    scale_shift,
+    scale_shift_excite,
+    scale_shift_max_pool,
+)
 from cnnfast.reference.separable_conv2d import separable_conv2d
 from cnnfast.reference.squeeze_excite import squeeze_excite
 from cnnfast.reference.stats import conv2d_stats, depthwise_conv2d_stats, pointwise_conv2d_stats, separable_conv2d_stats
@@ -26,6 +31,7 @@ __all__ = [
     "pointwise_conv2d_stats",
     "scale_shift",
     "scale_shift_excite",
+    "scale_shift_max_pool",
     "separable_conv2d",
     "separable_conv2d_stats",
     "squeeze_excite",

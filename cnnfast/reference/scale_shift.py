@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cnnfast.reference.common import activate
@@ -32,6 +35,15 @@ def scale_shift_excite(
     z = scale_shift(x, scale, shift, activation=activation)
     weights = reduce_weight, expand_weight, reduce_bias, expand_bias
     return squeeze_excite(z, *weights, activation=se_activation, gate_activation=gate_activation)
+
+
+def scale_shift_max_pool(
+    x: Tensor, scale: Tensor, shift: Tensor, max_pool: Sequence[int], *, activation: str | None = None
+) -> Tensor:
+    """F.max_pool2d of activation(x * scale + shift); see cnnfast.ops.scale_shift_max_pool."""
+    z = activate(x.to(scale.dtype) * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1), activation)
+    kernel, stride, padding = max_pool
+    return F.max_pool2d(z, kernel, stride, padding).to(x.dtype)
 
 
 def batch_norm_scale_shift(

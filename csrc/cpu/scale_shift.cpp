@@ -13,50 +13,6 @@ namespace cnnfast::cpu {
 
 namespace {
 
-// Tasks of an image, and sums that each leaves.
-struct Parts {
-  Rows rows;
-  int64_t images;
-  explicit Parts(const Tensor& x) : rows(rows_of(x)), images(x.numel() ? x.size(0) : 0) {}
-  int64_t count() const { return images * rows.parts(); }
-  int64_t image(int64_t i) const { return i / rows.parts(); }
-  int64_t pixels(int64_t i) const {
-    const auto [begin, end] = rows[i % rows.parts()];
-    return (end - begin) * rows.width;
-  }
-  // Of the first row, in bytes.
-  int64_t offset(int64_t i) const { return (image(i) * rows.height + rows[i % rows.parts()].first) * rows.bytes(); }
-};
-
-class PartSums {
- public:
-  PartSums(const Tensor& x, const Parts& parts) : parts_(parts), storage_(storage_of(x, "x")) {
-    const Ints size{parts.count(), parts.rows.channels};
-    sums_ = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, x.device());
-  }
-  void* of(int64_t i) const { return mutable_bytes_of(*sums_) + i * row_bytes(); }
-  // Of all images, (C).
-  Tensor total() const { return added(Ints{parts_.rows.channels}, parts_.count(), 1, 1); }
-  // Of each image, times factor: (N, C, 1, 1).
-  Tensor by_image(double factor) const {
-    return added(Ints{parts_.images, parts_.rows.channels, 1, 1}, parts_.rows.parts(), parts_.images, factor);
-  }
-
- private:
-  int64_t row_bytes() const { return parts_.rows.channels * compute_size(storage_); }
-  Tensor added(const Ints& size, int64_t rows, int64_t images, double factor) const {
-    Tensor sums = torch::stable::empty(size, compute_dtype(storage_), std::nullopt, sums_->device());
-    for (int64_t n = 0; n < images; ++n)
-      add_rows(kernels(storage_), storage_, bytes_of(*sums_) + n * rows * row_bytes(), rows, parts_.rows.channels,
-               factor, mutable_bytes_of(sums) + n * row_bytes());
-    return sums;
-  }
-
-  Parts parts_;
-  Storage storage_;
-  Maybe sums_;
-};
-
 Maybe contiguous(const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; }
 
 const char* bytes_or_null(const Maybe& t) { return t ? bytes_of(*t) : nullptr; }
@@ -69,7 +25,7 @@ const char* row_of(const Maybe& t, int64_t n) {
 // y = activation(x * scale + shift + residual) * gates
 Tensor forward(const Scaled& of, const Maybe& residual, const Maybe& gates) {
   const Storage storage = storage_of(of.x, "x");
-  const Parts parts(of.x);
+  const ImageParts parts(of.x);
   const Tensor y =
       empty_channels_last(of.x, of.x.size(0), of.x.size(1), of.x.size(2), of.x.size(3), of.x.scalar_type());
   for_each(parts.count(), [&](int64_t i) {
@@ -100,7 +56,7 @@ Scaled::Scaled(const Tensor& x, const Maybe& scale, const Maybe& shift, int64_t 
 ScaledGradients scale_shift_gradients(const Tensor& grad, const Scaled& of, const Maybe& residual, const Maybe& gates,
                                       const Maybe& mean_grads, bool wants_x, bool wants_residual) {
   const Storage storage = storage_of(of.x, "x");
-  const Parts parts(of.x);
+  const ImageParts parts(of.x);
   const auto image = [&](bool wanted) {
     return wanted
                ? empty_channels_last(of.x, of.x.size(0), of.x.size(1), of.x.size(2), of.x.size(3), of.x.scalar_type())
@@ -138,7 +94,7 @@ struct Squeezed {
 };
 Squeezed squeezed(const Scaled& of, const Maybe& grad) {
   const Storage storage = storage_of(of.x, "x");
-  const Parts parts(of.x);
+  const ImageParts parts(of.x);
   const PartSums sums(of.x, parts);
   const auto by_grad = grad ? std::optional<PartSums>(PartSums(of.x, parts)) : std::nullopt;
   for_each(parts.count(), [&](int64_t i) {

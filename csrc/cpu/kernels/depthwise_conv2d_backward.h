@@ -26,15 +26,6 @@
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
-// f(channel, count) for each panel of `channels`; count is a constant where the panel is whole, so that loads and stores
-// need no mask.
-template <class F>
-CNNFAST_INLINE void each_panel(int64_t channels, F f) {
-  int64_t channel = 0;
-  for (; channel + kPanel <= channels; channel += kPanel) f(channel, Constant<kPanel>{});
-  if (channel < channels) f(channel, channels - channel);
-}
-
 // Of `count` channels, S or T, `step` scalars apart.
 template <class S, class T, class Count>
 CNNFAST_INLINE Vec<S> load_every(const T* p, int64_t step, Count count) {

@@ -8,6 +8,7 @@
 #include "pointwise_gradients.h"
 #include "pool2d.h"
 #include "scale_shift.h"
+#include "scale_shift_max_pool.h"
 #include "transpose.h"
 
 #define CNNFAST_STRING_(x) #x
@@ -31,6 +32,10 @@ const KernelTable table = {
     .scale_channels = {scale_channels<float>, nullptr, scale_channels<bf16>, scale_channels<f16>},
     .scale_shift_grad = {scale_shift_grad<float>, nullptr, scale_shift_grad<bf16>, scale_shift_grad<f16>},
     .scale_shift_sums = {scale_shift_sums<float>, nullptr, scale_shift_sums<bf16>, scale_shift_sums<f16>},
+    .scale_shift_max_pool = {scale_shift_max_pool<float>, nullptr, scale_shift_max_pool<bf16>,
+                             scale_shift_max_pool<f16>},
+    .scale_shift_max_pool_grad = {scale_shift_max_pool_grad<float>, nullptr, scale_shift_max_pool_grad<bf16>,
+                                  scale_shift_max_pool_grad<f16>},
     .max_pool2d = {max_pool2d<float>, nullptr, max_pool2d<bf16>, max_pool2d<f16>},
     .avg_pool2d = {avg_pool2d<float>, nullptr, avg_pool2d<bf16>, avg_pool2d<f16>},
     .local_response_norm = {local_response_norm<float>, nullptr, local_response_norm<bf16>, local_response_norm<f16>},
@@ -64,6 +69,10 @@ const KernelTable table = {
                          scale_shift_grad<f16>},
     .scale_shift_sums = {scale_shift_sums<float>, scale_shift_sums<double>, scale_shift_sums<bf16>,
                          scale_shift_sums<f16>},
+    .scale_shift_max_pool = {scale_shift_max_pool<float>, scale_shift_max_pool<double>, scale_shift_max_pool<bf16>,
+                             scale_shift_max_pool<f16>},
+    .scale_shift_max_pool_grad = {scale_shift_max_pool_grad<float>, scale_shift_max_pool_grad<double>,
+                                  scale_shift_max_pool_grad<bf16>, scale_shift_max_pool_grad<f16>},
     .max_pool2d = {max_pool2d<float>, max_pool2d<double>, max_pool2d<bf16>, max_pool2d<f16>},
     .avg_pool2d = {avg_pool2d<float>, avg_pool2d<double>, avg_pool2d<bf16>, avg_pool2d<f16>},
     .local_response_norm = {local_response_norm<float>, local_response_norm<double>, local_response_norm<bf16>,

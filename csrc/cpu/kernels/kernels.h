@@ -248,6 +248,24 @@ struct ScaleShiftGradTile {
   Activation activation;
 };
 
+// y = the largest of z = activation(x * scale + shift) in each window of an image, taps: which of the window's pixels that is,
+// row by row. Forward makes rows [row_begin, row_end) of y and taps. Backward reads all of taps and of grad, y's gradient, and
+// adds to the sums, makes these rows of dx: dz of a pixel is the sum of the gradients of the windows whose largest it is.
+struct ScaleShiftMaxPoolTile {
+  const void* x;      // the image
+  const void* scale;  // S
+  const void* shift;  // S
+  int64_t height, width, channels, out_height, out_width, row_begin, row_end;
+  Window window;
+  Activation activation;
+  void* y;        // like x; the image's
+  uint8_t* taps;  // like y
+  const void* grad;
+  void* dx;        // the image's, or null
+  void* sum;       // S, of activation'(z) dz
+  void* sum_by_x;  // S, of that times x
+};
+
 // sum = sums over pixels of y = activation(x * scale + shift), sum_by_grad = those of y * grad.
 struct ScaleShiftSumsTile {
   const void* x;
@@ -313,6 +331,8 @@ struct KernelTable {
   void (*scale_channels[kStorages])(const ScaleTile&);
   void (*scale_shift_grad[kStorages])(const ScaleShiftGradTile&);
   void (*scale_shift_sums[kStorages])(const ScaleShiftSumsTile&);
+  void (*scale_shift_max_pool[kStorages])(const ScaleShiftMaxPoolTile&);
+  void (*scale_shift_max_pool_grad[kStorages])(const ScaleShiftMaxPoolTile&);
   void (*max_pool2d[kStorages])(const Pool2dTile&);
   void (*avg_pool2d[kStorages])(const Pool2dTile&);
   void (*local_response_norm[kStorages])(const LocalResponseNormTile&);

@@ -221,6 +221,15 @@ CNNFAST_INLINE void store(T* p, Vec<S> x, int64_t count = kPanel) {
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
+// f(channel, count) for each panel of `channels`; count is a constant where the panel is whole, so that loads and stores
+// need no mask.
+template <class F>
+CNNFAST_INLINE void each_panel(int64_t channels, F f) {
+  int64_t channel = 0;
+  for (; channel + kPanel <= channels; channel += kPanel) f(channel, Constant<kPanel>{});
+  if (channel < channels) f(channel, channels - channel);
+}
+
 // The storage that is known at run time only; element `index` of p.
 template <class S>
 CNNFAST_INLINE Vec<S> load_storage(const void* p, int64_t index, int64_t count, Storage storage) {
