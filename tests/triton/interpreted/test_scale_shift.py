@@ -260,7 +260,7 @@ BATCH_NORM_FAULTS = {
     "the variance's slope": ("-0.5 * b_of_scale", "-1.0 * b_of_scale"),
     "the mean's share of the variance's slope": ("- 2.0 * b_mean * b_of_var", "- 0.0 * b_mean * b_of_var"),
     "shift's part of the weight's gradient": ("- b_of_shift * b_mean", "- 0.0 * b_mean"),
-    "the second block": ("o_c = tl.program_id(0) * BLOCK_C", "o_c = tl.program_id(0) * (BLOCK_C - 1)"),
+    "the last channel left out": ("m_c = o_c < channels", "m_c = o_c < channels - 1"),
 }
 FAULTS = {  # where they are: (op, what they are)
     "scale_shift": ("scale_shift", SCALE_SHIFT_FAULTS),
