@@ -30,19 +30,20 @@ from .packing import accumulator
 
 __all__ = ["squeeze_excite", "squeeze_excite_backward"]
 
+TILES = 16  # that a product adds up at once: more of them spill its registers
 IMAGES = 4  # that share a load of weights; always the same, since a sum's order must not depend on the batch
 
 
 # A fully connected layer over the batch: out[n, j] = sum over i of weight[j, i] v[n, i] + bias[j], where
 # v = activation(sum over tiles of partial[n, tile, i] / divisor), or with z that sum times activation'(z[n, i]); then
-# OUT_ACTIVATION of it. partial's rows of inputs are `row` apart.
+# OUT_ACTIVATION of it. partial's rows of inputs are `row` apart; with MORE_TILES there are more than BLOCK_T.
 # Tile BLOCK_J outputs x BLOCK_I inputs of IMAGES images;  grid (images, block of outputs), the last fastest
 # Bytes weight once per IMAGES images, from L2. `kept` gets v.
 @triton.jit(do_not_specialize=["images", "inputs", "outputs", "tiles", "row"])
 def squeeze_excite_product_kernel(
     partial, z, weight, bias, kept, out, images, inputs, outputs, tiles, row, divisor, w_j, w_i,
     ACTIVATION: tl.constexpr, OUT_ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr,
+    MORE_TILES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     n_j = tl.cdiv(outputs, BLOCK_J)
     i_j = tl.program_id(0) % n_j
@@ -57,7 +58,11 @@ def squeeze_excite_product_kernel(
         for n in tl.static_range(IMAGES):
             m_v = (o_i < inputs) & (i_n + n < images)
             p_v = partial + ((i_n + n) * tiles + o_t)[:, None] * row + o_i[None, :]
-            b_v = tl.sum(tl.load(p_v, (o_t < tiles)[:, None] & m_v[None, :], 0.0), 0) / divisor
+            b_v = tl.sum(tl.load(p_v, (o_t < tiles)[:, None] & m_v[None, :], 0.0), 0)
+            if MORE_TILES:
+                for t in range(BLOCK_T, tiles, BLOCK_T):
+                    b_v += tl.sum(tl.load(p_v + t * row, (t + o_t < tiles)[:, None] & m_v[None, :], 0.0), 0)
+            b_v /= divisor
             if z is None:
                 b_v = activate(b_v, ACTIVATION)
             else:
@@ -151,8 +156,8 @@ def product(partial, z, weight, bias, activation, divisor=1, transposed=False, k
     with torch.cuda.device_of(partial):
         squeeze_excite_product_kernel[(cdiv(N, IMAGES) * cdiv(outputs, block_j),)](
             partial, z, weight, bias, kept, out, N, inputs, outputs, tiles, partial.stride(1), divisor, w_j, w_i,
-            ACTIVATION=activation, OUT_ACTIVATION=out_activation, IMAGES=IMAGES,
-            BLOCK_T=next_power_of_2(tiles), BLOCK_J=block_j, BLOCK_I=block_i, num_warps=4,
+            ACTIVATION=activation, OUT_ACTIVATION=out_activation, IMAGES=IMAGES, MORE_TILES=tiles > TILES,
+            BLOCK_T=min(next_power_of_2(tiles), TILES), BLOCK_J=block_j, BLOCK_I=block_i, num_warps=4,
         )  # fmt: skip
     return out, kept
 

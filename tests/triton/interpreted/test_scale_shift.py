@@ -45,6 +45,7 @@ ALL = all_pairs(
 )
 SMALL = {
     "two tiles of pixels": (1, 1, 19, 15),
+    "17 tiles of pixels": (1, 2, 70, 60),
     "1x1 image": (3, 5, 1, 1),
     "three blocks of channels": (1, 70, 1, 1),
     "W=1": (1, 5, 7, 1),
