@@ -220,7 +220,7 @@ def _cases(args: argparse.Namespace):
         suite, known = models if args.kind == "models" else train, list_models()
     if unknown := sorted(set(args.names or ()) - set(known)):
         close = difflib.get_close_matches(unknown[0], known, cutoff=0.4)
-        shown = ", ".join(known) if len(known) < 10 else f"{len(known)}, such as {' and '.join(close or known[:3])}"
+        shown = ", ".join(known) if len(known) < 20 else f"{len(known)}, such as {' and '.join(close or known[:3])}"
         raise UsageError(
             f"no {'op' if args.kind == 'ops' else 'model'} {', '.join(unknown)} to bench; there are {shown}"
         )
