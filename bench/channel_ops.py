@@ -156,3 +156,13 @@ class ScaleShiftCase:
         flops = (5 if self.squeezed else 3) * x.numel() + 2 * settings.batch * weights * bool(self.squeezed)
         call = self.op(plain, "auto")
         return Problem(lambda: lambda: call(x), plain, x, flops, (2 * x.numel() + weights) * x.element_size())
+
+
+SCALE_SHIFTS = (
+    ScaleShiftCase("mobilenetv2", 24, 56),
+    ScaleShiftCase("mobilenetv2", 1280, 7, "relu6"),
+    ScaleShiftCase("xception", 728, 19),
+    ScaleShiftCase("efficientnet_b0", 32, 112, "silu", 8),
+    ScaleShiftCase("efficientnet_b0", 240, 28, "silu", 10),
+    ScaleShiftCase("efficientnet_b0", 1152, 7, "silu", 48),
+)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cnnfast import ops
 
 from . import backward
-from .channel_ops import LocalResponseNormCase, ScaleShiftCase, SqueezeExciteCase
+from .channel_ops import SCALE_SHIFTS, LocalResponseNormCase, ScaleShiftCase, SqueezeExciteCase
 from .measure import Problem, Settings
 
 ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -210,7 +210,7 @@ def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int =
 
 
 _LITE0, _V1, _V2, _XCEPTION = "lite0", "mobilenetv1", "mobilenetv2", "xception"
-_ALEXNET, _GOOGLENET, _SERESNET, _B0 = "alexnet", "googlenet", "seresnet50", "efficientnet_b0"
+_ALEXNET, _GOOGLENET, _SERESNET = "alexnet", "googlenet", "seresnet50"
 
 AnyCase = OpCase | SqueezeExciteCase | LocalResponseNormCase | ScaleShiftCase
 CASES: tuple[AnyCase, ...] = (
@@ -287,12 +287,7 @@ CASES: tuple[AnyCase, ...] = (
     LocalResponseNormCase(_ALEXNET, 256, 27, k=2.0),
     LocalResponseNormCase(_GOOGLENET, 64, 56, k=1.0),
     LocalResponseNormCase(_GOOGLENET, 192, 56, k=1.0),
-    ScaleShiftCase(_V2, 24, 56),
-    ScaleShiftCase(_V2, 1280, 7, "relu6"),
-    ScaleShiftCase(_XCEPTION, 728, 19),
-    ScaleShiftCase(_B0, 32, 112, "silu", 8),
-    ScaleShiftCase(_B0, 240, 28, "silu", 10),
-    ScaleShiftCase(_B0, 1152, 7, "silu", 48),
+    *SCALE_SHIFTS,
 )
 OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in (*CASES, *backward.CASES)))
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
