@@ -1,9 +1,11 @@
-"""Cases of `cnnfast bench ops` for the ops over channels: squeeze_excite, local_response_norm."""
+"""Cases of `cnnfast bench ops` for the ops over channels: squeeze_excite, local_response_norm, scale_shift,
+scale_shift_excite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -91,3 +93,76 @@ class LocalResponseNormCase:
             return ops.local_response_norm(x, plain.size, plain.alpha, plain.beta, plain.k)
 
         return Problem(lambda: ours, plain, x, flops, 2 * x.numel() * x.element_size())
+
+
+class PlainScaleShift(nn.Module):
+    """Batch normalisation by running statistics, by layers, and what follows it: relu6, x as the residual, or SiLU and
+    squeeze-and-excitation. Its statistics are 0 and 1, so that weight and bias are scale and shift, in float32."""
+
+    def __init__(self, channels: int, squeezed: int, activation: Callable[[torch.Tensor], torch.Tensor] | None):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels, eps=0.0).eval()
+        nn.init.normal_(self.bn.weight)
+        nn.init.normal_(self.bn.bias)
+        self.activation = activation
+        if squeezed:
+            self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+        self.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.bn(x)
+        if self.activation is None:
+            return z + x
+        z = self.activation(z)
+        if not hasattr(self, "fc1"):
+            return z
+        return z * self.fc2(nn.functional.silu(self.fc1(z.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+@dataclass(frozen=True)
+class ScaleShiftCase:
+    """The end of a layer that is trained. squeezed: channels of scale_shift_excite's hidden layer."""
+
+    network: str
+    channels: int
+    size: int
+    activation: str | None = None
+    squeezed: int = 0
+
+    @property
+    def group(self) -> str:
+        return "scale_shift_excite" if self.squeezed else "scale_shift"
+
+    @property
+    def name(self) -> str:
+        return f"{self.channels} @{self.size} {self.activation or 'residual'} ({self.network})"
+
+    def op(self, plain: Any, backend: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The op with the weights of the module that `build` made."""
+        rows = plain.bn.weight, plain.bn.bias
+        options: dict[str, Any] = dict(activation=self.activation, backend=backend)
+        if not self.squeezed:
+            return lambda x: ops.scale_shift(x, *rows, None if self.activation else x, **options)
+        weights = plain.fc1.weight, plain.fc2.weight, plain.fc1.bias, plain.fc2.bias
+        return lambda x: ops.scale_shift_excite(x, *rows, *weights, se_activation="silu", **options)
+
+    def build(self, settings: Settings) -> Problem:
+        activation = getattr(nn.functional, self.activation) if self.activation else None
+        plain: Any = PlainScaleShift(self.channels, self.squeezed, activation).to(settings.dtype)
+        plain.bn.to(torch.promote_types(settings.dtype, torch.float32))
+        x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weights = sum(parameter.numel() for parameter in plain.parameters())
+        flops = (5 if self.squeezed else 3) * x.numel() + 2 * settings.batch * weights * bool(self.squeezed)
+        call = self.op(plain, "auto")
+        return Problem(lambda: lambda: call(x), plain, x, flops, (2 * x.numel() + weights) * x.element_size())
+
+
+SCALE_SHIFTS = (
+    ScaleShiftCase("mobilenetv2", 24, 56),
+    ScaleShiftCase("mobilenetv2", 1280, 7, "relu6"),
+    ScaleShiftCase("xception", 728, 19),
+    ScaleShiftCase("efficientnet_b0", 32, 112, "silu", 8),
+    ScaleShiftCase("efficientnet_b0", 240, 28, "silu", 10),
+    ScaleShiftCase("efficientnet_b0", 1152, 7, "silu", 48),
+)

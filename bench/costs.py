@@ -280,6 +280,8 @@ def squeeze_product(launch: Launch) -> Work:
 
 WORK: dict[str, Callable[[Launch], Work]] = {
     "add_up_kernel": each_number(3),
+    "batch_norm_scale_shift_bwd_kernel": each_number(370),
+    "batch_norm_scale_shift_fwd_kernel": each_number(340),
     "channel_sums_kernel": each_number(6, 10),
     "conv2d_epilogue_kernel": each_number(29, 46),
     "depthwise_conv2d_bwd_input_kernel": depthwise_spatial,
@@ -294,6 +296,7 @@ WORK: dict[str, Callable[[Launch], Work]] = {
     "pointwise_conv2d_bwd_weight_kernel": pointwise_weight,
     "pointwise_conv2d_fwd_kernel": pointwise_forward,
     "pointwise_depthwise_fwd_kernel": pointwise_depthwise,
+    "scale_shift_bwd_kernel": each_number(60, 100),
     "separable_conv2d_fwd_kernel": separable,
     "squeeze_excite_bwd_weight_kernel": squeeze_product,
     "squeeze_excite_product_kernel": squeeze_product,

@@ -1,7 +1,8 @@
 """`cnnfast bench gpu`: what a person with a GPU and ten minutes runs once for each part, and sends the files of.
 
 tests   the suite of tests/gpu, a process a file;  ops  every op at the networks' shapes, forward and with gradients;
-models  whole networks. Each part writes <part>.json into a folder, then merges what is there into gpu.json.
+models  whole networks;  train  a step of training of whole networks (forward, backward, SGD). Each part writes
+<part>.json into a folder, then merges what is there into gpu.json.
 A part ends before its deadline: cases stand in the order of their worth, and those not reached are named.
 A kernel of which a test is red gets no speed; one whose tests didn't run is marked.
 """
@@ -14,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,20 @@ from cnnfast.ops import can_run
 
 from . import models as model_suite
 from . import ops as op_suite
-from . import report
+from . import report, train
 from .device import Device
 from .environment import environment
 from .gpu_tests import BACKENDS, Deadline, find_sanitizer, run_tests, verdict
-from .measure import ALLOWED, OURS, Contender, Measurement, Settings, mismatch
+from .measure import ALLOWED, OURS, Contender, Measurement, Settings, WrongResult, mismatch
 from .timing import Call, interleave
 
-PARTS = ("tests", "ops", "models")
+PARTS = ("tests", "ops", "models", "train")
 PEERS = ("eager", "eager_channels_last", "inductor")
 OP_RUNS = ((torch.bfloat16, 32), (torch.float32, 32), (torch.bfloat16, 256), (torch.float16, 32))  # (dtype, batch)
 MODEL_RUNS = ((torch.bfloat16, 32), (torch.bfloat16, 1), (torch.float32, 32))
+TRAIN_RUNS = ((torch.bfloat16, 32), (torch.float32, 32), (torch.float16, 32))
 MODELS = tuple(map(model_suite.case, ("xception", "mobilenet_v2", "efficientnet_b0")))
+TRAINED = tuple(train.select())
 
 
 Way = Callable[[], list[torch.Tensor]]  # computes a result, and the gradients behind it
@@ -122,21 +126,24 @@ def measure_op(run: Run, settings: Settings, device: Device) -> Measurement:
     result = Measurement(
         run.group, name_of(run.case.name, settings), problem.flops * work, problem.nbytes * (5 if work == 3 else 2) // 2
     )
-    return timed(result, (OURS, *settings.peers), contender, expected, settings, device)
+    return timed(result, contender, partial(wrong, expected=expected, dtype=settings.dtype), settings, device)
 
 
 def timed(
-    result: Measurement, names: Sequence[str], contender: Callable[[str], Way], expected: list[torch.Tensor],
+    result: Measurement, contender: Callable[[str], Way], check: Callable[[list[torch.Tensor]], str | None],
     settings: Settings, device: Device,
 ) -> Measurement:  # fmt: skip
+    """Ours and the peers; check: what is wrong with what one computes."""
     calls: dict[str, Call] = {}
-    for name in names:
+    for name in (OURS, *settings.peers):
         result.contenders[name] = entry = Contender()
         try:
             call = contender(name)
-            entry.problem = wrong(call(), expected, settings.dtype)
+            entry.problem = check(call())
             if entry.problem is None:
                 calls[name] = device.capture(call)
+        except WrongResult as error:
+            entry.problem = f"wrong output: {error}"
         except Exception as error:  # one that can't run is a line of the report, never the end of the run
             entry.problem = (
                 f"cannot run: {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
@@ -190,7 +197,28 @@ def measure_model(case: model_suite.ModelCase, settings: Settings, device: Devic
     with torch.no_grad():
         expected = [copy.deepcopy(plain).double()(x.double())]
     result = Measurement("model", name_of(case.name, settings), problem.flops, problem.nbytes)
-    return timed(result, (OURS, *settings.peers), contender, expected, settings, device)
+    return timed(result, contender, partial(wrong, expected=expected, dtype=settings.dtype), settings, device)
+
+
+# ---- training
+
+
+def measure_training(case: train.TrainingCase, settings: Settings, device: Device) -> Measurement:
+    """A step of training; 16 bits are autocast, and all in a CUDA graph. Peers train the plain network."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        problem = dataclasses.replace(case, device=device.name).build(settings)
+    assert problem.peers is not None and problem.check is not None
+    ways: dict[str, Any] = {name: partial(peer, problem.plain, problem.x) for name, peer in problem.peers.items()}
+    ways[OURS] = problem.ours
+    check = problem.check
+
+    def contender(name: str) -> Way:
+        step = ways[name]()
+        return lambda: [step()]
+
+    result = Measurement(case.group, name_of(case.name, settings), problem.flops, problem.nbytes)
+    return timed(result, contender, lambda losses: check(losses[0]), settings, device)
 
 
 # ---- all
@@ -199,19 +227,23 @@ def measure_model(case: model_suite.ModelCase, settings: Settings, device: Devic
 def measurements(part: str, device: Device, deadline: Deadline, left_out: list[str]) -> Iterator[Measurement]:
     """Of the cases of a part in the order of their worth; the names of those not reached end in `left_out`."""
     rehearsal = not device.is_gpu
-    runs = OP_RUNS if part == "ops" else MODEL_RUNS
-    cases: Sequence[Any] = op_runs(quick=rehearsal) if part == "ops" else MODELS[: 1 if rehearsal else None]
+    runs = {"ops": OP_RUNS, "models": MODEL_RUNS, "train": TRAIN_RUNS}[part]
+    measure: Any = {"ops": measure_op, "models": measure_model, "train": measure_training}[part]
+    cases: Sequence[Any] = {"ops": (), "models": MODELS, "train": TRAINED}[part][: 1 if rehearsal else None]
+    if part == "ops":
+        cases = op_runs(quick=rehearsal)
+    peers = tuple(name for name in PEERS if part != "train" or name != "eager")
     slowest = 0.0
     for dtype, batch in runs[: 1 if rehearsal else None]:
         settings = Settings(torch.get_num_threads(), dtype, 1 if rehearsal else batch, 2 if rehearsal else 9, 0.01)
-        settings = dataclasses.replace(settings, peers=PEERS)
+        settings = dataclasses.replace(settings, peers=peers)
         for case in cases:
             if deadline.left() < 1.5 * slowest:
                 name = case.case.name if part == "ops" else case.name
-                left_out.append(f"{getattr(case, 'group', 'model')} {name_of(name, settings)}")
+                left_out.append(f"{case.group} {name_of(name, settings)}")
                 continue
             start = time.monotonic()
-            yield (measure_op if part == "ops" else measure_model)(case, settings, device)
+            yield measure(case, settings, device)
             slowest = max(slowest, time.monotonic() - start)
 
 

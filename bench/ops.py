@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cnnfast import ops
 
 from . import backward
-from .channel_ops import LocalResponseNormCase, SqueezeExciteCase
+from .channel_ops import SCALE_SHIFTS, LocalResponseNormCase, ScaleShiftCase, SqueezeExciteCase
 from .measure import Problem, Settings
 
 ACTIVATIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -212,7 +212,7 @@ def _pointwise(network: str, channels: tuple[int, int], size: int, stride: int =
 _LITE0, _V1, _V2, _XCEPTION = "lite0", "mobilenetv1", "mobilenetv2", "xception"
 _ALEXNET, _GOOGLENET, _SERESNET = "alexnet", "googlenet", "seresnet50"
 
-AnyCase = OpCase | SqueezeExciteCase | LocalResponseNormCase
+AnyCase = OpCase | SqueezeExciteCase | LocalResponseNormCase | ScaleShiftCase
 CASES: tuple[AnyCase, ...] = (
     _depthwise(_XCEPTION, 128, 147, 3),
     _depthwise(_XCEPTION, 728, 19, 3),
@@ -287,11 +287,13 @@ CASES: tuple[AnyCase, ...] = (
     LocalResponseNormCase(_ALEXNET, 256, 27, k=2.0),
     LocalResponseNormCase(_GOOGLENET, 64, 56, k=1.0),
     LocalResponseNormCase(_GOOGLENET, 192, 56, k=1.0),
+    *SCALE_SHIFTS,
 )
 OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in (*CASES, *backward.CASES)))
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
 _QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)", "512 @28 (seresnet50)"}
 _QUICK |= {"728 @19 k3 (xception)", "3-32 @224 k3 s2 (lite0)", "64-64 @56 k3 (seresnet50)"}
+_QUICK |= {"728 @19 residual (xception)", "240 @28 silu (efficientnet_b0)"}
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[AnyCase | backward.DepthwiseBackwardCase]:

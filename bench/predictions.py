@@ -46,7 +46,7 @@ COLUMNS = {
     "floor fp32": (torch.float32, max(BATCHES), "floor", 1e-6),
     **_PREDICTED,
 }
-IMAGES = ("grad", "x", "residual")
+IMAGES = ("grad", "x", "residual", "y")
 BESIDE = "\n".join(
     "| " + " | ".join(row) + " |"
     for row in (
@@ -78,7 +78,8 @@ class Calls(TorchDispatchMode):
 
     def launch(self, schema: Any, args: tuple[Any, ...]) -> None:
         name = schema.name.removeprefix("cnnfast::")
-        launcher = getattr(importlib.import_module(f"cnnfast.kernels.{name.removesuffix('_backward')}"), name)
+        op = name.removesuffix("_backward")
+        launcher = getattr(importlib.import_module(backends.triton_module(op)), name)
         arguments = schema.arguments[:-1]  # less backend
         # PyTorch's own convolutions lose the memory format of bfloat16 meta tensors; a GPU's keep it.
         args = tuple(
@@ -92,7 +93,6 @@ class Calls(TorchDispatchMode):
         named = dict(zip((argument.name for argument in arguments), args, strict=False))
         call = described(name, named)
         self.times[call] += 1
-        op = name.removesuffix("_backward")
         if name in cuda_costs.WORKS and cuda_kernels.refusal(op, named) is None:
             self.cuda[call] = cuda_costs.WORKS[name](named)
             self.preferred[call] = cuda_kernels.preferred(op, named)
@@ -110,10 +110,11 @@ class Calls(TorchDispatchMode):
 
 def described(name: str, a: dict[str, Any]) -> str:
     """A call in a few words, the same in every dtype and for any batch."""
-    weights = [value for key, value in a.items() if key.endswith("weight") and value is not None]
-    channels = [str(a["x"].shape[1]), *(str(weight.shape[0]) for weight in weights if weight.shape[1] > 1)]
+    weights = [value for key, value in a.items() if key.endswith("weight") and value is not None and value.dim() == 4]
+    image = a["x" if "x" in a else "y"]
+    channels = [str(image.shape[1]), *(str(weight.shape[0]) for weight in weights if weight.shape[1] > 1)]
     kernel = max(weight.shape[2] for weight in weights) if weights else 1
-    words = [name, "-".join(channels), f"@{a['x'].shape[2]}"]
+    words = [name, "-".join(channels), f"@{image.shape[2]}"]
     if kernel > 1:
         words.append(f"k{kernel}")
     if max(a.get("stride", (1,))) > 1:

@@ -1,8 +1,8 @@
 """The cases of `cnnfast bench train`: a step of training (forward, backward, SGD) of whole networks, against timm's or
 torchvision's with the same weights, trained by eager PyTorch and by torch.compile; and depthwise's backward alone.
 
-Weights are float32; bfloat16 is autocast. Before a step is timed, loss and gradients of one are compared with the plain
-network's in float64, on a few images.
+Weights are float32; bfloat16 and float16 are autocast, float16 with its loss scaled. Before a step is timed, loss and
+gradients of one are compared with the plain network's in float64, on a few images.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import cnnfast
 from cnnfast._peers import checkpoint_source
 from cnnfast.exactness import draw_batch_norms
 from cnnfast.models.registry import model_entry
+from cnnfast.ops.cuda_kernels import tf32
 
 from .measure import Problem, Settings, WrongResult
 from .models import plain_of
@@ -32,7 +33,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 CLASSES = 1000
 CHECKED = 4  # images of the step that is compared
 # Of all gradients together by their norm, and of the loss: batch normalisation of few images makes much of rounding.
-ALLOWED = {torch.float32: (1e-2, 1e-3), torch.bfloat16: (1.0, 1e-1)}
+ALLOWED = {torch.float32: (1e-2, 1e-3), torch.float16: (0.3, 3e-2), torch.bfloat16: (1.0, 1e-1)}
+LOSS_SCALE = {torch.float16: 4096.0}  # or gradients would be below its smallest numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class TrainingCase:
 
     name: str
     size: int
+    device: str = "cpu"
     group: str = "training step"
 
     def build(self, settings: Settings) -> Problem:
@@ -49,6 +52,7 @@ class TrainingCase:
         plain = plain_of(self.name)
         draw_batch_norms(plain, torch.randn(2, *x.shape[1:]))
         _without_dropout(plain.train())
+        plain, x = plain.to(self.device), x.to(self.device)
         few = x[:CHECKED]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             copy.deepcopy(plain)(few)
@@ -56,7 +60,7 @@ class TrainingCase:
         weights = sum(p.numel() for p in plain.parameters())
         ways = {"eager": torch.contiguous_format, "eager_channels_last": torch.channels_last}
 
-        def ready(network: nn.Module, compiled: bool = False) -> Callable[[], float]:
+        def ready(network: nn.Module, compiled: bool = False) -> Callable[[], torch.Tensor]:
             _check(copy.deepcopy(network), few, settings.dtype, expected)
             return _step(network, x, settings.dtype, compiled)
 
@@ -73,7 +77,7 @@ class TrainingCase:
         model = cnnfast.create_model(self.name)
         cnnfast.load_weights(model, plain.state_dict(), checkpoint_source(self.name))
         _without_dropout(model.train())
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _without_dropout(network: nn.Module) -> None:
@@ -88,15 +92,15 @@ def _without_dropout(network: nn.Module) -> None:
 
 @torch.enable_grad()
 def _loss(network: nn.Module, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    classes = torch.arange(len(x)) % CLASSES
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    classes = torch.arange(len(x), device=x.device) % CLASSES
+    with torch.autocast(x.device.type, dtype if dtype.itemsize == 2 else None, enabled=dtype.itemsize == 2):
         return F.cross_entropy(network(x).to(torch.promote_types(x.dtype, torch.float32)), classes)
 
 
 def _loss_and_gradients(network: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> tuple[float, dict[str, Any]]:
-    loss = _loss(network, x, dtype)
-    loss.backward()
-    return loss.item(), {n: p.grad.double() for n, p in network.named_parameters() if p.grad is not None}
+    loss, scale = _loss(network, x, dtype), LOSS_SCALE.get(dtype, 1.0)
+    loss.backward(torch.full_like(loss, scale))
+    return loss.item(), {n: p.grad.double() / scale for n, p in network.named_parameters() if p.grad is not None}
 
 
 def _check(
@@ -107,7 +111,7 @@ def _check(
     wanted_loss, wanted = expected
     if missing := sorted(wanted.keys() ^ gradients.keys()):
         raise WrongResult(f"gradients of other parameters, such as {missing[0]}")
-    of_gradients, of_loss = ALLOWED[dtype]
+    of_gradients, of_loss = ALLOWED[torch.float16 if x.is_cuda and dtype == torch.float32 and tf32() else dtype]
     size = math.hypot(*(gradient.norm().item() for gradient in wanted.values()))
     error = math.hypot(*((gradients[name] - gradient).norm().item() for name, gradient in wanted.items())) / size
     if not error <= of_gradients:  # also where it is NaN
@@ -116,28 +120,29 @@ def _check(
         raise WrongResult(f"a loss of {loss:.6g} instead of {wanted_loss:.6g}")
 
 
-def _step(network: nn.Module, x: torch.Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], float]:
+def _step(network: nn.Module, x: torch.Tensor, dtype: torch.dtype, compiled: bool) -> Callable[[], torch.Tensor]:
     """A call that trains `network` by one step and returns its loss."""
     run: Any = network
     if compiled:
         torch._dynamo.reset()
         run = torch.compile(network, fullgraph=True, dynamic=False)
+    scale = LOSS_SCALE.get(dtype, 1.0)
     # So small a rate that thousands of steps on the same images leave numbers as they are in training.
-    optimizer = torch.optim.SGD(network.parameters(), 1e-5, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-5 / scale, momentum=0.9)
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         loss = _loss(run, x, dtype)
-        loss.backward()
+        loss.backward(torch.full_like(loss, scale))
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     step()
     return step
 
 
-def _not_finite(loss: float) -> str | None:
-    return None if math.isfinite(loss) else f"wrong output: a loss of {loss}"
+def _not_finite(loss: torch.Tensor) -> str | None:
+    return None if loss.isfinite() else f"wrong output: a loss of {loss.item()}"
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[TrainingCase]:

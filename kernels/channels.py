@@ -1,5 +1,5 @@
-"""Sums over pixels: of each channel of each image, of a tensor or of the product of two, or of both; and the second
-stage of all sums, of numbers that programs have stored.
+"""Sums over pixels: of each channel of each image, of a tensor or of the product of two, or of both, the first one as
+it is or scaled, shifted and activated; and the second stage of all sums, of numbers that programs have stored.
 
 Layout    (N, C, H, W) dense, channels_last (16-byte loads along C) or NCHW (16-byte loads along pixels, where H * W
           lets them); the product's second tensor in the first one's format.
@@ -16,11 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import activate_loaded
 from .configurations import configuration, launch
 from .launch import cdiv, fitting_power, next_power_of_2, vector
 from .packing import accumulator
 
-__all__ = ["add_up", "channel_sums", "image_blocks", "load_channels", "store_sums"]
+__all__ = ["add_up", "channel_sums", "image_blocks", "load_channels", "store_sums", "tiles_of", "totals"]
 
 MOST_TILES = 64  # of an image
 MOST_ROWS = 1024  # that one program adds up; more are added up in MOST_TILES parts first
@@ -60,11 +61,11 @@ def locate_image(rows, columns, i_n, o_p, o_c, CHANNELS_LAST: tl.constexpr):
 
 
 # partial[image, tile, channel]: x (times other) summed over the tile's pixels; with BOTH [image, tile, 0 and 1,
-# channel]: x, and x times other.
+# channel]: x, and x times other. With scale and shift, of activation(x * scale + shift) instead of x.
 @triton.jit(do_not_specialize=["rows", "vectors", "tiles", "tile_pixels"])
 def channel_sums_kernel(
-    x, other, partial, rows, vectors, tiles, tile_pixels,
-    VECTOR: tl.constexpr, BOTH: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    x, scale, shift, other, partial, rows, vectors, tiles, tile_pixels,
+    VECTOR: tl.constexpr, ACTIVATION: tl.constexpr, BOTH: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     columns = vectors * VECTOR  # in two factors, so that the compiler knows how rows are aligned
@@ -72,6 +73,7 @@ def channel_sums_kernel(
     n_c = tl.cdiv(channels, BLOCK_C)
     i_tile = tl.program_id(0) // n_c  # (image, tile)
     o_c = tl.program_id(0) % n_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    b_scale, b_shift = load_channels(scale, o_c, o_c < channels), load_channels(shift, o_c, o_c < channels)
     first = i_tile % tiles * tile_pixels
     acc = tl.zeros((BLOCK_P, BLOCK_C), partial.dtype.element_ty)
     acc_x = acc if BOTH else None
@@ -79,7 +81,7 @@ def channel_sums_kernel(
         o_p = p + tl.arange(0, BLOCK_P)
         offset, m_x = locate_image(rows, columns, (i_tile // tiles).to(tl.int64), first + o_p, o_c, CHANNELS_LAST)
         m_x &= (o_p < tile_pixels)[:, None]
-        b_x = tl.load(x + offset, m_x, 0.0).to(acc.dtype)
+        b_x = activate_loaded(tl.load(x + offset, m_x, 0.0).to(acc.dtype), m_x, ACTIVATION, b_scale, b_shift)
         if BOTH:
             acc_x += b_x
         if other is not None:
@@ -164,20 +166,33 @@ def launch_add_up(partial, total, second, chunks, divisor=None):
         )  # fmt: skip
 
 
-def channel_sums(x, other, channels_last, both=False):
+def totals(partial, like, channels):
+    """Two tensors (channels) in the accumulator's dtype: the halves of partial's rows, added up over all rows."""
+    first, second = (torch.empty((channels,), dtype=accumulator(like), device=like.device) for _ in range(2))
+    add_up(partial.view(1, -1, 2 * channels), first, second)
+    return first, second
+
+
+def tiles_of(pixels):
+    """(pixels of a tile, tiles of an image) of what sums an image's pixels."""
+    tile_pixels = max(256, cdiv(pixels, MOST_TILES))
+    return tile_pixels, cdiv(pixels, tile_pixels)
+
+
+def channel_sums(x, other, channels_last, both=False, scale=None, shift=None, activation=0):
     """Partial sums [N, tiles, C] in the accumulator's dtype, of x or of x * other; who reads them adds up the tiles.
 
-    both: [N, tiles, 2, C], of x and of x * other.
+    both: [N, tiles, 2, C], of x and of x * other. scale, shift, activation: what makes x of the tensor `x`, (C) in the
+    accumulator's dtype, contiguous.
 
     x: (N, C, H, W), dense in the format that channels_last says, at least one element; so is `other`, or None. Their
     dtypes may differ.
     """
     N, C, H, W = x.shape
-    tile_pixels = max(256, cdiv(H * W, MOST_TILES))
-    tiles = cdiv(H * W, tile_pixels)
+    tile_pixels, tiles = tiles_of(H * W)
     blocks = configuration(
         channel_sums_kernel, x, lambda: image_blocks(C, H * W, x, channels_last, vectors=2),
-        C=C, pixels=H * W, channels_last=channels_last, product=other is not None,
+        C=C, pixels=H * W, channels_last=channels_last, product=other is not None, scaled=scale is not None,
     )  # fmt: skip
     rows, columns = (H * W, C) if channels_last else (C, H * W)
     v = vector(columns, x)
@@ -186,7 +201,7 @@ def channel_sums(x, other, channels_last, both=False):
     with torch.cuda.device_of(x):
         launch(
             channel_sums_kernel, blocks, lambda b: (N * tiles * cdiv(C, b["BLOCK_C"]),),
-            x, other, partial, rows, columns // v, tiles, tile_pixels, VECTOR=v, BOTH=both,
-            CHANNELS_LAST=channels_last, vary=("BLOCK_P", "BLOCK_C"),
+            x, scale, shift, other, partial, rows, columns // v, tiles, tile_pixels, VECTOR=v, ACTIVATION=activation,
+            BOTH=both, CHANNELS_LAST=channels_last, vary=("BLOCK_P", "BLOCK_C"),
         )  # fmt: skip
     return partial

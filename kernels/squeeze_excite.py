@@ -30,19 +30,20 @@ from .packing import accumulator
 
 __all__ = ["squeeze_excite", "squeeze_excite_backward"]
 
+TILES = 16  # that a product adds up at once: more of them spill its registers
 IMAGES = 4  # that share a load of weights; always the same, since a sum's order must not depend on the batch
 
 
 # A fully connected layer over the batch: out[n, j] = sum over i of weight[j, i] v[n, i] + bias[j], where
 # v = activation(sum over tiles of partial[n, tile, i] / divisor), or with z that sum times activation'(z[n, i]); then
-# OUT_ACTIVATION of it.
+# OUT_ACTIVATION of it. partial's rows of inputs are `row` apart; with MORE_TILES there are more than BLOCK_T.
 # Tile BLOCK_J outputs x BLOCK_I inputs of IMAGES images;  grid (images, block of outputs), the last fastest
 # Bytes weight once per IMAGES images, from L2. `kept` gets v.
-@triton.jit(do_not_specialize=["images", "inputs", "outputs", "tiles"])
+@triton.jit(do_not_specialize=["images", "inputs", "outputs", "tiles", "row"])
 def squeeze_excite_product_kernel(
-    partial, z, weight, bias, kept, out, images, inputs, outputs, tiles, divisor, w_j, w_i,
+    partial, z, weight, bias, kept, out, images, inputs, outputs, tiles, row, divisor, w_j, w_i,
     ACTIVATION: tl.constexpr, OUT_ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr,
+    MORE_TILES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     n_j = tl.cdiv(outputs, BLOCK_J)
     i_j = tl.program_id(0) % n_j
@@ -56,8 +57,12 @@ def squeeze_excite_product_kernel(
         b_w = tl.load(weight + (o_j * w_j)[:, None] + (o_i * w_i)[None, :], m_w, 0.0).to(out.dtype.element_ty)
         for n in tl.static_range(IMAGES):
             m_v = (o_i < inputs) & (i_n + n < images)
-            p_v = partial + ((i_n + n) * tiles + o_t)[:, None] * inputs + o_i[None, :]
-            b_v = tl.sum(tl.load(p_v, (o_t < tiles)[:, None] & m_v[None, :], 0.0), 0) / divisor
+            p_v = partial + ((i_n + n) * tiles + o_t)[:, None] * row + o_i[None, :]
+            b_v = tl.sum(tl.load(p_v, (o_t < tiles)[:, None] & m_v[None, :], 0.0), 0)
+            if MORE_TILES:
+                for t in range(BLOCK_T, tiles, BLOCK_T):
+                    b_v += tl.sum(tl.load(p_v + t * row, (t + o_t < tiles)[:, None] & m_v[None, :], 0.0), 0)
+            b_v /= divisor
             if z is None:
                 b_v = activate(b_v, ACTIVATION)
             else:
@@ -100,11 +105,11 @@ def squeeze_excite_bwd_weight_kernel(
 
 
 # y = activation(x * gate_activation(z) + share / pixels + residual), or with `grad` grad * activation'(...) instead; z
-# and share are PER_IMAGE, or one row for all images, of which share is not divided.
+# and share are PER_IMAGE, or one row for all images, of which share is not divided; then times gates, of each image.
 # Tile BLOCK_P pixels of one image x BLOCK_C channels;  grid one axis, a tile a program, channel blocks fastest
 @triton.jit(do_not_specialize=["rows", "vectors"])
 def squeeze_excite_scale_kernel(
-    x, z, share, residual, grad, y, rows, vectors,
+    x, z, share, residual, grad, gates, y, rows, vectors,
     VECTOR: tl.constexpr, PER_IMAGE: tl.constexpr, GATE_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -132,13 +137,15 @@ def squeeze_excite_scale_kernel(
         b_y = activate(b_y, ACTIVATION)
     else:
         b_y = gradient_through(b_y, tl.load(grad + offset, m_x, 0.0).to(b_z.dtype), ACTIVATION)
+    if gates is not None:
+        b_y *= tl.load(gates + i_n * channels + o_c, o_c < channels, 0.0)[None, :]
     tl.store(y + offset, b_y.to(y.dtype.element_ty), m_x)
 
 
 def product(partial, z, weight, bias, activation, divisor=1, transposed=False, keep=False, out_activation=0):
     """(out [N, 1, outputs], v [N, inputs] or None) of squeeze_excite_product_kernel for weight (outputs, inputs, 1, 1).
 
-    transposed: of (inputs, outputs, 1, 1).
+    partial: [N, tiles, inputs], numbers of a row side by side. transposed: weight (inputs, outputs, 1, 1).
     """
     N, tiles, inputs = partial.shape
     w_j, w_i = (weight.stride(1), weight.stride(0)) if transposed else (weight.stride(0), weight.stride(1))
@@ -148,9 +155,9 @@ def product(partial, z, weight, bias, activation, divisor=1, transposed=False, k
     block_j, block_i = (16, 64) if w_i == 1 else (64, 16)
     with torch.cuda.device_of(partial):
         squeeze_excite_product_kernel[(cdiv(N, IMAGES) * cdiv(outputs, block_j),)](
-            partial, z, weight, bias, kept, out, N, inputs, outputs, tiles, divisor, w_j, w_i, ACTIVATION=activation,
-            OUT_ACTIVATION=out_activation, IMAGES=IMAGES,
-            BLOCK_T=next_power_of_2(tiles), BLOCK_J=block_j, BLOCK_I=block_i, num_warps=4,
+            partial, z, weight, bias, kept, out, N, inputs, outputs, tiles, partial.stride(1), divisor, w_j, w_i,
+            ACTIVATION=activation, OUT_ACTIVATION=out_activation, IMAGES=IMAGES, MORE_TILES=tiles > TILES,
+            BLOCK_T=min(next_power_of_2(tiles), TILES), BLOCK_J=block_j, BLOCK_I=block_i, num_warps=4,
         )  # fmt: skip
     return out, kept
 
@@ -167,8 +174,18 @@ def layer_gradient(grad, v, weight, bias):
     return grad_weight, grad_bias
 
 
-def scale(x, z, share, residual, grad, gate_activation, activation, channels_last, dtype):
-    """squeeze_excite_scale_kernel's y, of `dtype` and in x's format; z and share [N, .., C], or [C] for all images."""
+def put_layer_gradients(grads, wanted, i, *layer):
+    """Into grads[i] and grads[i + 1], those that are wanted."""
+    if wanted[i] or wanted[i + 1]:
+        of_layer = layer_gradient(*layer)
+        grads[i : i + 2] = [of_layer[j] if wanted[i + j] else grads[i + j] for j in (0, 1)]
+
+
+def scale(x, z, share, residual, grad, gate_activation, activation, channels_last, dtype, gates=None):
+    """squeeze_excite_scale_kernel's y, of `dtype` and in x's format; z and share [N, .., C], or [C] for all images.
+
+    gates: [N, .., C].
+    """
     N, C, H, W = x.shape
     y = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format(channels_last))
     if y.numel() == 0:
@@ -178,12 +195,13 @@ def scale(x, z, share, residual, grad, gate_activation, activation, channels_las
     blocks = configuration(
         squeeze_excite_scale_kernel, x, lambda: image_blocks(C, H * W, x, channels_last, vectors=1),
         C=C, pixels=H * W, channels_last=channels_last, residual=residual is not None, grad=grad is not None,
+        gates=gates is not None,
     )  # fmt: skip
     with torch.cuda.device_of(x):
         launch(
             squeeze_excite_scale_kernel, blocks,
             lambda b: (N * cdiv(H * W, b["BLOCK_P"]) * cdiv(C, b["BLOCK_C"]),),
-            x, z, share, residual, grad, y, rows, columns // v, VECTOR=v, PER_IMAGE=z.dim() > 1,
+            x, z, share, residual, grad, gates, y, rows, columns // v, VECTOR=v, PER_IMAGE=z.dim() > 1,
             GATE_ACTIVATION=gate_activation, ACTIVATION=activation, CHANNELS_LAST=channels_last,
             vary=("BLOCK_P", "BLOCK_C"),
         )  # fmt: skip
@@ -240,13 +258,8 @@ def squeeze_excite_backward(
         grads[0] = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         if N > 0:
             grads[0] = scale(grad, z, share, None, None, gate_activation, 0, channels_last, x.dtype)
-    for i, layer in (
-        (1, (grad_hidden_z, mean, reduce_weight, reduce_bias)),
-        (3, (grad_z, hidden, expand_weight, expand_bias)),
-    ):
-        if wanted[i] or wanted[i + 1]:
-            of_layer = layer_gradient(*layer)
-            grads[i : i + 2] = [of_layer[j] if wanted[i + j] else grads[i + j] for j in (0, 1)]
+    put_layer_gradients(grads, wanted, 1, grad_hidden_z, mean, reduce_weight, reduce_bias)
+    put_layer_gradients(grads, wanted, 3, grad_z, hidden, expand_weight, expand_bias)
     if wanted[5]:
         own = N > 0 and post_activation != 0  # else grad is the caller's
         if own and grad.dtype == x.dtype and is_channels_last(tensors[5]) == channels_last:

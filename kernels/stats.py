@@ -22,7 +22,7 @@ import torch
 from . import depthwise_conv2d as depthwise
 from . import pointwise_conv2d as pointwise
 from .activation import RELU6
-from .channels import add_up, channel_sums
+from .channels import add_up, channel_sums, totals
 from .conv2d import conv2d, conv2d_backward
 from .launch import dense, empty_image, is_channels_last
 from .packing import accumulator, taps_major, unpack_depthwise
@@ -42,13 +42,6 @@ __all__ = [
     "separable_conv2d_stats",
     "separable_conv2d_stats_backward",
 ]
-
-
-def totals(partial, like, channels):
-    """Two tensors (channels) in the accumulator's dtype: the halves of partial's rows, added up over all rows."""
-    first, second = (torch.empty((channels,), dtype=accumulator(like), device=like.device) for _ in range(2))
-    add_up(partial.view(1, -1, 2 * channels), first, second)
-    return first, second
 
 
 def gradient_of_y(grad, grad_sum, grad_squares, y):

@@ -16,6 +16,7 @@ from kernel_launches import (
     FLOAT64,
     NCHW,
     NHWC,
+    batch_norm_scale_shift,
     conv2d,
     depthwise_conv2d,
     inverted_residual,
@@ -23,6 +24,8 @@ from kernel_launches import (
     pointwise_conv2d,
     pointwise_conv2d_slope,
     pointwise_depthwise,
+    scale_shift,
+    scale_shift_excite,
     separable_conv2d,
     squeeze,
     squeeze_excite,
@@ -60,6 +63,8 @@ DEPTHWISE = functools.partial(case, depthwise_conv2d)
 POINTWISE = functools.partial(case, pointwise_conv2d)
 EXCITE = functools.partial(case, squeeze_excite)
 SENET = functools.partial(EXCITE, residual=True, post_activation=1)
+SCALE_SHIFT = functools.partial(case, scale_shift)
+SCALED_EXCITE = functools.partial(case, scale_shift_excite)
 RESPONSE_NORM = functools.partial(case, local_response_norm)
 DEPTHWISE_STATS = functools.partial(case, stats, "depthwise_conv2d")
 POINTWISE_STATS = functools.partial(case, stats, "pointwise_conv2d")
@@ -228,12 +233,37 @@ CASES = {
     "separable 3x3 728 -> 728, stats, bf16": case(stats, "separable_conv2d", (32, 728, 19, 19), 728, 3, dtype=BFLOAT16),
     "conv2d 3x3, stats, bf16": case(stats, "conv2d", (32, 64, 56, 56), 64, 3, dtype=BFLOAT16),
     "conv2d 3x3, stats, fp64": case(stats, "conv2d", (4, 64, 56, 56), 64, 3, dtype=FLOAT64),
+    "scale, shift, residual, relu, 728 @ 19, bf16": SCALE_SHIFT(
+        (32, 728, 19, 19), dtype=BFLOAT16, residual=True, activation=1, quick=True
+    ),
+    "scale, shift 24 @ 56, fp32": SCALE_SHIFT((32, 24, 56, 56), dtype=FLOAT32, activation=0),
+    "scale, shift, relu6, 1280 @ 7, fp16": SCALE_SHIFT((32, 1280, 7, 7), dtype=FLOAT16),
+    "scale, shift, residual, gelu, 256 @ 56, fp32": SCALE_SHIFT(
+        (32, 256, 56, 56), dtype=FLOAT32, residual=True, activation=5
+    ),
+    "scale, shift, residual, silu, 256 @ 56, fp64": SCALE_SHIFT(
+        (4, 256, 56, 56), dtype=FLOAT64, residual=True, activation=4
+    ),
+    "scale, shift, residual, relu, 256 @ 56, bf16, NCHW": SCALE_SHIFT(
+        (32, 256, 56, 56), dtype=BFLOAT16, memory_format=NCHW, residual=True, activation=1
+    ),
+    "scale, shift, silu, 240 @ 28, excite, bf16": SCALED_EXCITE((32, 240, 28, 28), 10, dtype=BFLOAT16, quick=True),
+    "scale, shift, silu, 1152 @ 7, excite, fp16": SCALED_EXCITE((32, 1152, 7, 7), 48, dtype=FLOAT16),
+    "scale, shift, silu, 96 @ 112, excite, fp32": SCALED_EXCITE((32, 96, 112, 112), 4, dtype=FLOAT32),
+    "scale, shift, tanh, 240 @ 28, excite, fp64": SCALED_EXCITE((4, 240, 28, 28), 10, dtype=FLOAT64, activation=6),
+    "scale, shift, silu, 240 @ 28, excite, fp32, NCHW": SCALED_EXCITE(
+        (32, 240, 28, 28), 10, dtype=FLOAT32, memory_format=NCHW
+    ),
+    "batch norm of sums, 960, bf16": case(batch_norm_scale_shift, (32, 960, 7, 7), dtype=BFLOAT16, quick=True),
+    "batch norm of sums, 960, fp64": case(batch_norm_scale_shift, (4, 960, 7, 7), dtype=FLOAT64),
     "gradients before silu, stats, bf16": case(stats_gradients, (32, 728, 19, 19), 3, dtype=BFLOAT16),
     "gradients before silu, stats, fp32": case(stats_gradients, (32, 728, 19, 19), 3, dtype=FLOAT32),
 }
 # Kernels that read partial sums, small vectors and weights, or (wide windows) single channels: a few bytes a thread.
 NARROW = {
     "add_up_kernel",
+    "batch_norm_scale_shift_bwd_kernel",
+    "batch_norm_scale_shift_fwd_kernel",
     "depthwise_conv2d_bwd_weight_sum_kernel",
     "local_response_norm_wide_kernel",
     "squeeze_excite_bwd_weight_kernel",

@@ -127,6 +127,33 @@ def squeeze_excite(shape, squeezed, dtype, memory_format=NHWC, residual=False, a
     kernels.squeeze_excite_backward(torch.empty_like(y), *args, 0b111111)
 
 
+def scale_shift(shape, dtype, memory_format=NHWC, residual=False, activation=2):
+    kernels = importlib.import_module("cnnfast.kernels.scale_shift")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    rows = [empty(shape[1], dtype=torch.promote_types(dtype, FLOAT32)) for _ in range(2)]
+    args = (x, *rows, torch.empty_like(x) if residual else None, activation)
+    y = kernels.scale_shift(*args)
+    kernels.scale_shift_backward(torch.empty_like(y), *args, 0b1111)
+
+
+def scale_shift_excite(shape, squeezed, dtype, memory_format=NHWC, activation=4):
+    kernels = importlib.import_module("cnnfast.kernels.scale_shift_excite")
+    x, channels = empty(*shape, dtype=dtype, memory_format=memory_format), shape[1]
+    rows = [empty(channels, dtype=torch.promote_types(dtype, FLOAT32)) for _ in range(2)]
+    reduce = empty(squeezed, channels, 1, 1, dtype=dtype), empty(squeezed, dtype=dtype)
+    expand = empty(channels, squeezed, 1, 1, dtype=dtype), empty(channels, dtype=dtype)
+    args = (x, *rows, *reduce, *expand, activation, activation, 3)
+    y = kernels.scale_shift_excite(*args)
+    kernels.scale_shift_excite_backward(torch.empty_like(y), *args, 0b1111111)
+
+
+def batch_norm_scale_shift(shape, dtype):
+    kernels = importlib.import_module("cnnfast.kernels.batch_norm_scale_shift")
+    y, row = empty(*shape, dtype=dtype), empty(shape[1], dtype=torch.promote_types(dtype, FLOAT32))
+    kernels.batch_norm_scale_shift(y, row, row, row, row, 1e-5)
+    kernels.batch_norm_scale_shift_backward(row, row, y, row, row, row, 1e-5)
+
+
 def squeeze(shape, k, stride, dtype, memory_format=NHWC, activation=4, backward=False):
     """depthwise_conv2d_squeeze, or its gradient."""
     kernels = importlib.import_module("cnnfast.kernels.stats")

@@ -60,7 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="on a GPU: its tests, every op, whole networks, each part in under ten minutes",
         epilog="example: cnnfast bench gpu --part tests --out gpu-results",
     )
-    gpu.add_argument("--part", choices=("tests", "ops", "models"), required=True, help="in this order, in three calls")
+    gpu.add_argument(
+        "--part", choices=("tests", "ops", "models", "train"), required=True, help="in this order, in four calls"
+    )
     gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="for <part>.json, gpu.json and the logs")
     gpu.add_argument("--minutes", type=positive_int, default=8, metavar="N", help="(default: 8)")
     gpu.add_argument("--rehearse", action="store_true", help="on the CPU, a few small cases: nothing is measured")
@@ -180,7 +182,7 @@ def _run_gpu(args: argparse.Namespace) -> int:
     tests = Path(gpu.__file__).parents[1] / "tests/gpu"
     if args.part == "tests" and not tests.is_dir():
         raise UsageError(f"--part tests needs the source tree, with {tests.name} in it, which an installed wheel lacks")
-    if args.part == "models":
+    if args.part in ("models", "train"):
         require("timm", "bench")
     device = Device("cpu" if args.rehearse else "cuda")
     result, rows = gpu.run_part(args.part, args.out, args.minutes, device, tests)
@@ -218,7 +220,7 @@ def _cases(args: argparse.Namespace):
         suite, known = models if args.kind == "models" else train, list_models()
     if unknown := sorted(set(args.names or ()) - set(known)):
         close = difflib.get_close_matches(unknown[0], known, cutoff=0.4)
-        shown = ", ".join(known) if len(known) < 10 else f"{len(known)}, such as {' and '.join(close or known[:3])}"
+        shown = ", ".join(known) if len(known) < 20 else f"{len(known)}, such as {' and '.join(close or known[:3])}"
         raise UsageError(
             f"no {'op' if args.kind == 'ops' else 'model'} {', '.join(unknown)} to bench; there are {shown}"
         )

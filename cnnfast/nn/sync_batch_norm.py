@@ -52,6 +52,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     gradients are each process's part of their sum, for DistributedDataParallel to add up. One all-gather of 2 C + 1
     numbers forward, one all-reduce of 2 C backward: every process has to run both. In eval mode, in a single process
     and without torch.distributed it is BatchNorm2d. It runs on any device; on a GPU torch.nn.SyncBatchNorm is faster.
+    Blocks that train fused call neither: they add up their convolutions' sums, by an all-reduce each way.
 
     Args:
         process_group: of torch.distributed; None for all processes. The others are BatchNorm2d's.
@@ -74,8 +75,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return module.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        joined = self.training and dist.is_available() and dist.is_initialized()
-        if not joined or dist.get_world_size(self.process_group) == 1:
+        if not is_joined(self):
             return super().forward(x)
         self._check_input_dim(x)
         y, mean, var, count = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, self.process_group)
@@ -90,6 +90,51 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         part = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
             running.mul_(1 - part).add_(new, alpha=part)
+
+
+def is_joined(norm: Any) -> bool:
+    """Whether a batch normalisation, torch's or ours, takes its statistics over several processes."""
+    synchronised = isinstance(norm, (SyncBatchNorm2d, nn.SyncBatchNorm)) and norm.training
+    if not synchronised or not dist.is_available() or not dist.is_initialized():
+        return False
+    return dist.get_world_size(norm.process_group) > 1
+
+
+def joined_scale_and_shift(norm: Any, y: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, ...]:
+    """What ops.batch_norm_scale_shift returns of y and its sums by channel, of all processes' together.
+
+    One all-reduce of 2 C + 1 numbers in float64, another in backward; between them operators of plain torch.
+    """
+    values = y.numel() // y.shape[1]
+    own = torch.cat([total.double(), squares.double(), total.new_full((1,), values, dtype=torch.float64)])
+    total, squares, count = _AllReduce.apply(own, norm.process_group).split((y.shape[1], y.shape[1], 1))
+    if values <= 1 and count <= 1:  # a look that waits for the device, so only where this process can't know
+        raise ValueError(f"Expected more than 1 value per channel when training, got {int(count)} in all processes")
+    mean = total / count
+    var = (squares / count - mean.square()).clamp_min(0)
+    scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    shift = (0 if norm.bias is None else norm.bias) - mean * scale
+    unbiased = var * (count / (count - 1))
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    return scale.to(dtype), shift.to(dtype), mean.detach().to(dtype), unbiased.detach().to(dtype)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        joined = own.clone()
+        dist.all_reduce(joined, group=group)
+        return joined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        joined = grad.contiguous().clone()
+        dist.all_reduce(joined, group=ctx.group)
+        return joined, None
 
 
 class _SyncBatchNorm(torch.autograd.Function):

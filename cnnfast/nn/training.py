@@ -16,6 +16,7 @@ from cnnfast import ops
 from cnnfast.nn.fused import NotFusable, only_calls
 from cnnfast.nn.fusion import activation_name, check_depthwise, check_pointwise, check_stage, pooling
 from cnnfast.nn.layers import Conv2dSame, DropPath, PointwiseConv2d
+from cnnfast.nn.sync_batch_norm import SyncBatchNorm2d, is_joined, joined_scale_and_shift
 from cnnfast.ops import activations, backends
 
 Layer = Any  # an nn.Module whose attributes are read by name
@@ -81,7 +82,7 @@ def normalised(
     op: Callable[..., Any], bn: Layer, activation: nn.Module | None, backend: str, pre_activation: str | None = None
 ) -> Step:
     """`op`, which takes a prologue and returns sums, then bn and activation; pre_activation: of a plain input."""
-    if not only_calls(bn, nn.BatchNorm2d.forward):
+    if not any(only_calls(bn, kind.forward) for kind in (nn.BatchNorm2d, SyncBatchNorm2d, nn.SyncBatchNorm)):
         raise NotFusable(f"{type(bn).__name__} isn't nn.BatchNorm2d")
     name = None if activation is None else activation_name(activation)
 
@@ -179,6 +180,11 @@ def _scale_and_shift(bn: Layer, y: Tensor, sums: Sequence[Tensor], backend: str)
             bn.num_batches_tracked.add_(1)
     if not bn.training and bn.running_mean is not None:
         return _frozen(bn, sums[0].dtype)
+    if is_joined(bn):
+        scale, shift, mean, var = joined_scale_and_shift(bn, y, *sums)
+        if tracked and bn.running_mean is not None:
+            track_statistics(bn, mean, var)
+        return scale, shift
     if y.numel() == y.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
     rows: Any = (*sums, bn.weight, bn.bias, bn.eps)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cnnfast import reference
 from cnnfast.ops import backends
-from cnnfast.ops._registration import fake, library
+from cnnfast.ops._registration import fake, library, register_cuda
 from cnnfast.ops.arguments import check_x
 
 _op = torch.ops.cnnfast.batch_norm_scale_shift.default
@@ -34,7 +34,7 @@ def batch_norm_scale_shift(
         sum, squares: (C), float32 (float64 beside a float64 y).
         weight, bias: (C), of any floating dtype; None for ones and zeros.
         eps: added to the variance.
-        backend: "auto", "cpu" or "reference" (plain torch).
+        backend: "auto", "cpu", "triton" or "reference" (plain torch).
 
     Returns:
         scale = weight / sqrt(var + eps) and shift = bias - mean * scale; the mean and the unbiased variance, for
@@ -96,3 +96,4 @@ def _backward_twice(ctx: Any, *grads: Tensor) -> None:
 
 torch.library.register_autograd("cnnfast::batch_norm_scale_shift", _backward, setup_context=_setup_context, lib=library)
 torch.library.register_autograd("cnnfast::batch_norm_scale_shift_backward", _backward_twice, lib=library)
+register_cuda("batch_norm_scale_shift")

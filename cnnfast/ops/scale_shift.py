@@ -10,7 +10,14 @@ from torch import Tensor
 
 from cnnfast import reference
 from cnnfast.ops import activations, backends
-from cnnfast.ops._registration import empty_gradients, empty_image, fake, register_autocast, register_gradients
+from cnnfast.ops._registration import (
+    empty_gradients,
+    empty_image,
+    fake,
+    register_autocast,
+    register_cuda,
+    register_gradients,
+)
 from cnnfast.ops.arguments import check_excite, check_residual, check_scale_shift, check_x
 
 _op = torch.ops.cnnfast.scale_shift.default
@@ -29,7 +36,8 @@ def scale_shift(
     """activation(x * scale + shift + residual), by channel, in one pass; differentiable once, by another one.
 
     Backward keeps x, and residual where there is an activation, and computes the rest again. No intermediate is rounded
-    to x's dtype. Sums are the same bits on any number of threads.
+    to x's dtype. Sums are the same bits on any number of threads,
+    and from run to run.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
@@ -38,7 +46,7 @@ def scale_shift(
         residual: of x's shape and dtype.
         activation: None, "identity", "relu", "relu6", "sigmoid", "silu", "gelu" (exact, by the error function) or
             "tanh".
-        backend: "auto", "cpu" or "reference" (plain torch).
+        backend: "auto", "cpu", "triton" or "reference" (plain torch).
 
     Returns:
         (N, C, H, W), of x's dtype.
@@ -108,3 +116,5 @@ def _(grad, x, *arguments):
 register_gradients("scale_shift", activation_after_residual=True)
 register_gradients("scale_shift_excite")
 register_autocast("scale_shift_excite")
+register_cuda("scale_shift")
+register_cuda("scale_shift_excite")

@@ -4,13 +4,16 @@ Fails if a part's file or the merged one lacks what ran, a red kernel keeps its 
 that is cut off loses what it has, or a machine without a GPU gets more than one sentence.
 """
 
+import importlib.util
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cnnfast.bench import gpu, gpu_tests
+import cnnfast
+from cnnfast.bench import gpu, gpu_tests, train
 from cnnfast.bench import ops as op_suite
 from cnnfast.bench.device import Device
 from cnnfast.bench.measure import OURS, Contender, Measurement, Settings
@@ -50,6 +53,32 @@ def test_rehearsal_of_the_models(tmp_path, capsys):
     assert main(["bench", "gpu", "--part", "models", "--out", str(tmp_path), "--rehearse"]) == 0
     (row,) = json.loads((tmp_path / "models.json").read_text())["rows"]
     assert set(row["timings"]) == {OURS, *gpu.PEERS}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+def test_rehearsal_of_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "PEERS", QUICK.peers)
+    monkeypatch.setattr(gpu, "TRAINED", [replace(gpu.TRAINED[0], size=64)])
+    monkeypatch.setattr(gpu, "TRAIN_RUNS", ((torch.float32, 2),))
+    assert main(["bench", "gpu", "--part", "train", "--out", str(tmp_path), "--rehearse"]) == 0
+    assert "training step" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "train.json").read_text())["rows"]
+    assert set(row["timings"]) == {OURS, "eager_channels_last"}
+
+
+def test_a_wrong_step_is_not_timed(monkeypatch):
+    """The gradients of one contender are others."""
+    honest = train._check
+
+    def faulty(network, *arguments):
+        if isinstance(network, cnnfast.models.mobilenet_v2.MobileNetV2):
+            next(network.parameters()).data.mul_(-1)
+        honest(network, *arguments)
+
+    monkeypatch.setattr(train, "_check", faulty)
+    result = gpu.measure_training(replace(gpu.TRAINED[0], size=64), replace(QUICK, batch=2), CPU)
+    assert result.contenders["eager_channels_last"].problem is None
+    assert (result.contenders[OURS].problem or "").startswith("wrong output: gradients off")
 
 
 class OnceLogged(gpu_tests.Deadline):

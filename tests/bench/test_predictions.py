@@ -66,7 +66,11 @@ def test_a_launch_takes_no_less_than_its_floor():
     calls = predictions.calls_of("mobilenet_v2", True, 32, torch.bfloat16)
     works = [work for row in calls.rows.values() for work in row]
     assert all(work.seconds > work.floor for work in works)
-    ((work,),) = [row for (call, _), row in calls.rows.items() if call == "pointwise_conv2d 320-1280 @7"]
+    ((work,),) = [
+        row
+        for (call, kernel), row in calls.rows.items()
+        if call == "pointwise_conv2d_stats_backward 320-1280 @7" and kernel == "pointwise_conv2d_bwd_input_kernel"
+    ]
     assert work.bytes == 2 * (32 * 49 * (320 + 1280) + 320 * 1280)
     assert work.flops == 2 * 32 * 49 * 320 * 1280 <= work.multiplied
 

@@ -24,7 +24,7 @@ def problems(found):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 def test_steps_equal_the_plain_networks(dtype):
     case = replace(train.select(["mobilenet_v2"])[0], size=64)
     found = measure(case, replace(SETTINGS, dtype=dtype))

@@ -16,6 +16,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.nn import fused, set_backend
+from cnnfast.ops import backends
 
 FUSED = [name for name in BLOCKS if name != "residual"]
 
@@ -62,6 +63,19 @@ def test_networks(name):
     network = cnnfast.create_model(name, num_classes=5).train()
     found = nodes(network(torch.randn(2, 3, 65, 65)))
     assert not any("BatchNorm" in node or node.startswith(("Hardtanh", "Silu")) for node in found), found
+
+
+@pytest.mark.parametrize("backend", ("auto", "triton", "cuda"))
+@pytest.mark.parametrize("name", ("mobilenet_v2", "efficientnet_b0", "xception"))
+def test_networks_on_a_gpu(name, backend):
+    """As if on one: by Triton's kernels; csrc/cuda has none of these ops."""
+    pytest.importorskip("triton")
+    with torch.device("meta"), backends.meta_as("cuda"):
+        network = cnnfast.create_model(name, num_classes=5).train()
+        set_backend(network, backend)
+        found = nodes(network(torch.empty(2, 3, 65, 65)))
+    assert any("BatchNorm" in node for node in found) == (backend == "cuda")
+    assert ("batch_norm_scale_shift" in found) == (backend != "cuda")
 
 
 @pytest.mark.parametrize("name", ("mobilenet_v2", "efficientnet_b0", "xception"))

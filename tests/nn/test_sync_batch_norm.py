@@ -72,15 +72,16 @@ def test_one_value_per_channel():
 
 
 @pytest.mark.parametrize(
-    "name, options, checkpointing",
+    "name, options, sizes, checkpointing",
     [
-        ("mobilenet_v2", dict(drop_rate=0.0, width_mult=0.35), False),
-        ("tf_efficientnet_lite0", dict(drop_rate=0.0), True),
+        ("mobilenet_v2", dict(drop_rate=0.0, width_mult=0.35), [2, 4], False),
+        ("mobilenet_v2", dict(drop_rate=0.0, width_mult=0.35), [0, 3], False),
+        ("tf_efficientnet_lite0", dict(drop_rate=0.0), [2, 4], True),
     ],
 )
-def test_networks_under_ddp(name, options, checkpointing):
-    """Losses, parameters and running statistics after steps of SGD, parts of unequal sizes; recomputation too."""
-    seed, sizes = torch.seed() % 1000, [2, 4]
+def test_networks_under_ddp(name, options, sizes, checkpointing):
+    """Fused. Losses, parameters and running statistics after steps of SGD, unequal parts; recomputation too."""
+    seed = torch.seed() % 1000
     network = make_network(name, options)
     x, targets = inputs(seed, sizes, (3, 64, 64), torch.float64)[0], inputs(seed, sizes, (5, 1, 1), torch.float64)[1]
     expected = steps_of(network, network, (torch.cat(x), torch.cat(targets)[..., 0, 0]), sum(sizes), 1)

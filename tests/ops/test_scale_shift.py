@@ -6,16 +6,9 @@ of threads, torch.compile or autocast breaks, or statistics that cancel lose mor
 
 import pytest
 import torch
-from numerics import (
-    LAYOUTS,
-    activations_as_bounds,
-    assert_gradients_by_policy,
-    assert_within,
-    draw,
-    fresh_generator,
-    threads,
-)
+from numerics import LAYOUTS, assert_gradients_by_policy, draw, fresh_generator, threads
 from op_cases import DTYPES, arguments_of
+from scale_shift_cases import OPS, check_output, make, run, sums_of
 
 import cnnfast.ops
 import cnnfast.reference
@@ -23,44 +16,12 @@ from cnnfast.ops import activations
 
 pytestmark = pytest.mark.usefixtures("nan_outputs")
 
-OPS = ("scale_shift", "scale_shift_excite")
 # One pixel, one row, few and many images, whole and broken panels, several tasks an image, no image.
 SIZES = ((1, 1, 1, 1), (3, 3, 1, 37), (2, 19, 13, 11), (70, 16, 3, 2), (1, 160, 70, 40), (2, 48, 9, 8), (0, 5, 4, 4))
 
 
-def make(op, size=(2, 19, 13, 11), dtype=torch.float32, layout="channels_last", residual=True, activation="relu6"):
-    generator, wide = fresh_generator(), torch.promote_types(dtype, torch.float32)
-    channels = size[1]
-    # z is away from the kinks at 0 and 6: x is, and scale and shift keep it so
-    x = draw(generator, size, dtype).abs().clamp_min(0.25) * draw(generator, size, dtype).sign()
-    tensors = {"x": LAYOUTS[layout](x)}
-    tensors["scale"] = draw(generator, (channels,), wide).abs().clamp(0.25, 1.3)
-    tensors["shift"] = tensors["scale"] / 64 * draw(generator, (channels,), wide).sign()
-    if op == "scale_shift":
-        if residual:
-            tensors["residual"] = LAYOUTS[layout](x / 4)
-        return tensors, {"activation": activation}
-    for name, shape in (("reduce", (4, channels, 1, 1)), ("expand", (channels, 4, 1, 1))):
-        tensors[f"{name}_weight"] = draw(generator, shape, dtype, scale=shape[1] ** -0.5)
-        if residual:  # biases, that is
-            tensors[f"{name}_bias"] = draw(generator, shape[:1], dtype, scale=0.1)
-    return tensors, {"activation": activation, "se_activation": "silu"}
-
-
-def run(op, tensors, options, where=cnnfast.ops):
-    return getattr(where, op)(**tensors, **options)
-
-
 def check(op, tensors, options):
-    y = run(op, tensors, options)
-    exact = run(op, {name: t.double() for name, t in tensors.items()}, options, cnnfast.reference)
-    with activations_as_bounds():
-        bound = run(op, {name: t.double().abs() for name, t in tensors.items()}, options, cnnfast.reference)
-    _, c, h, w = y.shape
-    terms = 3 if op == "scale_shift" else max(h * w, c, 4)
-    assert_within(y, exact, bound, terms=terms, name="y")
-    meta = run(op, {name: t.to("meta") for name, t in tensors.items()}, options)
-    assert (y.shape, y.stride(), y.dtype) == (meta.shape, meta.stride(), meta.dtype)
+    check_output(op, tensors, options, run(op, tensors, options))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -177,7 +138,7 @@ def test_opcheck(op):
     values = tensors | options
     outputs = run(op, tensors, options)
     if op in OPS:
-        values |= {"grad": torch.randn_like(outputs), "gate_activation": 3}
+        values |= {"grad": torch.randn_like(outputs)}
     else:
         values |= {"grad_scale": torch.randn_like(outputs[0]), "grad_shift": torch.randn_like(outputs[1])}
     codes = {name: value for name, value in options.items() if name.endswith("activation")}
@@ -216,15 +177,6 @@ def test_mistakes(op):
 
 
 # ---- batch_norm_scale_shift
-
-
-def sums_of(y, **options):
-    wide = torch.promote_types(y.dtype, torch.float32)
-    generator, channels = fresh_generator(), y.shape[1]
-    stored = y.to(wide)
-    rows = {"sum": stored.sum((0, 2, 3)), "squares": stored.square().sum((0, 2, 3))}
-    rows |= {name: draw(generator, (channels,), wide) for name in ("weight", "bias")}
-    return {"y": y, **rows}, {"eps": 1e-3, **options}
 
 
 @pytest.mark.parametrize("affine", ("weight bias", "weight", "bias", ""))

@@ -177,7 +177,7 @@ def test_output_mask(post_activation):
 # (what breaks, the text to replace, its replacement); the first occurrence is taken.
 SLOPE = "gradient_through(tl.load(z + (i_n + n) * inputs + o_i, m_v, 0.0), b_v, ACTIVATION)"
 FAULTS = {
-    "a sum, not a mean": ("0) / divisor", "0)"),
+    "a sum, not a mean": ("b_v /= divisor", "b_v /= 1"),
     "the last channel left out": ("m_v = (o_i < inputs)", "m_v = (o_i < inputs - 1)"),
     "the weight transposed": ("(o_j * w_j)[:, None] + (o_i * w_i)", "(o_j * w_i)[:, None] + (o_i * w_j)"),
     "no bias": ("b_y += tl.load(bias", "b_y += 0 * tl.load(bias"),

@@ -10,9 +10,11 @@ import importlib
 from unittest import mock
 
 import pytest
+import scale_shift_cases
 import torch
 from launchers import arguments, away_from_kinks, survivors
 from numerics import LAYOUTS, draw, fresh_generator, nan_filled
+from op_cases import Case
 from triton.runtime.interpreter import InterpretedFunction
 
 from cnnfast.cli import main, tune
@@ -32,6 +34,8 @@ ROWS = {
     "local_response_norm": dict(c=19),
     "local_response_norm nchw": dict(c=5, layout="nchw"),
     "local_response_norm wide": dict(c=19),
+    "scale_shift": {},
+    "scale_shift_excite": {},
 }
 TUNED = {
     "pointwise_conv2d": {f"pointwise_conv2d_{name}_kernel" for name in ("fwd", "bwd_input", "bwd_weight")},
@@ -43,6 +47,8 @@ TUNED = {
     "inverted_residual excited": {"pointwise_depthwise_fwd_kernel"},
     "local_response_norm": {f"local_response_norm_{name}_kernel" for name in ("fwd", "bwd")},
     "local_response_norm wide": {"local_response_norm_wide_kernel"},
+    "scale_shift": {"squeeze_excite_scale_kernel", "scale_shift_bwd_kernel"},
+    "scale_shift_excite": {"channel_sums_kernel", "squeeze_excite_scale_kernel", "scale_shift_bwd_kernel"},
 }
 
 
@@ -58,7 +64,10 @@ def work_of(name, n=2, package="cnnfast.kernels"):
         grad = draw(generator, x.shape, torch.float64)
         both = lambda: (forward(), backward(grad, *values))  # noqa: E731
     else:
-        case = away_from_kinks(op, generator, **row)
+        if op.startswith("scale_shift"):
+            case = Case(op, *scale_shift_cases.make(op, (n, 5, 3, 4), torch.float64, activation="silu", seed=1))
+        else:
+            case = away_from_kinks(op, generator, **row)
         grad = draw(generator, case.reference(**case.tensors, **case.options).shape, torch.float64)
         forward = lambda: getattr(module, op)(*arguments(case, op))  # noqa: E731
         gradients = arguments(case, f"{op}_backward", grad=grad, output_mask=-1)
