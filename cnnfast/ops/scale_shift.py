@@ -36,8 +36,8 @@ def scale_shift(
     """activation(x * scale + shift + residual), by channel, in one pass; differentiable once, by another one.
 
     Backward keeps x, and residual where there is an activation, and computes the rest again. No intermediate is rounded
-    to x's dtype. Sums are the same bits on any number of threads,
-    and from run to run.
+    to x's dtype. Sums are the same bits on any number of threads, and from
+    run to run.
 
     Args:
         x: (N, C, H, W), float32, float64, bfloat16 or float16; channels_last memory is the fast path, and the output's
