@@ -53,7 +53,7 @@ class EfficientNet(Network):
     """(N, in_chans, H, W) -> (N, num_classes). State-dict keys are timm's: `conv_stem`, `bn1`, `blocks.S.B.conv_pw`,
     ..., `conv_head`, `bn2`, `classifier`.
 
-    Trained layer by layer; in eval mode with grad disabled each block is one fused call. The fastest input is
+    Trained by fused blocks; in eval mode with grad disabled each block is one fused call. The fastest input is
     channels_last; the networks make it so after the first layer in any case.
 
     Args:

@@ -27,7 +27,7 @@ class MobileNetV1(Network):
 
     (N, in_chans, H, W) -> (N, num_classes). State-dict keys of timm's mobilenetv1_100 (`width_mult` 1.25:
     mobilenetv1_125; `head_conv`: mobilenetv1_100h): `conv_stem`, `bn1`, `blocks.S.B.conv_dw`, ..., `classifier`. 13
-    separable convolutions, trained layer by layer; in eval mode with grad disabled each is one fused call. The fastest
+    separable convolutions, trained by fused blocks; in eval mode with grad disabled each is one fused call. The fastest
     input is channels_last; the network makes it so after the first layer in any case.
 
     The activation is ReLU6 as in timm's and TensorFlow's implementations, where the paper has ReLU; V2's paper gives

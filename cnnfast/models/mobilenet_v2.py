@@ -120,7 +120,7 @@ class MobileNetV2(Network):
 
     (N, in_chans, H, W) -> (N, num_classes). State-dict keys of torchvision's mobilenet_v2: `features.0.0.weight`, ...,
     `classifier.1.weight`; cnnfast.load_weights takes timm's too. 17 inverted residuals, whose last layer is linear,
-    trained layer by layer; in eval mode with grad disabled each is one fused call. The fastest input is channels_last;
+    trained by fused blocks; in eval mode with grad disabled each is one fused call. The fastest input is channels_last;
     the network makes it so after the first layer in any case.
 
     The first block, whose expand ratio is 1, has no expansion layer, as in torchvision's and TensorFlow's

@@ -194,8 +194,8 @@ def _fuse_separable(
 class XceptionFused(Network):
     """Xception (2016): 22,855,952 parameters, 8.4 GMACs at 299 x 299; input (x - 127.5) / 127.5, RGB.
 
-    (N, in_chans, H, W) -> (N, num_classes). Arguments and state-dict keys of timm's legacy_xception. Trained layer by
-    layer; in eval mode with grad disabled each separable convolution is one fused call. The fastest input is
+    (N, in_chans, H, W) -> (N, num_classes). Arguments and state-dict keys of timm's legacy_xception. Trained by fused
+    blocks; in eval mode with grad disabled each separable convolution is one fused call. The fastest input is
     channels_last; the network makes it so after the first layer in any case.
 
     `output_stride` 16 takes the stride from block12's pooling and projection, 8 from block3's too. The pooling stays,

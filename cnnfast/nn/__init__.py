@@ -1,4 +1,5 @@
-"""Modules made of cnnfast's ops: layer by layer in training, one fused call in eval mode with grad disabled."""
+"""Modules made of cnnfast's ops: one fused call in eval mode with grad disabled, in training a few that take batch
+normalisation in."""
 
 from cnnfast.nn.conv2d import ConvBN
 from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
