@@ -1,5 +1,5 @@
-"""Modules with two forms: for training layer by layer, or fused where the block says how (`fuse_training`), and one packed
-kernel call for inference.
+"""Modules with two forms: for training layer by layer, or fused where the block says how (`fuse_training`); for
+inference one packed kernel call.
 
 A packing is a copy of the weights, so it must never outlive them. It is dropped by train() and eval(), by whatever goes
 through `_apply` (to, cuda, half, ...), by load_state_dict, by a grad-enabled forward, and isn't carried by deepcopy or
