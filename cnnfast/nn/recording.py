@@ -4,7 +4,9 @@ A fused function is called with a `Value` in x's place: a packed op called with 
 next, and so do pooling and concatenation of channels. Whatever else is done to a Value (any other function of torch's,
 any attribute) raises NotRecordable, and that function is called as before, between two sequences.
 
-What is only concatenated is written where it is to lie in the concatenation, by the ops that can.
+What is only concatenated is written where it is to lie in the concatenation, by the ops that can. What an op adds to its
+result and nothing reads after it, that result may be written over: element by element the one is read, then the other
+written.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ Call = Callable[[Tensor], Tensor]
 # Steps that are no packed ops: packed_sequence.cpp's codes.
 _CHANNELS_LAST, _MEAN, _CONCATENATE, _MAX_POOL, _AVG_POOL = 0, 100, 101, 102, 103
 _WRITE_PARTS = (PACKED_OPS["conv2d"], PACKED_OPS["pointwise_conv2d"], _MAX_POOL, _AVG_POOL)
+
+# Which of an op's arguments its residual is.
+_RESIDUALS = {PACKED_OPS["conv2d"]: 1, PACKED_OPS["pointwise_conv2d"]: 2, PACKED_OPS["squeeze_excite"]: 1}
 
 
 class NotRecordable(Exception):
@@ -146,9 +151,10 @@ class Recorder:
         return torch.tensor(words, dtype=torch.int64)
 
     def _places(self) -> dict[int, list[int]]:
-        """Of the values that are written into a concatenation: its number, their first channel, its channels."""
+        """Of the values that are written into a concatenation: its number, their first channel, its channels. Of those
+        that may be written over another: its number."""
         reads = collections.Counter(value.number for _, arguments in self.steps for value in _values(arguments))
-        places: dict[int, list[int]] = {}
+        places = self._residuals_last_read()
         for number, (code, arguments) in enumerate(self.steps, 1):
             total = self.values[number].channels
             if code != _CONCATENATE or total is None:
@@ -160,6 +166,18 @@ class Recorder:
                     places[value.number] = [number, first, total]
                 first += value.channels
         return places
+
+    def _residuals_last_read(self) -> dict[int, list[int]]:
+        """By the value of the op that adds it, the residual that nothing reads after it, nor it in another place."""
+        last_read = {value.number: n for n, (_, arguments) in enumerate(self.steps, 1) for value in _values(arguments)}
+        found = {}
+        for n, (code, arguments) in enumerate(self.steps, 1):
+            residual = arguments[_RESIDUALS[code]] if code in _RESIDUALS else None
+            if residual is None or last_read[residual.number] > n:
+                continue
+            if [value.number for value in _values(arguments)].count(residual.number) == 1:
+                found[n] = [residual.number]
+        return found
 
 
 def _values(arguments: Sequence[Any]) -> Iterator[Value]:

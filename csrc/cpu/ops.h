@@ -47,6 +47,10 @@ Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t ac
 // As PyTorch's, without dilation; steps of packed_sequence, no ops by themselves.
 Tensor max_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode);
 Tensor avg_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode, bool count_include_pad);
+ImageSize pooled_size(const ImageSize& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                      bool ceil_mode);
+// Of separable_conv2d's max_pool: a kernel, a stride, a padding.
+ImageSize max_pooled_size(const ImageSize& x, const Ints& max_pool);
 // separable_conv2d with the pointwise stage first.
 Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, const Maybe& residual,
                                         int64_t out_channels, const Ints& kernel_size, const Ints& stride,

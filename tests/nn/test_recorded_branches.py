@@ -153,16 +153,16 @@ def test_who_writes_where():
     """Values that one concatenation alone reads, of ops that can write there: its number, first channel, channels."""
     recorder = Recorder()
     x = recorder.values[0]
-    a = recorder.add(5, [x], channels=7)
+    a = recorder.add(5, [x, None], channels=7)
     b = recorder.add(1, [a], channels=7)  # depthwise_conv2d writes whole images only
-    c = recorder.add(2, [a], channels=5)
+    c = recorder.add(2, [a, None, None], channels=5)
     d = F.max_pool2d(c, 3)
-    e = recorder.add(2, [d], channels=4)
+    e = recorder.add(2, [d, None, None], channels=4)
     torch.cat([b, c, e], 1)
     assert recorder._places() == {5: [6, 12, 16]}
-    torch.cat([e, recorder.add(2, [x], channels=3)], dim=1)
+    torch.cat([e, recorder.add(2, [x, None, None], channels=3)], dim=1)
     assert recorder._places() == {7: [8, 4, 7]}
-    torch.cat([F.max_pool2d(x, 3), recorder.add(2, [x], channels=3)], 1)  # nothing tells x's channels
+    torch.cat([F.max_pool2d(x, 3), recorder.add(2, [x, None, None], channels=3)], 1)  # nothing tells x's channels
     assert recorder._places() == {7: [8, 4, 7]}
 
 
