@@ -127,6 +127,7 @@ class Walk {
         const auto [kernel, stride, padding, ceil_mode, count_include_pad] = arguments(&avg_pool2d);
         return pooled_size(x, kernel, stride, padding, ceil_mode);
       }
+      case kLocalResponseNorm: arguments(&local_response_norm); return x;
       case static_cast<int64_t>(PackedOp::conv2d): {
         const auto [residual, channels, kernel, stride, padding, dilation, activation, backend] =
             arguments(&conv2d_packed);

@@ -44,6 +44,7 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
                                 int64_t activation, int64_t se_activation, int64_t gate_activation, int64_t backend);
 Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t activation, int64_t gate_activation,
                              int64_t post_activation, int64_t backend);
+Tensor local_response_norm(Tensor x, int64_t size, double alpha, double beta, double k, int64_t backend);
 // As PyTorch's, without dilation; steps of packed_sequence, no ops by themselves.
 Tensor max_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode);
 Tensor avg_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode, bool count_include_pad);

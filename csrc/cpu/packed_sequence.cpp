@@ -115,6 +115,7 @@ struct Machine {
       case kConcatenate: return concatenate();
       case kMaxPool: return run_unpacked(&max_pool2d);
       case kAvgPool: return run_unpacked(&avg_pool2d);
+      case kLocalResponseNorm: return run_unpacked(&local_response_norm);
       case static_cast<int64_t>(PackedOp::conv2d): return run(&conv2d_packed);
       case static_cast<int64_t>(PackedOp::depthwise_conv2d): return run(&depthwise_conv2d_packed);
       case static_cast<int64_t>(PackedOp::pointwise_conv2d): return run(&pointwise_conv2d_packed);

@@ -12,13 +12,11 @@ import torch
 import cnnfast
 from cnnfast.bench.timing import peak_growth
 
-IMAGES = 8
-
 
 @torch.no_grad()
-def measure(name: str, size: int, dtype: str) -> dict[str, object]:
+def measure(name: str, size: int, dtype: str, images: int) -> dict[str, object]:
     model = cnnfast.create_model(name).eval().to(getattr(torch, dtype))
-    x = torch.randn(IMAGES, 3, size, size).to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(images, 3, size, size).to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
     model(x[:1, :, :96, :96].contiguous(memory_format=torch.channels_last))
     _, growth = peak_growth(lambda: [model(x) for _ in range(3)])
     assert growth is not None, "the kernel won't reset the peak of this process's memory"
@@ -26,4 +24,4 @@ def measure(name: str, size: int, dtype: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))

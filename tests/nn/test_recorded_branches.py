@@ -1,7 +1,8 @@
-"""Pooling and concatenation as steps of a sequence.
+"""Pooling, local response normalisation and concatenation as steps of a sequence.
 
-Fails if pooling isn't PyTorch's to the bit, a part of a concatenation lies elsewhere than torch.cat has it or
-overwrites its neighbour, a value is written there that something else reads too, or what is no such step is recorded.
+Fails if pooling isn't PyTorch's to the bit, or local response normalisation our layer's, a part of a concatenation lies
+elsewhere than torch.cat has it or overwrites its neighbour, a value is written there that something else reads too, or
+what is no such step is recorded.
 """
 
 import pytest
@@ -83,6 +84,18 @@ def test_pooling_is_torchs(pooling, dtype, memory_format):
                 torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
                 assert x.numel() == 0 or y.is_contiguous(memory_format=memory_format)
         assert torch.equal(x.nan_to_num(7), before.nan_to_num(7))
+
+
+@pytest.mark.usefixtures("nan_outputs")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_local_response_normalisation_is_the_layers(dtype, memory_format):
+    generator = fresh_generator()
+    for shape in ((3, 37, 12, 9), (2, 16, 1, 1), (4, 1, 6, 13), (0, 5, 8, 8)):
+        x = draw(generator, shape, dtype)
+        x = (with_specials(x, generator) if x.numel() else x).contiguous(memory_format=memory_format)
+        for layer in (blocks_of.LocalResponseNorm(5), blocks_of.LocalResponseNorm(4, 1.7e-3, 0.6, 2.25)):
+            torch.testing.assert_close(alone(layer, x), layer(x), rtol=0, atol=0, equal_nan=True)
 
 
 def conv(channels, out_channels, kernel_size, stride=1):
@@ -178,6 +191,7 @@ def test_who_writes_where():
         lambda x: torch.cat([x, torch.zeros(1, 3, 9, 9)], 1),
         lambda x: torch.cat([x, x], 1, out=torch.empty(0)),
         lambda x: x.shape,
+        lambda x: x.local_response_norm(5, 1e-4, 0.75, 1.0, "triton"),
     ],
 )
 def test_is_not_recorded(function):

@@ -150,7 +150,7 @@ def test_what_is_written_over():
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_over_a_residual(dtype, threads):
-    """Each sum is stored once, also of rows and columns that another kernel computes than their neighbours': of NaN, Inf
+    """Each sum is stored once, also in rows and columns that another kernel computes than their neighbours: of NaN, Inf
     and what is too small for AMX."""
     generator, torch_threads = fresh_generator(), torch.get_num_threads()
     torch.set_num_threads(threads)
