@@ -23,14 +23,13 @@ pytestmark = [
 HERE = Path(__file__).parent
 IMAGES, THREADS, TILES = 8, 2, 2_900_000  # bytes that a thread may keep: operands, as floats and split, and panels
 
-# The pixels of an image, and the channels of all that are read or written by the step that most is.
+# How high and wide x is, and the elements of the images that live at once, of each of a batch.
 LIVE = {
     "resnet50": (224, 56 * 56 * (256 + 128) + 28 * 28 * 128),  # layer2.0: x, conv1's, conv2's
-    "se_resnet50": (224, 56 * 56 * (256 + 256 + 0)),  # layer1.1: conv3's over which its gates' goes, x
+    "se_resnet50": (224, 56 * 56 * (256 + 64 + 256)),  # layer1.1: x, conv2's, conv3's
     "inception_v3": (299, 147 * 147 * (32 + 64)),  # Conv2d_2b_3x3
     "googlenet": (224, 56 * 56 * (192 + 192)),  # lrn2
-    "vgg16": (224, 224 * 224 * (64 + 64)),  # the second convolution
-    "xception": (299, 147 * 147 * (64 + 128)),  # block1's first
+    "xception": (299, 147 * 147 * (64 + 128) + 74 * 74 * 128),  # block1: x, between its two, pooled
 }
 
 
