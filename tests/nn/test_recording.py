@@ -159,6 +159,7 @@ def test_over_a_residual(dtype, threads):
         with torch.no_grad():
             for layer in layers[:3]:
                 layer.conv3.weight[[5, 70, 200], 7] = torch.tensor([1e-36, 3e-31, 1e-38]).view(3, 1, 1)
+            layers[1].conv2.weight[5] *= 1e-33  # of some pixels what conv3 reads is too small, of others 0
             calls = [layer.eval().to(dtype).fused() for layer in layers]
             joined = record(calls, always)
             assert len(joined) == 1 or dtype is not torch.float32  # in the others dense convolutions may be ATen's
