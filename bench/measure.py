@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -143,7 +146,13 @@ def _loaded_elsewhere(prepare: Callable[[], Call], threads: int) -> Call:
     """What `prepare` returns, run in a thread that ends then: what loading left in buffers of threads goes with it, and
     counts as growth once calls need it again."""
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        return pool.submit(torch.no_grad()(prepare)).result()
+        of_the_system = pool.submit(threading.get_native_id).result()
+        call = pool.submit(torch.no_grad()(prepare)).result()
+    # Python joins it before it has freed its buffers, and OpenMP's threads free theirs after it.
+    while Path(f"/proc/self/task/{of_the_system}").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return call
 
 
 def _in_float64(plain: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

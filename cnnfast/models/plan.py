@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from cnnfast.nn import FusedModule, GlobalPool
+from cnnfast.nn import FusedModule, GlobalPool, LocalResponseNorm
 from cnnfast.nn.fused import NotFusable, only_calls, packings_dropped
 from cnnfast.nn.fusion import fuse_pool_and_linear
 from cnnfast.nn.recording import Call, record
 from cnnfast.nn.sequential import Chain
 from cnnfast.nn.watch import watch
 
-_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
+_PLAIN = (nn.MaxPool2d, nn.AvgPool2d, LocalResponseNorm)  # layers without weights that are steps of a sequence
 
 
 class PooledLinear(FusedModule):
@@ -54,8 +54,8 @@ class Plan:
         self.children: list[Any] = list(network.modules())[1:]
         self.types: list[Any] = list(map(type, self.children))
         self.forwards = {kind: kind.forward for kind in self.types}
-        self.poolings: list[Any] = [child for child in self.children if type(child) in _POOLINGS]
-        self.pooling = self._pooling()
+        self.plain: list[Any] = [child for child in self.children if type(child) in _PLAIN]
+        self.options = self._options()
         self.watches = [watch([network], network), watch(self.children, network, calls=True)]
         self.packings_dropped = packings_dropped()
         # With a hook or a part in training there are calls that may come to something else every time.
@@ -71,17 +71,17 @@ class Plan:
         return self.lasting and self._unchanged()
 
     def is_of(self, made_of: list[Any]) -> bool:
-        return self.made_of == made_of and self.pooling == self._pooling()
+        return self.made_of == made_of and self.options == self._options()
 
-    def _pooling(self) -> list[Any]:
-        """What pooling does, which isn't part of any packing: layers' functions call it."""
-        return [getattr(layer, name) for layer in self.poolings for name in ("forward", *layer.__constants__)]
+    def _options(self) -> list[Any]:
+        """What layers without weights do, which isn't part of any packing: other layers' functions call them."""
+        return [getattr(layer, name) for layer in self.plain for name in ("forward", *layer.__constants__)]
 
     def _unchanged(self) -> bool:
         return (
             self.packings_dropped == packings_dropped()
             and list(map(type, self.children)) == self.types
-            and self._pooling() == self.pooling
+            and self._options() == self.options
             and all([kind.forward is forward for kind, forward in self.forwards.items()])
             and not _has_any_global_hook()
             and all([watched.unchanged() for watched in self.watches])
@@ -123,12 +123,12 @@ def _made_plan(network: Any, what: str) -> Plan | None:
 
 
 def _direct(call: Any) -> Any:
-    """Of pooling what a call comes to."""
-    return call.forward if type(call) in _POOLINGS and only_calls(call, type(call).forward) else call
+    """Of layers without weights what a call comes to."""
+    return call.forward if type(call) in _PLAIN and only_calls(call, type(call).forward) else call
 
 
 def _is_recordable(call: Any) -> bool:
-    return type(call) is FunctionType or type(getattr(call, "__self__", None)) in _POOLINGS
+    return type(call) is FunctionType or type(getattr(call, "__self__", None)) in _PLAIN
 
 
 def _ops_are_watched() -> bool:

@@ -1,16 +1,19 @@
 """A network's packed calls as one: csrc/cpu/packed_sequence.cpp runs what is recorded here.
 
 A fused function is called with a `Value` in x's place: a packed op called with one writes itself down and returns the
-next, and so do pooling and concatenation of channels. Whatever else is done to a Value (any other function of torch's,
-any attribute) raises NotRecordable, and that function is called as before, between two sequences.
+next, and so do pooling, local response normalisation and concatenation of channels. Whatever else is done to a Value
+(any other function of torch's, any attribute) raises NotRecordable, and that function is called as before, between two
+sequences.
 
-What is only concatenated is written where it is to lie in the concatenation, by the ops that can.
+What is only concatenated is written where it is to lie in the concatenation, by the ops that can. A residual that
+nothing else reads may be written over by the result of the op that adds it: each element is read, then written.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,8 +25,12 @@ from cnnfast.ops._registration import PACKED_OPS
 
 Call = Callable[[Tensor], Tensor]
 # Steps that are no packed ops: packed_sequence.cpp's codes.
-_CHANNELS_LAST, _MEAN, _CONCATENATE, _MAX_POOL, _AVG_POOL = 0, 100, 101, 102, 103
+_CHANNELS_LAST, _MEAN, _CONCATENATE, _MAX_POOL, _AVG_POOL, _LOCAL_RESPONSE_NORM = 0, 100, 101, 102, 103, 104
+_DOUBLE, _BITS = struct.Struct("d"), struct.Struct("q")
 _WRITE_PARTS = (PACKED_OPS["conv2d"], PACKED_OPS["pointwise_conv2d"], _MAX_POOL, _AVG_POOL)
+
+# Which of an op's arguments its residual is.
+_RESIDUALS = {PACKED_OPS["conv2d"]: 1, PACKED_OPS["pointwise_conv2d"]: 2, PACKED_OPS["squeeze_excite"]: 1}
 
 
 class NotRecordable(Exception):
@@ -53,6 +60,12 @@ class Value:
     def mean_of_pixels(self) -> Value:
         """(N, C, H, W) -> (N, C, 1, 1)"""
         return self.recorder.add(_MEAN, [self], channels=self.channels)
+
+    def local_response_norm(self, size: int, alpha: float, beta: float, k: float, backend: str) -> Value:
+        if backend not in ("auto", "cpu"):
+            raise NotRecordable(f"local_response_norm on {backend}")
+        numbers = [float(alpha), float(beta), float(k)]
+        return self.recorder.add(_LOCAL_RESPONSE_NORM, [self, int(size), *numbers, 0], channels=self.channels)
 
 
 # What a Value goes through of torch's, by torch's signatures.
@@ -146,9 +159,10 @@ class Recorder:
         return torch.tensor(words, dtype=torch.int64)
 
     def _places(self) -> dict[int, list[int]]:
-        """Of the values that are written into a concatenation: its number, their first channel, its channels."""
+        """Of the values that are written into a concatenation: its number, their first channel, its channels. Of those
+        that may be written over another: its number."""
         reads = collections.Counter(value.number for _, arguments in self.steps for value in _values(arguments))
-        places: dict[int, list[int]] = {}
+        places = self._residuals_last_read()
         for number, (code, arguments) in enumerate(self.steps, 1):
             total = self.values[number].channels
             if code != _CONCATENATE or total is None:
@@ -160,6 +174,18 @@ class Recorder:
                     places[value.number] = [number, first, total]
                 first += value.channels
         return places
+
+    def _residuals_last_read(self) -> dict[int, list[int]]:
+        """By the value of the op that adds it, the residual that nothing reads after it, nor it in another place."""
+        last_read = {value.number: n for n, (_, arguments) in enumerate(self.steps, 1) for value in _values(arguments)}
+        found = {}
+        for n, (code, arguments) in enumerate(self.steps, 1):
+            residual = arguments[_RESIDUALS[code]] if code in _RESIDUALS else None
+            if residual is None or last_read[residual.number] > n:
+                continue
+            if [value.number for value in _values(arguments)].count(residual.number) == 1:
+                found[n] = [residual.number]
+        return found
 
 
 def _values(arguments: Sequence[Any]) -> Iterator[Value]:
@@ -177,7 +203,7 @@ def _words(argument: Any) -> list[int]:
         return [-1]
     if isinstance(argument, (list, tuple)):
         return [len(argument), *itertools.chain.from_iterable(map(_words, argument))]
-    return [int(argument)]
+    return [_BITS.unpack(_DOUBLE.pack(argument))[0] if isinstance(argument, float) else int(argument)]
 
 
 class Recorded:

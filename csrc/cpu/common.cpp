@@ -2,11 +2,12 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include <cstdlib>
 #include <limits>
-#include <memory>
+#include <new>
 
 #include "cpu_features.h"
 
@@ -77,14 +78,23 @@ bool is_same(const Ints& padding) { return padding.size() == 1 && padding[0] == 
 
 }  // namespace
 
+ImageSize size_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
+  return {x.size(0), x.size(1), x.size(2), x.size(3)};
+}
+
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation) {
-  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions (N, C, H, W), got ", x.dim());
+  return conv_of(size_of(x), kernel_h, kernel_w, stride, padding, dilation);
+}
+
+Conv conv_of(const ImageSize& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
+             const Ints& dilation) {
   STD_TORCH_CHECK(stride.size() == 2 && dilation.size() == 2, "stride and dilation must have 2 elements");
   STD_TORCH_CHECK(is_same(padding) || padding.size() == 4, "padding must have 4 elements, or be [-1] for 'same'");
   STD_TORCH_CHECK(stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0,
                   "stride and dilation must be positive");
-  Conv c{x.size(0), x.size(1), x.size(2), x.size(3), 0, 0, {}};
+  Conv c{x.n, x.c, x.h, x.w, 0, 0, {}};
   c.window = {kernel_h, kernel_w, stride[0], stride[1], dilation[0], dilation[1], 0, 0};
   if (is_same(padding)) {
     std::tie(c.window.pad_top, c.out_h) = same_padding(c.h, kernel_h, stride[0], dilation[0]);
@@ -191,70 +201,77 @@ void check_residual(const Maybe& residual, const Tensor& x, int64_t n, int64_t c
   STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "residual must have x's dtype");
 }
 
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)  // which knows where the heap's blocks end
+Pages::Pages(int64_t bytes) : size_(round_up(bytes, 4096)) {
+  void* const p = mmap(nullptr, static_cast<size_t>(size_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<char*>(p);
+}
+
+Pages::~Pages() {
+  if (data_) munmap(data_, static_cast<size_t>(size_));
+}
+
+void Pages::give_back(int64_t bytes) {
+  const int64_t kept = round_up(bytes, sysconf(_SC_PAGESIZE));
+  if (kept < size_) madvise(data_ + kept, static_cast<size_t>(size_ - kept), MADV_DONTNEED);
+}
+#else
+Pages::Pages(int64_t bytes) : size_(round_up(bytes, 4096)) {
+  data_ = static_cast<char*>(std::aligned_alloc(4096, static_cast<size_t>(size_)));
+  if (!data_) throw std::bad_alloc();
+}
+
+Pages::~Pages() { std::free(data_); }
+
+void Pages::give_back(int64_t bytes) {
+  if (bytes < size_) *this = Pages();
+}
+#endif
+
 namespace {
 
 thread_local ImageArena image_arena;
 
 }  // namespace
 
-void ImageArena::Free::operator()(char* p) const { std::free(p); }
-
-ImageArena& ImageArena::open() {
-  STD_TORCH_CHECK(!image_arena.open_, "an arena is open on this thread");
-  image_arena.open_ = true;
-  return image_arena;
-}
-
-ImageArena* ImageArena::current() { return image_arena.taking_ ? &image_arena : nullptr; }
-
-char* ImageArena::bytes(int64_t count) {
-  Block* best = nullptr;
-  for (Block& block : blocks_)
-    if (!block.used && block.size >= count && (!best || block.size < best->size)) best = &block;
-  if (!best) {
-    const int64_t size = round_up(count, 64);
-    std::unique_ptr<char, Free> bytes(static_cast<char*>(std::aligned_alloc(64, size)));
-    STD_TORCH_CHECK(bytes, "no memory for ", size, " bytes of an image");
-    best = &blocks_.emplace_back(Block{std::move(bytes), size, false, false});
+ImageArena& ImageArena::open(int64_t bytes) {
+  ImageArena& arena = image_arena;
+  STD_TORCH_CHECK(!arena.open_, "an arena is open on this thread");
+  if (arena.memory_.size() < bytes) {
+    arena.memory_ = Pages();  // first: not both at once
+    arena.memory_ = Pages(bytes);
   }
-  best->used = best->touched = true;
-  return best->bytes.get();
+  arena.used_ = bytes;
+  arena.held_ = std::max(arena.held_, bytes);
+  arena.open_ = true;
+  return arena;
 }
 
-void ImageArena::keep(const std::vector<const void*>& live) {
-  for (Block& block : blocks_) block.used = std::find(live.begin(), live.end(), block.bytes.get()) != live.end();
-}
+ImageArena* ImageArena::current() { return image_arena.place_ ? &image_arena : nullptr; }
 
-bool ImageArena::holds(const void* p) const {
-  return std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& block) { return block.bytes.get() == p; });
+char* ImageArena::bytes(int64_t count) const {
+  STD_TORCH_CHECK(count <= place_->bytes && place_->begin + count <= used_, "an image is larger than was planned");
+  return memory_.data() + place_->begin;
 }
 
 void ImageArena::close() {
-  taking_ = open_ = false;
+  open_ = false;
+  place_.reset();
   part_.reset();
-  int64_t kept = 0;
-  std::erase_if(blocks_, [&](const Block& block) { return !block.touched || (kept += block.size) > kKept; });
-  for (Block& block : blocks_) block.used = block.touched = false;
+  const int64_t kept = std::min(used_, kKept);
+  if (kept < held_) memory_.give_back(kept);
+  held_ = kept;
 }
 
 char* scratch(Slot slot, int64_t bytes) {
-  struct Buffer {
-    char* data = nullptr;
-    int64_t size = 0;
-    ~Buffer() { std::free(data); }
-  };
-  static thread_local Buffer buffers[static_cast<int>(Slot::count)];
-  Buffer& buffer = buffers[static_cast<int>(slot)];
-  if (buffer.size < bytes) {
-    std::free(buffer.data);
-    buffer.size = round_up(bytes, 4096);
-    buffer.data = static_cast<char*>(std::aligned_alloc(4096, static_cast<size_t>(buffer.size)));
-    if (!buffer.data) {
-      buffer.size = 0;
-      throw std::bad_alloc();
-    }
+  static thread_local Pages buffers[static_cast<int>(Slot::count)];
+  Pages& buffer = buffers[static_cast<int>(slot)];
+  if (buffer.size() < bytes) {
+    buffer = Pages();
+    buffer = Pages(bytes);
   }
-  return buffer.data;
+  return buffer.data();
 }
 
 }  // namespace cnnfast::cpu

@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -39,11 +39,21 @@ inline ScalarType compute_dtype(Storage s) { return s == Storage::f64 ? ScalarTy
 Activation activation(int64_t code);
 void check_backend(int64_t backend);  // auto and cpu run here; anything else is a sentence
 
+struct ImageSize {
+  int64_t n, c, h, w;
+
+  int64_t count() const { return n * c * h * w; }
+  bool operator==(const ImageSize&) const = default;
+};
+ImageSize size_of(const Tensor& x);
+
 // A convolution's sizes. padding empty: 'same'.
 struct Conv {
   int64_t n, c, h, w, out_h, out_w;
   Window window;
 };
+Conv conv_of(const ImageSize& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
+             const Ints& dilation);
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation);
 Window pointwise_window(const Ints& stride);
@@ -75,38 +85,63 @@ struct Part {
   int64_t first, channels;
 };
 
+// Memory in whole pages of the system's own: of those that are never written to none is there, and what has been freed
+// leaves no holes that a heap would keep.
+class Pages {
+ public:
+  Pages() = default;
+  explicit Pages(int64_t bytes);
+  ~Pages();
+  Pages(Pages&& other) noexcept { swap(other); }
+  Pages& operator=(Pages other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  char* data() const { return data_; }
+  int64_t size() const { return size_; }
+  // Those that lie behind the first `bytes`, to the system; other contents, if any, when they are next read.
+  void give_back(int64_t bytes);
+
+ private:
+  void swap(Pages& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  char* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Bytes of an arena that an image is to have.
+struct Place {
+  int64_t begin, bytes;
+};
+
 // Where empty_channels_last takes its memory from while one is open on this thread: images that only this thread's open
-// call sees. Their pages are kept for the next call, which an allocator gives back to the system and gets anew, zeroed.
+// call sees, which knows beforehand where each of them lies (image_plan.h). Its pages are kept for the next call, which an
+// allocator gives back to the system and gets anew, zeroed.
 class ImageArena {
  public:
-  // This thread's; one at a time is open.
-  static ImageArena& open();
-  // The bytes of images that are not `live` are free from now on.
-  void keep(const std::vector<const void*>& live);
-  // Between an op that may take from it and one that may not.
-  void take(bool yes) { taking_ = yes; }
+  // This thread's, of so many bytes; one at a time is open.
+  static ImageArena& open(int64_t bytes);
+  // Where the next op's image lies; nothing for one that is none of the arena's.
+  void take(const std::optional<Place>& place) { place_ = place; }
   // Between ops whose images are part of another and those whose aren't.
   void write_to(const std::optional<Part>& part) { part_ = part; }
   const std::optional<Part>& part() const { return part_; }
-  bool holds(const void* p) const;
-  // What this call has not taken, and what is too much to be kept, goes back.
+  bool holds(const void* p) const { return p >= memory_.data() && p < memory_.data() + memory_.size(); }
+  // The pages that this call has not taken, and those that are too many to be kept, go back.
   void close();
 
   static ImageArena* current();
-  char* bytes(int64_t count);
+  char* bytes(int64_t count) const;
 
  private:
   static constexpr int64_t kKept = 256'000'000;
-  struct Free {
-    void operator()(char* p) const;
-  };
-  struct Block {
-    std::unique_ptr<char, Free> bytes;
-    int64_t size;
-    bool used, touched;  // now; in this call
-  };
-  std::vector<Block> blocks_;
-  bool open_ = false, taking_ = false;
+  Pages memory_;
+  int64_t used_ = 0, held_ = 0;  // by this call; that may have pages
+  bool open_ = false;
+  std::optional<Place> place_;
   std::optional<Part> part_;
 };
 

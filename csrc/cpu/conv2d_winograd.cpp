@@ -54,7 +54,8 @@ void conv2d_winograd(const Conv& conv, const Tensor& x, const PointwiseWeights& 
     const int64_t n = i / per_image, begin = i % per_image * rows, count = std::min(rows, tiles_h - begin);
     const int64_t tiles = count * tiles_w, v_matrix = matrix_of(tiles, v_row), m_matrix = matrix_of(tiles, m_row);
     float* const v = reinterpret_cast<float*>(scratch(Slot::gathered, kProducts * v_matrix * 4));
-    float* const m = reinterpret_cast<float*>(scratch(Slot::expanded, kProducts * m_matrix * 4));
+    // The slot of planes, which these products have none of.
+    float* const m = reinterpret_cast<float*>(scratch(Slot::planes, kProducts * m_matrix * 4));
     worker.each_part(count, [&](int64_t k) {
       table.winograd_input[static_cast<int>(storage)]({.x = bytes_of(x) + n * x_image,
                                                        .height = conv.h,

@@ -44,9 +44,14 @@ Tensor inverted_residual_packed(Tensor x, Tensor packed, Maybe residual, int64_t
                                 int64_t activation, int64_t se_activation, int64_t gate_activation, int64_t backend);
 Tensor squeeze_excite_packed(Tensor x, Tensor packed, Maybe residual, int64_t activation, int64_t gate_activation,
                              int64_t post_activation, int64_t backend);
+Tensor local_response_norm(Tensor x, int64_t size, double alpha, double beta, double k, int64_t backend);
 // As PyTorch's, without dilation; steps of packed_sequence, no ops by themselves.
 Tensor max_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode);
 Tensor avg_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode, bool count_include_pad);
+ImageSize pooled_size(const ImageSize& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                      bool ceil_mode);
+// Of separable_conv2d's max_pool: a kernel, a stride, a padding.
+ImageSize max_pooled_size(const ImageSize& x, const Ints& max_pool);
 // separable_conv2d with the pointwise stage first.
 Tensor separable_conv2d_pointwise_first(const Tensor& x, const Tensor& packed, const Maybe& residual,
                                         int64_t out_channels, const Ints& kernel_size, const Ints& stride,

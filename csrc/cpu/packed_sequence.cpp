@@ -1,22 +1,17 @@
 // A sequence of packed ops in one call: a network is some twenty, of a tenth of a millisecond each, and through Python and
 // the dispatcher every call costs a tenth of that again, with the caches swept by the kernels in between.
-//
-// program: how many steps; for each its code, where its image is to lie (a list: empty, or the number of the concatenation
-// that it is part of, its first channel there, that one's channels), its arguments (as many as the op takes: a tensor is
-// the number of a value, x being 0 and step i's output i + 1, or -1 for none; a list its length, then its elements), and
-// then a list of the values that no later step reads. Written by cnnfast/nn/recording.py.
+// What a program is made of: program.h. Where its images lie: image_plan.h.
 #include <cstring>
 #include <map>
 
 #include "channels.h"
+#include "image_plan.h"
 #include "ops.h"
+#include "program.h"
 
 namespace cnnfast::cpu {
 
 namespace {
-
-// The codes of packing.h's PackedOp are the ops' steps; these are the others.
-constexpr int64_t kChannelsLast = 0, kMean = 100, kConcatenate = 101, kMaxPool = 102, kAvgPool = 103;
 
 // x to channels [first, first + its own) of y, unless that is where it lies.
 void copy_channels(const Tensor& x, const Tensor& y, int64_t first) {
@@ -33,25 +28,18 @@ void copy_channels(const Tensor& x, const Tensor& y, int64_t first) {
 
 struct Machine {
   const std::vector<Tensor>& packed;
-  const int64_t* at;
-  const int64_t* end;
+  Words words;
   std::vector<Maybe> values{};
   std::map<int64_t, Maybe> joined{};  // by concatenation, images that some of its parts have been written to
   size_t next_packed = 0;
 
   template <class T>
   T read() {
-    if constexpr (std::is_same_v<T, Ints>) {
-      const int64_t count = read<int64_t>();
-      STD_TORCH_CHECK(count >= 0 && count <= end - at, "program ends within a list");
-      at += count;
-      return Ints(at - count, at);
-    } else if constexpr (std::is_same_v<T, Maybe>) {
-      const int64_t value = read<int64_t>();
+    if constexpr (std::is_same_v<T, Maybe>) {
+      const int64_t value = words.read<int64_t>();
       return value == -1 ? std::nullopt : Maybe(at_number(value));
     } else {
-      STD_TORCH_CHECK(at != end, "program ends within a step");
-      return static_cast<T>(*at++);
+      return words.read<T>();
     }
   }
 
@@ -82,12 +70,12 @@ struct Machine {
     return std::apply([&](A&... a) { return op(x, std::move(a)...); }, arguments);
   }
 
-  // Where the next step's image is to lie.
+  // What the next step's image is to be part of.
   std::optional<Part> part() {
-    const Ints words = read<Ints>();
-    if (words.empty()) return std::nullopt;
-    STD_TORCH_CHECK(words.size() == 3, "program has a part without its place");
-    return Part{&joined[words[0]], words[1], words[2]};
+    const Ints place = read<Ints>();
+    if (place.size() < 2) return std::nullopt;
+    STD_TORCH_CHECK(place.size() == 3, "program has a part without its place");
+    return Part{&joined[place[0]], place[1], place[2]};
   }
 
   // Images side by side; parts that could not be written there are copied.
@@ -127,6 +115,7 @@ struct Machine {
       case kConcatenate: return concatenate();
       case kMaxPool: return run_unpacked(&max_pool2d);
       case kAvgPool: return run_unpacked(&avg_pool2d);
+      case kLocalResponseNorm: return run_unpacked(&local_response_norm);
       case static_cast<int64_t>(PackedOp::conv2d): return run(&conv2d_packed);
       case static_cast<int64_t>(PackedOp::depthwise_conv2d): return run(&depthwise_conv2d_packed);
       case static_cast<int64_t>(PackedOp::pointwise_conv2d): return run(&pointwise_conv2d_packed);
@@ -139,33 +128,23 @@ struct Machine {
 };
 
 Tensor packed_sequence(Tensor x, std::vector<Tensor> packed, Tensor program) {
-  STD_TORCH_CHECK(program.scalar_type() == ScalarType::Long && program.dim() == 1 && program.is_contiguous(),
-                  "program must be a contiguous tensor of int64");
-  const auto* const begin = static_cast<const int64_t*>(program.const_data_ptr());
-  Machine machine{packed, begin, begin + program.numel()};
+  const ImagePlan plan = plan_images(x, program);
+  Machine machine{packed, Words(program)};
   machine.values.emplace_back(x);
-  ImageArena& arena = ImageArena::open();
+  ImageArena& arena = ImageArena::open(plan.bytes);
   struct Closed {
     ImageArena& arena;
     ~Closed() { arena.close(); }
   } const closed{arena};
-  for (int64_t left = machine.read<int64_t>(); left > 0; --left) {
-    arena.take(left > 1);  // what the last step makes is the caller's
+  machine.read<int64_t>();  // how many steps
+  for (const Place& place : plan.places) {
+    arena.take(place.bytes ? std::optional(place) : std::nullopt);
     const int64_t code = machine.read<int64_t>();
     arena.write_to(machine.part());
     machine.values.emplace_back(machine.step(code));
-    for (const int64_t value : machine.read<Ints>()) {
-      STD_TORCH_CHECK(value >= 0 && value < static_cast<int64_t>(machine.values.size()), "program drops no value");
-      machine.values[value].reset();
-    }
-    std::vector<const void*> live;
-    for (const Maybe& value : machine.values)
-      if (value) live.push_back(value->const_data_ptr());
-    for (const auto& [_, image] : machine.joined)
-      if (image) live.push_back(image->const_data_ptr());
-    arena.keep(live);
+    for (const int64_t value : machine.read<Ints>()) machine.values[value].reset();
   }
-  STD_TORCH_CHECK(machine.at == machine.end, "program goes on after its last step");
+  STD_TORCH_CHECK(machine.words.ended(), "program goes on after its last step");
   const Maybe& last = machine.values.back();
   STD_TORCH_CHECK(last, "program drops its result");
   return arena.holds(last->const_data_ptr()) ? torch::stable::clone(*last) : *last;

@@ -1,12 +1,16 @@
 // Max and average pooling of an image on the CPU, for networks that are one call (packed_sequence.cpp).
 // Tiling: a row of the output a task.
-#include "pool2d.h"
-
 #include "ops.h"
 
 namespace cnnfast::cpu {
 
-int64_t pooled_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
+namespace {
+
+using Kernel = void (*)(const Pool2dTile&);
+
+// Windows of one dimension, as PyTorch counts them: with ceil_mode also one that reaches beyond the padding, if it begins
+// before that.
+int64_t windows(int64_t size, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
   STD_TORCH_CHECK(kernel > 0 && stride > 0 && padding >= 0 && 2 * padding <= kernel,
                   "pooling must have a positive kernel and stride, and a padding of at most half the kernel");
   const int64_t beyond = size + 2 * padding - kernel;
@@ -15,19 +19,13 @@ int64_t pooled_size(int64_t size, int64_t kernel, int64_t stride, int64_t paddin
   return ceil_mode && (count - 1) * stride >= size + padding ? count - 1 : count;
 }
 
-namespace {
-
-using Kernel = void (*)(const Pool2dTile&);
-
 Tensor pooled(const Tensor& x, const Ints& kernel_size, const Ints& stride, const Ints& padding, bool ceil_mode,
               bool count_include_pad, Kernel (KernelTable::*of)[kStorages]) {
-  STD_TORCH_CHECK(x.dim() == 4 && kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2,
-                  "pooling must be of an image, by pairs of sizes");
   const Storage storage = storage_of(x, "x");
   const Kernel kernel = (kernels(storage).*of)[static_cast<int>(storage)];
-  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
-  const int64_t out_h = pooled_size(h, kernel_size[0], stride[0], padding[0], ceil_mode),
-                out_w = pooled_size(w, kernel_size[1], stride[1], padding[1], ceil_mode);
+  const auto [n, c, h, w] = size_of(x);
+  const ImageSize size = pooled_size(size_of(x), kernel_size, stride, padding, ceil_mode);
+  const int64_t out_h = size.h, out_w = size.w;
   const Tensor xs = channels_last(x), y = empty_channels_last(x, n, c, out_h, out_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
   const int64_t itemsize = storage_size(storage), y_pixel = pixel_of(y);
@@ -51,6 +49,14 @@ Tensor pooled(const Tensor& x, const Ints& kernel_size, const Ints& stride, cons
 }
 
 }  // namespace
+
+ImageSize pooled_size(const ImageSize& x, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                      bool ceil_mode) {
+  STD_TORCH_CHECK(kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2,
+                  "pooling must be by pairs of sizes");
+  return {x.n, x.c, windows(x.h, kernel_size[0], stride[0], padding[0], ceil_mode),
+          windows(x.w, kernel_size[1], stride[1], padding[1], ceil_mode)};
+}
 
 Tensor max_pool2d(Tensor x, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode) {
   return pooled(x, kernel_size, stride, padding, ceil_mode, false, &KernelTable::max_pool2d);

@@ -91,21 +91,28 @@ void multiply_planes(const KernelTable& table, const GemmTile& tile) {
     return PanelsTile{offset(tile.b, col / kPanel * tile.b_panel * 4), tile.b_panel, count, tile.depth,
                       planes + col / kTogether % 2 * 2 * panel,        panel};
   };
+  // Rows that are odd, or those that aren't. Every sum is finished once only: y may be the residual.
+  const auto by_fma = [&](const GemmTile& of, uint8_t which) {
+    const uint8_t* const end = tile.odd + tile.rows;
+    for (const uint8_t* begin = tile.odd; (begin = std::find(begin, end, which)) != end;) {
+      const uint8_t* const after = std::find(begin, end, !which);
+      table.gemm[0](rows_of(of, begin - tile.odd, after - begin));
+      begin = after;
+    }
+  };
   bool split = table.split_panels(panels_from(0));
   for (int64_t col = 0; col < tile.cols; col += kTogether) {
     GemmTile g = columns_of(tile, col, std::min(kTogether, tile.cols - col));
     g.b = panels_from(col).to;
     g.b_panel = panel / 2;
-    const bool next_split = table.gemm_planes(g, panels_from(col + kTogether));
-    if (!split) table.gemm[0](columns_of(floats, col, g.cols));
-    split = next_split;
+    if (split) {
+      split = table.gemm_planes(g, panels_from(col + kTogether));
+    } else {
+      by_fma(columns_of(floats, col, g.cols), 0);
+      split = table.split_panels(panels_from(col + kTogether));
+    }
   }
-  const uint8_t* const end = tile.odd + tile.rows;
-  for (const uint8_t* odd = tile.odd; (odd = std::find(odd, end, 1)) != end;) {
-    const uint8_t* const even = std::find(odd, end, 0);
-    table.gemm[0](rows_of(floats, odd - tile.odd, even - odd));
-    odd = even;
-  }
+  by_fma(floats, 1);
 }
 
 // A matrix of floats and its planes, in this thread's scratch until the next such.

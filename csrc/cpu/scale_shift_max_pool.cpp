@@ -2,7 +2,6 @@
 // Tiling: rows of pooled pixels, backward rows of an image that make kPartBytes, a task; each task's sums by themselves, added
 // up in order.
 #include "ops.h"
-#include "pool2d.h"
 #include "scale_shift.h"
 
 namespace cnnfast::cpu {
@@ -19,11 +18,12 @@ struct MaxPool {
     STD_TORCH_CHECK(max_pool.size() == 3 && max_pool[0] * max_pool[0] <= 255,
                     "max_pool must be (kernel, stride, padding), a kernel of at most 15");
     const auto [kernel, stride, padding] = std::tuple(max_pool[0], max_pool[1], max_pool[2]);
-    tile.height = x.size(2);
-    tile.width = x.size(3);
-    tile.channels = x.size(1);
-    tile.out_height = pooled_size(tile.height, kernel, stride, padding, false);
-    tile.out_width = pooled_size(tile.width, kernel, stride, padding, false);
+    const ImageSize image = size_of(x), pooled = max_pooled_size(image, max_pool);
+    tile.height = image.h;
+    tile.width = image.w;
+    tile.channels = image.c;
+    tile.out_height = pooled.h;
+    tile.out_width = pooled.w;
     tile.window = {kernel, kernel, stride, stride, 1, 1, padding, padding};
     tile.activation = activation(activation_code);
     tile.scale = bytes_of(*of.scale);

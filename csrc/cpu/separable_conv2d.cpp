@@ -170,6 +170,16 @@ void run_pooled(const Separable& op, const Pool2dTile& pool, int64_t pooled_h, T
 
 }  // namespace
 
+ImageSize max_pooled_size(const ImageSize& x, const Ints& max_pool) {
+  STD_TORCH_CHECK(
+      max_pool.size() == 3 && max_pool[0] > 0 && max_pool[1] > 0 && max_pool[2] >= 0 && 2 * max_pool[2] <= max_pool[0],
+      "max_pool must be a positive kernel and stride, and a padding of at most half the kernel");
+  const auto pooled = [&](int64_t size) { return (size + 2 * max_pool[2] - max_pool[0]) / max_pool[1] + 1; };
+  STD_TORCH_CHECK(std::min(x.h, x.w) + 2 * max_pool[2] >= max_pool[0],
+                  "max_pool's kernel is larger than the padded result");
+  return {x.n, x.c, pooled(x.h), pooled(x.w)};
+}
+
 Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t out_channels, Ints kernel_size,
                                Ints stride, Ints padding, Ints dilation, bool pointwise_first, int64_t pre_activation,
                                int64_t mid_activation, int64_t activation_code, Ints max_pool, int64_t backend) {
@@ -189,13 +199,7 @@ Tensor separable_conv2d_packed(Tensor x, Tensor packed, Maybe residual, int64_t 
     return in_format_of(x, y);
   }
   STD_TORCH_CHECK(!residual, "residual can't be combined with max_pool");
-  STD_TORCH_CHECK(
-      max_pool.size() == 3 && max_pool[0] > 0 && max_pool[1] > 0 && max_pool[2] >= 0 && 2 * max_pool[2] <= max_pool[0],
-      "max_pool must be a positive kernel and stride, and a padding of at most half the kernel");
-  const auto pooled = [&](int64_t size) { return (size + 2 * max_pool[2] - max_pool[0]) / max_pool[1] + 1; };
-  STD_TORCH_CHECK(std::min(conv.out_h, conv.out_w) + 2 * max_pool[2] >= max_pool[0],
-                  "max_pool's kernel is larger than the padded result");
-  const int64_t pooled_h = pooled(conv.out_h), pooled_w = pooled(conv.out_w);
+  const auto [n, c, pooled_h, pooled_w] = max_pooled_size({conv.n, out_channels, conv.out_h, conv.out_w}, max_pool);
   Tensor y = empty_channels_last(x, conv.n, out_channels, pooled_h, pooled_w, x.scalar_type());
   if (y.numel() == 0) return in_format_of(x, y);
   op.pointwise.y_storage = compute_storage(op.storage);

@@ -46,10 +46,28 @@ void add(Maybe& sum, const Maybe& more) {
     each(static_cast<float*>(sum->mutable_data_ptr()), static_cast<const float*>(more->const_data_ptr()));
 }
 
+// The intermediate and its gradient, in memory that is kept for the next call: an allocator would map it anew, and the
+// system zero it.
+class Intermediates {
+ public:
+  explicit Intermediates(int64_t bytes) : bytes_(round_up(bytes, 64)), arena_(ImageArena::open(2 * bytes_)) {}
+  ~Intermediates() { arena_.close(); }
+  // What the next op makes is the intermediate, its gradient, or neither.
+  void intermediate() { arena_.take(Place{0, bytes_}); }
+  void gradient() { arena_.take(Place{bytes_, bytes_}); }
+  void neither() { arena_.take(std::nullopt); }
+
+ private:
+  const int64_t bytes_;
+  ImageArena& arena_;
+};
+
 // Of some images; dx is written, where there is one.
 void depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w, const Around& around,
-                     const Geometry& at, int64_t output_mask, const Maybe& dx, Sums& sums) {
+                     const Geometry& at, int64_t output_mask, const Maybe& dx, Sums& sums,
+                     Intermediates& intermediates) {
   const auto bit = [&](int i) { return output_mask >> i & 1; };
+  intermediates.intermediate();
   const Tensor mid =
       around.scale ? std::get<0>(depthwise_conv2d_stats(x, w.dw, w.dw_bias, around.scale, around.shift, at.stride,
                                                         at.padding, at.dilation, around.pre_activation, at.backend))
@@ -60,7 +78,9 @@ void depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w,
   pointwise.x_wanted = output_mask & 0b1100111;
   pointwise.weight_wanted = bit(3);
   pointwise.bias_wanted = bit(4) && w.pw_bias;
+  intermediates.gradient();
   pointwise_gradients(of, pointwise);
+  intermediates.neither();
   add(sums.pw, pointwise.weight);
   add(sums.pw_bias, pointwise.bias);
   if (!pointwise.x_wanted) return;
@@ -77,18 +97,6 @@ void depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w,
   take(sums.shift, 4, kShift);
 }
 
-// The intermediate and its gradient, in memory that is kept for the next call: an allocator would map it anew, and the
-// system zero it.
-class Intermediates {
- public:
-  Intermediates() { arena_.take(true); }
-  ~Intermediates() { arena_.close(); }
-  void forget() { arena_.keep({}); }
-
- private:
-  ImageArena& arena_ = ImageArena::open();
-};
-
 // By groups of images, so that what is kept stays small.
 Gradients depthwise_first(const PointwiseGradientsOf& of, const Tensor& x, const Weights& w, const Maybe& scale,
                           const Maybe& shift, const Geometry& at, int64_t pre_activation, int64_t output_mask) {
@@ -104,7 +112,7 @@ Gradients depthwise_first(const PointwiseGradientsOf& of, const Tensor& x, const
   Maybe dx;
   if (output_mask & 1) dx = empty_channels_last(x, x.size(0), x.size(1), x.size(2), x.size(3), x.scalar_type());
   Sums sums;
-  Intermediates intermediates;
+  Intermediates intermediates(group * image);
   for (int64_t first = 0; first < n; first += group) {
     const auto images = [&](Tensor t) {
       return group >= n ? t : torch::stable::narrow(t, 0, first, std::min(group, n - first));
@@ -114,8 +122,7 @@ Gradients depthwise_first(const PointwiseGradientsOf& of, const Tensor& x, const
     some.grad = images(of.grad);
     some.y = maybe_images(of.y);
     some.weight = w.pw;
-    depthwise_first(some, images(x), w, around, at, output_mask, maybe_images(dx), sums);
-    intermediates.forget();
+    depthwise_first(some, images(x), w, around, at, output_mask, maybe_images(dx), sums, intermediates);
   }
   const auto gradient = [&](const Maybe& parameter, const Maybe& sum) {
     return PointwiseGradients::of(parameter ? *parameter : x, sum);

@@ -135,12 +135,15 @@ class PlanesTester : public Pool2dTester {
     tile.residual = added ? residual.data() : nullptr, tile.residual_row = residual_row;
     tile.y = y.data(), tile.y_row = y_row, tile.y_storage = y.storage();
     tile.b_storage = Storage::f32, tile.cols = cols, tile.activation = activation(act);
+    std::vector<uint8_t> odd_rows(rows);  // which are left as they are
+    for (uint8_t& of : odd_rows) of = random_.below(4) == 0;
+    tile.odd = odd_rows.data();
     const PanelsTile then{next.data(), depth * kPanel, next_count, depth, after.data(), panel};
     if (table_.gemm_planes(tile, then) == odd) fail("gemm_planes", 0, !odd, odd, 0);
     if (!odd) expect_panels("gemm_planes", next, then, after);
     for (int64_t i = 0; i < y.count(); ++i) {
       const int64_t row = i / y_row, column = i % y_row;
-      if (column >= cols) {
+      if (column >= cols || odd_rows[row]) {
         expect_gap("gemm_planes", y, i);
         continue;
       }

@@ -59,7 +59,7 @@ def test_is_what_blocks_compute(name, dtype):
 
 ONE_CALL = (
     *("mobilenet_v1", "mobilenet_v2", "efficientnet_b0", "xception", "resnet18", "se_resnet50"),
-    *("inception_v3", "googlenet_bn", "inception_v4", "inception_resnet_v2"),
+    *("inception_v3", "googlenet", "googlenet_bn", "inception_v4", "inception_resnet_v2"),
 )
 
 
@@ -144,6 +144,23 @@ def test_follows_pooling(change):
     assert (after - before).abs().amax() > 1e-3 * before.abs().amax()
     torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax()))
     assert torch.equal(network(x), after)
+
+
+@pytest.mark.parametrize(
+    "change", [dict(size=3), dict(alpha=0.1), dict(beta=0.5), dict(k=2.0), dict(backend="reference")]
+)
+def test_follows_local_response_normalisation(change):
+    network, x = network_and_input("googlenet")
+    before, options = network(x), vars(network.lrn2) | change
+    assert seen(network, x) == ["Recorded"]
+    vars(network.lrn2).update(change)
+    after = network(x)
+    assert vars(network.lrn2) == options
+    with torch.enable_grad():
+        expected = network(x).detach()  # layer by layer
+    torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().amax()))
+    assert not torch.equal(after, before)
+    assert (seen(network, x) == ["Recorded"]) == ("backend" not in change)
 
 
 def test_pooling_and_branches_are_single_ops_for_those_who_look():

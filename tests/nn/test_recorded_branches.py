@@ -1,7 +1,8 @@
-"""Pooling and concatenation as steps of a sequence.
+"""Pooling, local response normalisation and concatenation as steps of a sequence.
 
-Fails if pooling isn't PyTorch's to the bit, a part of a concatenation lies elsewhere than torch.cat has it or
-overwrites its neighbour, a value is written there that something else reads too, or what is no such step is recorded.
+Fails if pooling isn't PyTorch's to the bit, or local response normalisation our layer's, a part of a concatenation lies
+elsewhere than torch.cat has it or overwrites its neighbour, a value is written there that something else reads too, or
+what is no such step is recorded.
 """
 
 import pytest
@@ -85,6 +86,18 @@ def test_pooling_is_torchs(pooling, dtype, memory_format):
         assert torch.equal(x.nan_to_num(7), before.nan_to_num(7))
 
 
+@pytest.mark.usefixtures("nan_outputs")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_local_response_normalisation_is_the_layers(dtype, memory_format):
+    generator = fresh_generator()
+    for shape in ((3, 37, 12, 9), (2, 16, 1, 1), (4, 1, 6, 13), (0, 5, 8, 8)):
+        x = draw(generator, shape, dtype)
+        x = (with_specials(x, generator) if x.numel() else x).contiguous(memory_format=memory_format)
+        for layer in (blocks_of.LocalResponseNorm(5), blocks_of.LocalResponseNorm(4, 1.7e-3, 0.6, 2.25)):
+            torch.testing.assert_close(alone(layer, x), layer(x), rtol=0, atol=0, equal_nan=True)
+
+
 def conv(channels, out_channels, kernel_size, stride=1):
     padding = tuple(k // 2 for k in kernel_size) if isinstance(kernel_size, tuple) else kernel_size // 2
     return blocks_of.ConvBN(channels, out_channels, kernel_size, stride, padding)
@@ -153,16 +166,16 @@ def test_who_writes_where():
     """Values that one concatenation alone reads, of ops that can write there: its number, first channel, channels."""
     recorder = Recorder()
     x = recorder.values[0]
-    a = recorder.add(5, [x], channels=7)
+    a = recorder.add(5, [x, None], channels=7)
     b = recorder.add(1, [a], channels=7)  # depthwise_conv2d writes whole images only
-    c = recorder.add(2, [a], channels=5)
+    c = recorder.add(2, [a, None, None], channels=5)
     d = F.max_pool2d(c, 3)
-    e = recorder.add(2, [d], channels=4)
+    e = recorder.add(2, [d, None, None], channels=4)
     torch.cat([b, c, e], 1)
     assert recorder._places() == {5: [6, 12, 16]}
-    torch.cat([e, recorder.add(2, [x], channels=3)], dim=1)
+    torch.cat([e, recorder.add(2, [x, None, None], channels=3)], dim=1)
     assert recorder._places() == {7: [8, 4, 7]}
-    torch.cat([F.max_pool2d(x, 3), recorder.add(2, [x], channels=3)], 1)  # nothing tells x's channels
+    torch.cat([F.max_pool2d(x, 3), recorder.add(2, [x, None, None], channels=3)], 1)  # nothing tells x's channels
     assert recorder._places() == {7: [8, 4, 7]}
 
 
@@ -178,6 +191,7 @@ def test_who_writes_where():
         lambda x: torch.cat([x, torch.zeros(1, 3, 9, 9)], 1),
         lambda x: torch.cat([x, x], 1, out=torch.empty(0)),
         lambda x: x.shape,
+        lambda x: x.local_response_norm(5, 1e-4, 0.75, 1.0, "triton"),
     ],
 )
 def test_is_not_recorded(function):

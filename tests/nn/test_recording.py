@@ -1,7 +1,8 @@
 """Packed calls recorded and run as one op.
 
-Fails if a bit differs from the calls one by one, a value is lost before its last use or kept after it, a function that
-does more than packed ops is recorded, an error isn't the single call's, or a broken program is run.
+Fails if a bit differs from the calls one by one, a value is lost before its last use or kept after it, a result is
+written over what something else reads, a function that does more than packed ops is recorded, an error isn't the single
+call's, or a broken program is run.
 """
 
 import threading
@@ -13,7 +14,8 @@ from torch import nn
 
 from cnnfast import _C
 from cnnfast import nn as blocks_of
-from cnnfast.models.residual import Bottleneck
+from cnnfast.models.residual import BasicBlock, Bottleneck
+from cnnfast.models.senet import SEResNetBottleneck
 from cnnfast.nn.fusion import fuse_pool_and_linear
 from cnnfast.nn.recording import Recorded, Recorder, Value, record
 
@@ -99,8 +101,82 @@ def test_values_are_dropped_after_their_last_use():
     y = recorder.add(4, [x, None, 7])
     z = recorder.add(4, [y, x, 7])
     recorder.add(2, [z, None, y, (1, 1)])
-    # how many steps; op, where it writes (an empty list: anywhere), its tensors and options, what no later step reads
-    assert recorder.program().tolist() == [3, 4, 0, 0, -1, 7, 0, 4, 0, 1, 0, 7, 1, 0, 2, 0, 2, -1, 1, 2, 1, 1, 2, 1, 2]
+    # how many steps; op, where it writes (an empty list: anywhere; a value: over it), its tensors and options, what no
+    # later step reads
+    assert recorder.program().tolist() == [
+        3,
+        4,
+        0,
+        0,
+        -1,
+        7,
+        0,
+        4,
+        0,
+        1,
+        0,
+        7,
+        1,
+        0,
+        2,
+        1,
+        1,
+        2,
+        -1,
+        1,
+        2,
+        1,
+        1,
+        2,
+        1,
+        2,
+    ]
+
+
+def test_what_is_written_over():
+    """A residual that nothing reads again, nor the op itself in another place."""
+    recorder = Recorder()
+    x = recorder.values[0]
+    a = recorder.add(5, [x, None, 7])
+    b = recorder.add(5, [a, x, 7])
+    c = recorder.add(2, [b, None, a, 7])
+    d = recorder.add(6, [b, c, 7])
+    e = recorder.add(2, [d, None, d, 7])
+    recorder.add(6, [c, e, 7])
+    recorder.add(1, [b, 7])
+    assert recorder._places() == {2: [0], 3: [1], 6: [5]}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_over_a_residual(dtype, threads):
+    """Each sum is stored once, also in rows and columns that another kernel computes than their neighbours: of NaN, Inf
+    and what is too small for AMX."""
+    generator, torch_threads = fresh_generator(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    layers = [Bottleneck(256, 64), Bottleneck(256, 64), SEResNetBottleneck(256, 64, 1, None, 16), BasicBlock(256, 256)]
+    try:
+        with torch.no_grad():
+            for layer in layers[:3]:
+                layer.conv3.weight[[5, 70, 200], 7] = torch.tensor([1e-36, 3e-31, 1e-38]).view(3, 1, 1)
+            layers[1].conv2.weight[5] *= 1e-33  # of some pixels what conv3 reads is too small, of others 0
+            calls = [layer.eval().to(dtype).fused() for layer in layers]
+            joined = record(calls, always)
+            assert len(joined) == 1 or dtype is not torch.float32  # in the others dense convolutions may be ATen's
+            for shape in ((1, 256, 57, 55), (3, 256, 21, 17), (2, 256, 1, 3)):
+                for special in (1.0, 1e-32, torch.nan, torch.inf):
+                    x = draw(generator, shape, dtype).contiguous(memory_format=torch.channels_last)
+                    x[0, 3, -1, 1] = x[-1, 9, 0, 0] = special
+                    before, y, expected = x.clone(), x, x
+                    for call in calls:
+                        expected = call(expected)
+                    for call in joined:
+                        recorded = isinstance(call, Recorded)
+                        y = call.op(y, call.packed, call.program) if recorded else call(y)  # not one by one instead
+                    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+                    torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
+    finally:
+        torch.set_num_threads(torch_threads)
 
 
 def test_peak_of_a_sequence_is_no_higher_than_of_its_calls():
@@ -138,7 +214,13 @@ BROKEN = {
     "drops its result": [1, 100, 0, 0, 1, 1],
     "without an x": [1, 100, 0, -1, 0],
     "goes on after its last step": [1, 100, 0, 0, 0, 100, 0, 0, 0],
-    "a part without its place": [1, 100, 1, 2, 0, 0],
+    "a part without its place": [1, 100, 2, 2, 0, 0, 0],
+    "over a value that it reads again": [
+        3,
+        *(102, 0, 0, 2, 1, 1, 2, 1, 1, 2, 0, 0, 0, 0),
+        *(102, 1, 1, 0, 2, 1, 1, 2, 1, 1, 2, 0, 0, 0, 0),
+        *(100, 0, 2, 0),
+    ],
     "concatenates nothing": [1, 101, 0, 0, 0],
     "joins images that don't fit": [2, 100, 0, 0, 0, 101, 0, 2, 0, 1, 0],
     "images that don't fit": [2, 102, 3, 2, 1, 3, 0, 2, 1, 1, 2, 1, 1, 2, 0, 0, 0, 0, 101, 0, 1, 1, 0],

@@ -119,7 +119,7 @@ CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t
     store_row(r, load<float>(sums + 2 * r * kPanel), load<float>(sums + 2 * r * kPanel + kPanel));
 }
 
-// After the sums of a run: finish, with y's storage.
+// finish, with y's storage.
 template <int P>
 CNNFAST_INLINE void finish(const GemmTile& t, int64_t row, int64_t rows, int64_t panel, float* sums) {
   if (t.y_storage == Storage::bf16)
@@ -141,6 +141,8 @@ struct Runs {
 
   int64_t first_in_line(int64_t i) const { return smaller(i % per_line * rows, line - rows); }
   int64_t first(int64_t i) const { return i / per_line * line + first_in_line(i); }
+  // Rows that run i shares with the one before, which stores them: y may be the residual, which is read once.
+  int64_t shared(int64_t i) const { return i % per_line * rows - first_in_line(i); }
   const char* begin(const GemmTile& t, int64_t i) const {
     return static_cast<const char*>(t.a) + (i / per_line * t.a_line + first_in_line(i) * t.a_row) * 2;
   }

@@ -6,7 +6,8 @@
 //          output channels, in a panel for each pair of the depth 16 columns x 2 (packing.h): a tile of b is 1 KiB.
 // Tile     two runs of rows x 2 panels: four accumulators, two tiles of a and two of b, 32 of the depth at a time. A run
 //          is up to 16 rows of a line (of all rows, in a plain product): a line is cut into equal ones, 56 into 4 of 14;
-//          where they are more than the line the last takes some rows of the one before: the same sums again.
+//          where they are more than the line the last takes some rows of the one before: the same sums again, which
+//          are stored once.
 // Loops    panels outside, rows inside: two panels (depth * 64 bytes) stay in L1 while the rows stream past, read with the
 //          hint that they need not stay there, unless they are windows, whose next tap reads most of them again; the next
 //          two panels, used once a call and so far away, are fetched into L2 meanwhile.
@@ -99,7 +100,10 @@ CNNFAST_INLINE void multiply(const GemmTile& t, const char* a0, const char* a1, 
 template <int P, In A, In B>
 CNNFAST_INLINE void block(const GemmTile& t, const Runs& runs, int64_t run, int64_t panel, Lines ahead) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
-  const auto done = [&](int64_t r, float* from) { finish<P>(t, runs.first(r), runs.rows, panel, from); };
+  const auto done = [&](int64_t r, float* from) {
+    const int64_t shared = runs.shared(r);
+    finish<P>(t, runs.first(r) + shared, runs.rows - shared, panel, from + shared * 2 * kPanel);
+  };
   const char* const a = runs.begin(t, run);
   if (run + 1 == runs.count) {
     multiply<1, P, A, B>(t, a, a, panel, ahead, sums);

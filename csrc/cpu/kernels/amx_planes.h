@@ -127,6 +127,17 @@ CNNFAST_INLINE void multiply_planes(const GemmTile& t, const char* a0, const cha
   store_sums<R, P>(sums);
 }
 
+// finish of a run's rows, but of those that are odd: FMA's, after these.
+template <int P>
+CNNFAST_INLINE void finish_even(const GemmTile& t, const Runs& runs, int64_t run, float* sums) {
+  const int64_t first = runs.first(run);
+  for (int64_t row = runs.shared(run); row < runs.rows; ++row) {
+    const int64_t begin = row;
+    while (row < runs.rows && !t.odd[first + row]) ++row;
+    finish<P>(t, first + begin, row - begin, 0, sums + begin * 2 * kPanel);
+  }
+}
+
 template <int P>
 void rows_of_planes(const GemmTile& t, PanelSplitter& next) {
   alignas(64) float sums[2 * kTileRows * 2 * kPanel];
@@ -140,9 +151,9 @@ void rows_of_planes(const GemmTile& t, PanelSplitter& next) {
       multiply_planes<1, P>(t, a, a, next, begin, end, sums);
     } else {
       multiply_planes<2, P>(t, a, runs.begin(t, run + 1), next, begin, end, sums);
-      finish<P>(t, runs.first(run + 1), runs.rows, 0, sums + kTileRows * 2 * kPanel);
+      finish_even<P>(t, runs, run + 1, sums + kTileRows * 2 * kPanel);
     }
-    finish<P>(t, runs.first(run), runs.rows, 0, sums);
+    finish_even<P>(t, runs, run, sums);
   }
 }
 
