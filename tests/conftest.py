@@ -16,6 +16,8 @@ LAST = {"cuda_host": 1, "triton": 1, "cpu_host": 2}
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """`pytest` alone, which is all but the slow tests, goes to as many workers as there are cores, of up to four."""
+    if hasattr(config, "workerinput"):  # a worker is asked, too
+        return
     all_of_them = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow"
     if all_of_them and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
         config.option.numprocesses = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
