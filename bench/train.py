@@ -1,5 +1,5 @@
 """The cases of `cnnfast bench train`: a step of training (forward, backward, SGD) of whole networks, against timm's or
-torchvision's with the same weights, trained by eager PyTorch and by torch.compile; and depthwise's backward alone.
+torchvision's with the same weights, trained by eager PyTorch and by torch.compile.
 
 Weights are float32; bfloat16 and float16 are autocast, float16 with its loss scaled. Before a step is timed, loss and
 gradients of one are compared with the plain network's in float64, on a few images.
@@ -29,7 +29,6 @@ from .models import plain_of
 from .peers import Peer, in_layout
 
 NETWORKS = ("mobilenet_v2", "efficientnet_b0", "xception")
-DTYPES = (torch.float32, torch.bfloat16)
 CLASSES = 1000
 CHECKED = 4  # images of the step that is compared
 # Of all gradients together by their norm, and of the loss: batch normalisation of few images makes much of rounding.

@@ -16,7 +16,7 @@ from cnnfast import ops
 from cnnfast.nn.fused import NotFusable, only_calls
 from cnnfast.nn.fusion import activation_name, check_depthwise, check_pointwise, check_stage, pooling
 from cnnfast.nn.layers import Conv2dSame, DropPath, PointwiseConv2d
-from cnnfast.nn.sync_batch_norm import SyncBatchNorm2d, is_joined, joined_scale_and_shift
+from cnnfast.nn.sync_batch_norm import BATCH_NORMS, SyncBatchNorm2d, is_joined, joined_scale_and_shift
 from cnnfast.ops import activations, backends
 
 Layer = Any  # an nn.Module whose attributes are read by name
@@ -36,15 +36,13 @@ class Pending(NamedTuple):
         if residual is not None and residual.dtype is not self.y.dtype:  # autocast, and x from outside
             z = self._replace(activation=None).tensor() + residual
             return activations.FUNCTIONS[self.activation](z)
-        rows = self.y, self.scale, self.shift
-        return ops.scale_shift(*rows, residual, activation=self.activation, backend=self.backend)
+        return ops.scale_shift(*self[:3], residual, activation=self.activation, backend=self.backend)
 
     def max_pooled(self, pool: Layer) -> Tensor:
         """pool(activation(y * scale + shift)), a max pooling; in one pass where the backend has it."""
         if backends.can_run("scale_shift_max_pool", self.backend, self.y.device):
             return pool(self.tensor())
-        rows = self.y, self.scale, self.shift
-        return ops.scale_shift_max_pool(*rows, pooling(pool), activation=self.activation, backend=self.backend)
+        return ops.scale_shift_max_pool(*self[:3], pooling(pool), activation=self.activation, backend=self.backend)
 
 
 Input = Tensor | Pending
@@ -82,7 +80,7 @@ def normalised(
     op: Callable[..., Any], bn: Layer, activation: nn.Module | None, backend: str, pre_activation: str | None = None
 ) -> Step:
     """`op`, which takes a prologue and returns sums, then bn and activation; pre_activation: of a plain input."""
-    if not any(only_calls(bn, kind.forward) for kind in (nn.BatchNorm2d, SyncBatchNorm2d, nn.SyncBatchNorm)):
+    if not any(only_calls(bn, kind.forward) for kind in (*BATCH_NORMS, SyncBatchNorm2d)):
         raise NotFusable(f"{type(bn).__name__} isn't nn.BatchNorm2d")
     name = None if activation is None else activation_name(activation)
 

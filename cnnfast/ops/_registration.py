@@ -81,7 +81,8 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     """Gradients of cnnfast::<op> by cnnfast::<op>_backward, which recomputes what it needs from the inputs.
 
     A residual that is added last (no activation after it) is not kept: its gradient is the output's. A `_backward`
-    without an output_mask returns its one gradient as a tensor; one that takes y is given the op's (first) output.
+    without an output_mask returns its one gradient as a tensor; one that takes y or taps is given the op's first or
+    second output. Outputs beyond the gradients that it takes aren't differentiable.
     """
     overload = getattr(torch.ops.cnnfast, op).default
     backward_op = getattr(torch.ops.cnnfast, f"{op}_backward").default
@@ -89,19 +90,22 @@ def register_gradients(op: str, activation_after_residual: bool = False) -> None
     tensors = sum("Tensor" in str(argument.type) for argument in arguments)
     residual = tensors - 1  # the last tensor, where the op takes one
     takes_residual = arguments[residual].name == "residual"
-    takes_mask, takes_y = (
-        any(argument.name == name for argument in backward_op._schema.arguments) for name in ("output_mask", "y")
-    )
+    taken = [argument.name for argument in backward_op._schema.arguments]
+    takes_mask, kept = "output_mask" in taken, [i for name, i in (("y", 0), ("taps", 1)) if name in taken]
+    differentiable = sum(name.startswith("grad") for name in taken)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         saved, options = list(inputs[:tensors]), inputs[tensors:-1]
         ctx.linear = takes_residual and not (activation_after_residual and options[-1])
         if ctx.linear:
             saved[residual] = None
-        ctx.save_for_backward(*saved, *([output[0]] if takes_y else []))
+        ctx.save_for_backward(*saved, *(output[i] for i in kept))
+        if isinstance(output, tuple):
+            ctx.mark_non_differentiable(*output[differentiable:])
         ctx.options, ctx.backend = options, inputs[-1]
 
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Any, ...]:
+        of_outputs = of_outputs[:differentiable]
         wanted = list(ctx.needs_input_grad[:tensors])
         passed_on = ctx.linear and wanted[residual]
         if passed_on:

@@ -4,18 +4,16 @@ the pooling in one pass."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnnfast import reference
 from cnnfast.ops import activations, backends
-from cnnfast.ops._registration import empty_gradients, empty_image, fake, library
+from cnnfast.ops._registration import empty_gradients, empty_image, fake, register_gradients
 from cnnfast.ops.arguments import check_max_pool, check_scale_shift, check_x
 
 _op = torch.ops.cnnfast.scale_shift_max_pool.default
-_backward_op = torch.ops.cnnfast.scale_shift_max_pool_backward.default
 LARGEST_KERNEL = 15  # a pixel of the window is a byte
 
 
@@ -78,24 +76,4 @@ def _(grad, x, scale, shift, taps, max_pool, activation, output_mask, backend=0)
     return empty_gradients(output_mask, x, (scale, shift))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.max_pool, ctx.activation, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    wanted = ctx.needs_input_grad[:3]
-    mask = sum(1 << i for i, want in enumerate(wanted) if want)
-    gradients = _backward_op(grad, *ctx.saved_tensors, ctx.max_pool, ctx.activation, mask, ctx.backend)
-    return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None, None)
-
-
-def _backward_twice(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        'scale_shift_max_pool can be differentiated once; backend="reference" can be differentiated again'
-    )
-
-
-torch.library.register_autograd("cnnfast::scale_shift_max_pool", _backward, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("cnnfast::scale_shift_max_pool_backward", _backward_twice, lib=library)
+register_gradients("scale_shift_max_pool")

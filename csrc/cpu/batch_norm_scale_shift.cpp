@@ -41,8 +41,6 @@ void check(const Tensor& y, const std::vector<Maybe>& rows) {
                     ",) and the compute type's dtype");
 }
 
-Maybe contiguous(const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; }
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_scale_shift(Tensor y, Tensor sum, Tensor squares, Maybe weight,

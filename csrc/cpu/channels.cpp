@@ -98,6 +98,11 @@ Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, 
   return y;
 }
 
+Tensor twice(const Tensor& t) {
+  const Maybe once = per_channel(Maybe(t));
+  return scaled_channels(*once, std::nullopt, std::nullopt, once, 0);
+}
+
 void Prologue::apply(const KernelTable& table, Storage storage, int64_t n, const char* x, int64_t x_pixel,
                      int64_t pixels, int64_t channels, char* y, Storage y_storage, int64_t y_pixel) const {
   OperandTile t{};
@@ -243,53 +248,6 @@ Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activati
   });
   if (sums) *sums = bands.sum();
   return out;
-}
-
-Tensor gradient_with_sums(const Tensor& grad, const Tensor& grad_sum, const Tensor& grad_squares, const Tensor& y) {
-  const ScalarType dtype = compute_dtype(storage_of(y, "y"));
-  const Tensor squares = per_channel(to_dtype(grad_squares, dtype));
-  const Tensor twice = scaled_channels(squares, std::nullopt, std::nullopt, squares, 0);
-  return scaled_channels(channels_last(to_dtype(y, dtype)), twice, per_channel(to_dtype(grad_sum, dtype)),
-                         channels_last(to_dtype(grad, dtype)), 0);
-}
-
-ScaledInput::ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift)
-    : x_(x),
-      xs_(channels_last(to_dtype(x, compute_dtype(storage_of(x, "x"))))),
-      value_(scale ? scaled_channels(xs_, per_channel(scale), per_channel(shift), std::nullopt, 0) : xs_),
-      scale_(scale),
-      shift_(shift) {}
-
-std::tuple<Tensor, Tensor, Tensor> ScaledInput::backward(const Tensor& grad, int64_t wanted) const {
-  const Ints dims{0, 2, 3};
-  const auto bit = [&](int i) { return wanted >> i & 1; };
-  const auto over_images = [&](const Maybe& by) { return torch::stable::sum(channel_sums(grad, by, 1), dims); };
-  Tensor dx = no_gradient(x_);
-  if (bit(0)) dx = scale_ ? scaled_channels(grad, per_channel(scale_), std::nullopt, std::nullopt, 0) : grad;
-  return {bit(0) ? image_gradient(x_, dx) : dx,
-          bit(1) && scale_ ? over_images(xs_) : no_gradient(scale_ ? *scale_ : x_),
-          bit(2) && shift_ ? over_images(std::nullopt) : no_gradient(shift_ ? *shift_ : x_)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stats_backward(const Tensor& grad, const Tensor& grad_sum,
-                                                                  const Tensor& grad_squares, const Tensor& x,
-                                                                  const Tensor& weight, const Maybe& bias,
-                                                                  const Maybe& scale, const Maybe& shift,
-                                                                  const Tensor& y, int64_t pre_activation,
-                                                                  int64_t output_mask, const ConvBackward& backward) {
-  check_scale_shift(scale, shift, x);
-  const ScaledInput input(x, scale, shift);
-  const ScalarType dtype = input.value().scalar_type();
-  const Tensor activated =
-      pre_activation ? scaled_channels(input.value(), std::nullopt, std::nullopt, std::nullopt, pre_activation)
-                     : input.value();
-  const bool input_wanted = output_mask & 0b11001;
-  auto [dinput, dweight, dbias] =
-      backward(gradient_with_sums(grad, grad_sum, grad_squares, y), activated, to_dtype(weight, dtype),
-               to_dtype(bias, dtype), (output_mask & 6) | input_wanted);
-  if (input_wanted) dinput = activation_backward(dinput, input.value(), pre_activation);
-  const auto [dx, dscale, dshift] = input.backward(dinput, (output_mask & 1) | (output_mask >> 2 & 6));
-  return {dx, weight_gradient(weight, dweight), bias ? weight_gradient(*bias, dbias) : no_gradient(x), dscale, dshift};
 }
 
 }  // namespace cnnfast::cpu

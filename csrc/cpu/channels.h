@@ -1,7 +1,6 @@
 // Sums over pixels and scales by channel, of tiles and of whole images: what squeeze-excite and batch normalisation ask of
 // the ops beside them.
 #pragma once
-#include <functional>
 
 #include "common.h"
 
@@ -39,6 +38,8 @@ void scale_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, con
                     int64_t activation_code, const Tensor& y);
 // (C) as (1, C, 1, 1).
 Maybe per_channel(const Maybe& t);
+// 2 t as such, of the gradient of a sum of squares: y's is y times it.
+Tensor twice(const Tensor& t);
 
 // What an op does to its input on the way in: activation(x * scale + shift). scale and shift as scaled_channels takes
 // them, of the compute type.
@@ -104,36 +105,8 @@ class BandSums {
 // bias's gradient, to `sums` if that is given. grad itself for the identity, which needs no z.
 Tensor activation_backward(const Tensor& grad, const Tensor& z, int64_t activation_code, Tensor* sums = nullptr);
 
-// The gradient of y where y and its sums (C) have one each: grad + grad_sum + 2 y grad_squares, in the compute type.
-Tensor gradient_with_sums(const Tensor& grad, const Tensor& grad_sum, const Tensor& grad_squares, const Tensor& y);
-
-// x * scale + shift of a whole image, for a backward that computes it again; scale and shift (C).
-class ScaledInput {
- public:
-  ScaledInput(const Tensor& x, const Maybe& scale, const Maybe& shift);
-  const Tensor& value() const { return value_; }  // of the compute type, channels_last
-  // From its gradient those of x, scale and shift, where `wanted`'s bits 0, 1 and 2 ask for them.
-  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, int64_t wanted) const;
-
- private:
-  Tensor x_, xs_, value_;
-  Maybe scale_, shift_;
-};
-
 // scale and shift (C): what an op with statistics takes.
 void check_scale_shift(const Maybe& scale, const Maybe& shift, const Tensor& x);
 Prologue prologue_of(const Maybe& scale, const Maybe& shift, int64_t activation_code);
-
-// The gradients of x, weight, bias, scale and shift that <op>_stats_backward returns, by the backward of the op itself:
-// (gradient of y, its input, weight, bias, output_mask) to the gradients of input, weight and bias. pre_activation: 0
-// where that one passes it.
-using ConvBackward = std::function<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                                      const Maybe&, int64_t)>;
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stats_backward(const Tensor& grad, const Tensor& grad_sum,
-                                                                  const Tensor& grad_squares, const Tensor& x,
-                                                                  const Tensor& weight, const Maybe& bias,
-                                                                  const Maybe& scale, const Maybe& shift,
-                                                                  const Tensor& y, int64_t pre_activation,
-                                                                  int64_t output_mask, const ConvBackward& backward);
 
 }  // namespace cnnfast::cpu

@@ -189,6 +189,8 @@ Tensor to_dtype(const Tensor& t, ScalarType dtype) {
 
 Maybe to_dtype(const Maybe& t, ScalarType dtype) { return t ? Maybe(to_dtype(*t, dtype)) : std::nullopt; }
 
+Maybe contiguous(const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; }
+
 Tensor no_gradient(const Tensor& like) {
   return torch::stable::empty(Ints{0}, like.scalar_type(), std::nullopt, like.device());
 }

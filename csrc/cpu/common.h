@@ -68,6 +68,7 @@ inline int64_t pixel_of(const Tensor& y) { return y.stride(0) / (y.size(2) * y.s
 Tensor in_format_of(const Tensor& x, const Tensor& y);
 Tensor to_dtype(const Tensor& t, ScalarType dtype);
 Maybe to_dtype(const Maybe& t, ScalarType dtype);
+Maybe contiguous(const Maybe& t);
 // A gradient that nobody asked for.
 Tensor no_gradient(const Tensor& like);
 void check_residual(const Maybe& residual, const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w);

@@ -27,9 +27,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_stats_backward(
   const Prologue prologue = prologue_of(scale, shift, pre_activation);
   const Tensor input =
       prologue.any() ? scaled_channels(of.x, prologue.scale, prologue.shift, std::nullopt, pre_activation) : of.x;
-  const Tensor squares = *per_channel(Maybe(grad_squares));
-  const Tensor twice = scaled_channels(squares, std::nullopt, std::nullopt, squares, 0);
-  const Tensor g = scaled_channels(channels_last(y), twice, per_channel(Maybe(grad_sum)), channels_last(grad), 0);
+  const Tensor g =
+      scaled_channels(channels_last(y), twice(grad_squares), per_channel(Maybe(grad_sum)), channels_last(grad), 0);
   const auto bit = [&](int i) { return output_mask >> i & 1; };
   const bool wants_input = bit(0) || bit(3) || bit(4);
   auto [dx, dweight, dbias, dresidual] = conv2d_backward(g, input, weight, bias, std::nullopt, stride, padding,

@@ -32,6 +32,18 @@ struct Depthwise {
     stage.rows(n, begin, end, mutable_bytes_of(y) + first);
   }
 
+  // y.
+  void write() const {
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t together =
+        std::max<int64_t>(1, conv.out_h / std::max<int64_t>(1, ceil_div(4 * threads, std::max<int64_t>(1, conv.n))));
+    const int64_t bands = ceil_div(conv.out_h, together);
+    for_each(y.numel() ? conv.n * bands : 0, [&](int64_t i) {
+      const int64_t begin = i % bands * together;
+      rows(i / bands, begin, std::min(begin + together, conv.out_h));
+    });
+  }
+
   // y and its sums.
   BandSums with_sums(bool squares) const {
     BandSums sums(y, squares);
@@ -56,15 +68,7 @@ Tensor depthwise_conv2d_packed(Tensor x, Tensor packed, int64_t out_channels, In
   check_backend(backend);
   const Depthwise op(x, packed, out_channels, kernel_size, stride, padding, dilation, {{}, {}, pre_activation},
                      activation_code);
-  const Conv& conv = op.conv;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t rows =
-      std::max<int64_t>(1, conv.out_h / std::max<int64_t>(1, ceil_div(4 * threads, std::max<int64_t>(1, conv.n))));
-  const int64_t bands = ceil_div(conv.out_h, rows);
-  for_each(op.y.numel() ? conv.n * bands : 0, [&](int64_t i) {
-    const int64_t begin = i % bands * rows;
-    op.rows(i / bands, begin, std::min(begin + rows, conv.out_h));
-  });
+  op.write();
   return in_format_of(x, op.y);
 }
 
@@ -94,6 +98,15 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_squeeze(Tensor x, Tensor weight, May
   const Tensor packed = pack_depthwise_conv2d(weight, bias);
   return depthwise_conv2d_squeeze_packed(x, packed, weight.size(0), {weight.size(2), weight.size(3)}, stride, padding,
                                          dilation, pre_activation, activation_code, backend);
+}
+
+Tensor depthwise_conv2d_scaled(const Tensor& x, const Tensor& weight, const Maybe& bias, const Prologue& prologue,
+                               const Ints& stride, const Ints& padding, const Ints& dilation) {
+  const Tensor packed = pack_depthwise_conv2d(weight, bias);
+  const Depthwise op(x, packed, weight.size(0), {weight.size(2), weight.size(3)}, stride, padding, dilation, prologue,
+                     0);
+  op.write();
+  return in_format_of(x, op.y);
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_stats(Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,

@@ -65,14 +65,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_stats_backwa
   check_backend(backend);
   check_scale_shift(scale, shift, x);
   const ScalarType dtype = compute_dtype(storage_of(x, "x"));
-  const auto dense = [&](const Tensor& t) { return torch::stable::contiguous(to_dtype(t, dtype)); };
-  const auto maybe_dense = [&](const Maybe& t) { return t ? Maybe(dense(*t)) : std::nullopt; };
-  const Maybe squares = per_channel(dense(grad_squares));
-  const Around around{.add = dense(grad_sum),
+  const Around around{.add = contiguous(to_dtype(Maybe(grad_sum), dtype)),
                       .y = channels_last(y),
-                      .times = scaled_channels(*squares, std::nullopt, std::nullopt, squares, 0),
-                      .scale = maybe_dense(scale),
-                      .shift = maybe_dense(shift),
+                      .times = twice(to_dtype(grad_squares, dtype)),
+                      .scale = contiguous(scale),
+                      .shift = contiguous(shift),
                       .pre_activation = pre_activation,
                       .activation = 0};
   return depthwise_backward(grad, x, weight, bias, stride, padding, dilation, around, output_mask);

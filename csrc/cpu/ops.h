@@ -1,5 +1,6 @@
 // The ops on the CPU as plain functions: registered in their own files, and called by one another's backward.
 #pragma once
+#include "channels.h"
 #include "common.h"
 
 namespace cnnfast::cpu {
@@ -15,12 +16,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(Tensor grad, Tensor
                                                              Ints stride, Ints padding, Ints dilation,
                                                              int64_t pre_activation, int64_t activation,
                                                              int64_t output_mask, int64_t backend);
-std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_stats(Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
-                                                          Ints stride, Ints padding, Ints dilation,
-                                                          int64_t pre_activation, int64_t backend);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_stats_backward(
-    Tensor grad, Tensor grad_sum, Tensor grad_squares, Tensor x, Tensor weight, Maybe bias, Maybe scale, Maybe shift,
-    Tensor y, Ints stride, Ints padding, Ints dilation, int64_t pre_activation, int64_t output_mask, int64_t backend);
+// Of prologue(x), rows of which are only ever in scratch.
+Tensor depthwise_conv2d_scaled(const Tensor& x, const Tensor& weight, const Maybe& bias, const Prologue& prologue,
+                               const Ints& stride, const Ints& padding, const Ints& dilation);
 Tensor pointwise_conv2d(Tensor x, Tensor weight, Maybe bias, Maybe gate, Maybe residual, Ints stride,
                         int64_t activation, int64_t backend);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight,

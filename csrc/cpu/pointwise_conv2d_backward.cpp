@@ -88,9 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backwa
   const Conv conv = conv_of(x, 1, 1, stride, {0, 0, 0, 0}, {1, 1});
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == conv.c, "weight must have ", conv.c, " input channels");
   for (const Tensor& image : {grad, y}) check_residual(image, x, conv.n, weight.size(0), conv.out_h, conv.out_w);
-  const auto dense_row = [](const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; };
   PointwiseGradientsOf of{
-      channels_last(grad), {},  {}, {}, sampled(conv, channels_last(x)), weight, dense_row(scale), dense_row(shift),
+      channels_last(grad), {},  {}, {}, sampled(conv, channels_last(x)), weight, contiguous(scale), contiguous(shift),
       pre_activation,      true};
   of.with_sums(grad_sum, grad_squares, y);
   PointwiseGradients gradients{};

@@ -417,10 +417,9 @@ class Op {
 
 void PointwiseGradientsOf::with_sums(const Tensor& sum, const Tensor& squares, const Tensor& image) {
   const ScalarType dtype = compute_dtype(storage_of(image, "y"));
-  const Maybe once = per_channel(Maybe(to_dtype(squares, dtype)));
   y = channels_last(image);
   grad_sum = torch::stable::contiguous(to_dtype(sum, dtype));
-  twice_grad_squares = scaled_channels(*once, std::nullopt, std::nullopt, once, 0);
+  twice_grad_squares = twice(to_dtype(squares, dtype));
 }
 
 Tensor PointwiseGradients::of(const Tensor& parameter, const Maybe& gradient) {

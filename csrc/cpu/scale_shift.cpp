@@ -13,8 +13,6 @@ namespace cnnfast::cpu {
 
 namespace {
 
-Maybe contiguous(const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : std::nullopt; }
-
 const char* bytes_or_null(const Maybe& t) { return t ? bytes_of(*t) : nullptr; }
 
 // Row n of (N, C, 1, 1).

@@ -69,10 +69,8 @@ void depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w,
   const auto bit = [&](int i) { return output_mask >> i & 1; };
   intermediates.intermediate();
   const Tensor mid =
-      around.scale ? std::get<0>(depthwise_conv2d_stats(x, w.dw, w.dw_bias, around.scale, around.shift, at.stride,
-                                                        at.padding, at.dilation, around.pre_activation, at.backend))
-                   : depthwise_conv2d(x, w.dw, w.dw_bias, at.stride, at.padding, at.dilation, around.pre_activation, 0,
-                                      at.backend);
+      depthwise_conv2d_scaled(x, w.dw, w.dw_bias, prologue_of(around.scale, around.shift, around.pre_activation),
+                              at.stride, at.padding, at.dilation);
   of.x = channels_last(mid);
   PointwiseGradients pointwise{};
   pointwise.x_wanted = output_mask & 0b1100111;
@@ -106,8 +104,8 @@ Gradients depthwise_first(const PointwiseGradientsOf& of, const Tensor& x, const
   const int64_t most = std::max<int64_t>(1, kGroupBytes / std::max<int64_t>(1, image));
   const int64_t group = ceil_div(n, ceil_div(n, most));
   Around around{};
-  around.scale = scale;
-  around.shift = shift;
+  around.scale = contiguous(scale);
+  around.shift = contiguous(shift);
   around.pre_activation = pre_activation;
   Maybe dx;
   if (output_mask & 1) dx = empty_channels_last(x, x.size(0), x.size(1), x.size(2), x.size(3), x.scalar_type());

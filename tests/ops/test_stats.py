@@ -117,6 +117,22 @@ def test_gradcheck(op):
     torch.autograd.gradcheck(lambda *leaves: run(op, dict(zip(names, leaves, strict=True)), options), leaves)
 
 
+@pytest.mark.parametrize("op", [op for op in OPS if op.endswith("_stats")])
+def test_vectors_that_are_not_dense(op):
+    """The same bits, forward and backward, whatever the strides of scale and shift."""
+    tensors, options = make(op)
+    strided = tensors | {name: tensors[name].repeat_interleave(2)[::2] for name in ("scale", "shift")}
+    assert not strided["scale"].is_contiguous()
+
+    def everything(tensors):
+        leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+        outputs = run(op, leaves, options)
+        sum(t.square().sum() for t in outputs).backward()
+        return [*outputs, *(leaf.grad for leaf in leaves.values())]
+
+    assert all(map(torch.equal, everything(strided), everything(tensors)))
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_only_what_is_wanted(op):
     tensors, options = make(op)

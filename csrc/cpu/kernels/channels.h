@@ -69,12 +69,9 @@ template <class T>
 void channel_sums(const ChannelSumsTile& t) {
   using S = typename Compute<T>::type;
   const auto all = [&](auto together, auto squares) {
-    constexpr int kPanels = decltype(together)::value;
-    constexpr bool kSquares = decltype(squares)::value;
-    int64_t channel = 0;
-    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
-      channel_sums_of<T, S, kPanels, kSquares>(t, channel);
-    for (; channel < t.channels; channel += kPanel) channel_sums_of<T, S, 1, kSquares>(t, channel);
+    each_panels<decltype(together)::value>(t.channels, [&](int64_t channel, auto panels) {
+      channel_sums_of<T, S, decltype(panels)::value, decltype(squares)::value>(t, channel);
+    });
   };
   if (t.squares)
     all(Constant<2>{}, Constant<true>{});
@@ -120,12 +117,10 @@ CNNFAST_INLINE void scale_channels_of(const ScaleTile& t, int64_t channel, const
 template <class T>
 void scale_channels(const ScaleTile& t) {
   using S = typename Compute<T>::type;
-  constexpr int kPanels = 4;
   with_activation<S>(t.activation, [&](const auto& form) {
-    int64_t channel = 0;
-    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
-      scale_channels_of<T, S, kPanels>(t, channel, form);
-    for (; channel < t.channels; channel += kPanel) scale_channels_of<T, S, 1>(t, channel, form);
+    each_panels<4>(t.channels, [&](int64_t channel, auto panels) {
+      scale_channels_of<T, S, decltype(panels)::value>(t, channel, form);
+    });
   });
 }
 

@@ -48,8 +48,9 @@ void operand(const OperandTile& t) {
 constexpr int64_t kGradRun = 16, kGradPanels = 4;
 
 // Panels [channel, channel + P * kPanel) of pixels [begin, end).
-template <class T, int P, class Slope>
-CNNFAST_INLINE void grad_input_of(const GradInputTile& t, int64_t begin, int64_t end, int64_t channel, Slope slope) {
+template <class T, int P, class Form>
+CNNFAST_INLINE void grad_input_of(const GradInputTile& t, int64_t begin, int64_t end, int64_t channel,
+                                  const Form& form) {
   using S = typename Compute<T>::type;
   const int64_t left = t.channels - channel;
   const auto lanes = [&](int p) CNNFAST_INLINE_LAMBDA { return P > 1 ? kPanel : smaller(left, kPanel); };
@@ -68,7 +69,7 @@ CNNFAST_INLINE void grad_input_of(const GradInputTile& t, int64_t begin, int64_t
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const Vec<S> v = load<S>(x + p * kPanel, lanes(p));
-      const Vec<S> dz = slope(load<S>(grad + p * kPanel, lanes(p)), fma(v, scale[p], shift[p]));
+      const Vec<S> dz = form.gradient(load<S>(grad + p * kPanel, lanes(p)), fma(v, scale[p], shift[p]));
       sums[p] = add(sums[p], dz);
       by_x[p] = fma(dz, v, by_x[p]);
       if (t.dx) store(dx + p * kPanel, mul(dz, scale[p]), lanes(p));
@@ -88,22 +89,13 @@ CNNFAST_INLINE void grad_input_of(const GradInputTile& t, int64_t begin, int64_t
 template <class T>
 void grad_input(const GradInputTile& t) {
   using S = typename Compute<T>::type;
-  const auto all = [&](auto slope) {
+  with_activation<S>(t.activation, [&](const auto& form) {
     for (int64_t begin = 0; begin < t.pixels; begin += kGradRun) {
       const int64_t end = smaller(begin + kGradRun, t.pixels);
-      int64_t channel = 0;
-      for (; channel + kGradPanels * kPanel <= t.channels; channel += kGradPanels * kPanel)
-        grad_input_of<T, kGradPanels>(t, begin, end, channel, slope);
-      for (; channel < t.channels; channel += kPanel) grad_input_of<T, 1>(t, begin, end, channel, slope);
+      each_panels<kGradPanels>(t.channels, [&](int64_t channel, auto panels) {
+        grad_input_of<T, decltype(panels)::value>(t, begin, end, channel, form);
+      });
     }
-  };
-  const Activation a = t.activation;
-  if (a.code == 0) return all([](Vec<S> grad, Vec<S>) CNNFAST_INLINE_LAMBDA { return grad; });
-  if (is_clamp(a))
-    return all([bounds = Clamp<S>(a)](Vec<S> grad, Vec<S> z)
-                   CNNFAST_INLINE_LAMBDA { return select_between(bounds.lo, z, bounds.hi, grad); });
-  with_curve(a.code, [&](auto curve) {
-    all([](Vec<S> grad, Vec<S> z) CNNFAST_INLINE_LAMBDA { return mul(grad, decltype(curve)::slope(z)); });
   });
 }
 

@@ -108,24 +108,20 @@ CNNFAST_INLINE void scale_shift_sums_of(const ScaleShiftSumsTile& t, int64_t cha
 template <class T>
 void scale_shift_grad(const ScaleShiftGradTile& t) {
   using S = typename Compute<T>::type;
-  constexpr int kPanels = 2;
   with_activation<S>(t.activation, [&](const auto& form) {
-    int64_t channel = 0;
-    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
-      scale_shift_grad_of<T, S, kPanels>(t, channel, form);
-    for (; channel < t.channels; channel += kPanel) scale_shift_grad_of<T, S, 1>(t, channel, form);
+    each_panels<2>(t.channels, [&](int64_t channel, auto panels) {
+      scale_shift_grad_of<T, S, decltype(panels)::value>(t, channel, form);
+    });
   });
 }
 
 template <class T>
 void scale_shift_sums(const ScaleShiftSumsTile& t) {
   using S = typename Compute<T>::type;
-  constexpr int kPanels = 2;
   with_activation<S>(t.activation, [&](const auto& form) {
-    int64_t channel = 0;
-    for (; channel + kPanels * kPanel <= t.channels; channel += kPanels * kPanel)
-      scale_shift_sums_of<T, S, kPanels>(t, channel, form);
-    for (; channel < t.channels; channel += kPanel) scale_shift_sums_of<T, S, 1>(t, channel, form);
+    each_panels<2>(t.channels, [&](int64_t channel, auto panels) {
+      scale_shift_sums_of<T, S, decltype(panels)::value>(t, channel, form);
+    });
   });
 }
 

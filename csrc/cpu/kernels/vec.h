@@ -221,6 +221,14 @@ CNNFAST_INLINE void store(T* p, Vec<S> x, int64_t count = kPanel) {
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
+// f(channel, panels) for groups of P panels of `channels`, then for each that is left; panels is a constant.
+template <int P, class F>
+CNNFAST_INLINE void each_panels(int64_t channels, F f) {
+  int64_t channel = 0;
+  for (; channel + P * kPanel <= channels; channel += P * kPanel) f(channel, Constant<P>{});
+  for (; channel < channels; channel += kPanel) f(channel, Constant<1>{});
+}
+
 // f(channel, count) for each panel of `channels`; count is a constant where the panel is whole, so that loads and stores
 // need no mask.
 template <class F>
