@@ -1,9 +1,9 @@
-// The gradients of pointwise_conv2d and pointwise_conv2d_stats: pointwise_gradients, and around it what is rare (strides,
+// The gradients of pointwise_conv2d and pointwise_conv2d_stats: pointwise_backward, and around it what is rare (strides,
 // a gate, an activation after the product), as tensors.
 #include <cstring>
 
 #include "ops.h"
-#include "pointwise_gradients.h"
+#include "pointwise_backward.h"
 #include "stages.h"
 
 namespace cnnfast::cpu {
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_backward(Ten
   const Maybe gates = gated(gate, x).scale;
   if (gate) input = to_dtype(input, dtype);
   const Tensor product_input = gate ? scaled_channels(input, gates, std::nullopt, std::nullopt, 0) : input;
-  pointwise_gradients({g, {}, {}, {}, sampled(conv, product_input), weight, {}, {}, 0, false}, gradients);
+  pointwise_backward({g, {}, {}, {}, sampled(conv, product_input), weight, {}, {}, 0, false}, gradients);
   Tensor dx = no_gradient(x), dgate = no_gradient(gate ? *gate : x), dresidual = no_gradient(residual ? *residual : x);
   if (gradients.x_wanted) {
     const Tensor whole = spread(conv, *gradients.x);
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pointwise_conv2d_stats_backwa
   gradients.bias_wanted = output_mask & 4 && bias;
   gradients.scale_wanted = output_mask & 8 && scale;
   gradients.shift_wanted = output_mask & 16 && shift;
-  pointwise_gradients(of, gradients);
+  pointwise_backward(of, gradients);
   using G = PointwiseGradients;
   return {gradients.x_wanted ? image_gradient(x, spread(conv, *gradients.x)) : no_gradient(x),
           G::of(weight, gradients.weight), G::of(bias ? *bias : x, gradients.bias),

@@ -5,7 +5,7 @@
 
 #include "depthwise_backward.h"
 #include "ops.h"
-#include "pointwise_gradients.h"
+#include "pointwise_backward.h"
 
 namespace cnnfast::cpu {
 
@@ -77,7 +77,7 @@ void depthwise_first(PointwiseGradientsOf of, const Tensor& x, const Weights& w,
   pointwise.weight_wanted = bit(3);
   pointwise.bias_wanted = bit(4) && w.pw_bias;
   intermediates.gradient();
-  pointwise_gradients(of, pointwise);
+  pointwise_backward(of, pointwise);
   intermediates.neither();
   add(sums.pw, pointwise.weight);
   add(sums.pw_bias, pointwise.bias);
@@ -144,7 +144,7 @@ Gradients pointwise_first(const Tensor& grad, const Tensor& mid, const Tensor& x
   // Of x, what an activation curves would be a third rounding.
   constexpr int64_t kLastExact = 2;
   if (mid_wanted)
-    pointwise_gradients(
+    pointwise_backward(
         {channels_last(dmid), {}, {}, {}, channels_last(x), w.pw, {}, {}, pre_activation, pre_activation <= kLastExact},
         pointwise);
   using G = PointwiseGradients;

@@ -3,7 +3,7 @@
 #include "amx_operand.h"
 #include "amx_planes.h"
 #include "depthwise_conv2d.h"
-#include "pointwise_gradients.h"
+#include "pointwise_conv2d_backward.h"
 
 namespace cnnfast::CNNFAST_ISA {
 

@@ -5,7 +5,7 @@
 #include "depthwise_conv2d_taps.h"
 #include "local_response_norm.h"
 #include "pointwise_conv2d.h"
-#include "pointwise_gradients.h"
+#include "pointwise_conv2d_backward.h"
 #include "pool2d.h"
 #include "scale_shift.h"
 #include "scale_shift_max_pool.h"

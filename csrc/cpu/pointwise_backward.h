@@ -29,6 +29,6 @@ struct PointwiseGradients {
   // What an op returns for a parameter: the gradient in its dtype, or none.
   static Tensor of(const Tensor& parameter, const Maybe& gradient);
 };
-void pointwise_gradients(const PointwiseGradientsOf& of, PointwiseGradients& gradients);
+void pointwise_backward(const PointwiseGradientsOf& of, PointwiseGradients& gradients);
 
 }  // namespace cnnfast::cpu
