@@ -57,6 +57,10 @@ Conv conv_of(const ImageSize& x, int64_t kernel_h, int64_t kernel_w, const Ints&
 Conv conv_of(const Tensor& x, int64_t kernel_h, int64_t kernel_w, const Ints& stride, const Ints& padding,
              const Ints& dilation);
 Window pointwise_window(const Ints& stride);
+// Of `out` windows side by side, from the first scalar to the last.
+inline int64_t reach(int64_t out, int64_t kernel, int64_t stride, int64_t dilation) {
+  return (out - 1) * stride + (kernel - 1) * dilation + 1;
+}
 
 // Memory formats. The kernels want channels_last; results come back in x's own format.
 bool is_channels_last(const Tensor& x);
