@@ -1,4 +1,5 @@
-// The comparison of a KernelTable's results with exact ones, and what to draw for it: the base of kernels.cpp's tests.
+// The comparison of a KernelTable's results with exact ones, and what to draw for it. The other headers' testers are bases of
+// one another, down to that of kernels.cpp: they draw from one sequence.
 #pragma once
 #include "cpu_host.h"
 
@@ -6,6 +7,8 @@ namespace host {
 
 // Errors of the curved activations and of their slopes: csrc/cpu/kernels/activations.h, in 2^-24 (for double in 2^-53).
 constexpr double kCurveError = 10, kSlopeError = 6;
+
+constexpr int64_t kSizes[] = {1, 3, 15, 16, 17, 31, 40, 64, 97};  // channels
 
 class Tester {
  public:
