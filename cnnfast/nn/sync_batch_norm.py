@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cnnfast import reference
+
 # What isinstance asks for: torch's synchronised one is no BatchNorm2d, ours is.
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -80,16 +82,20 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(x)
         y, mean, var, count = _SyncBatchNorm.apply(x, self.weight, self.bias, self.eps, self.process_group)
         if self.track_running_stats:
-            self._track(mean, var * (count / (count - 1)))
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            track_statistics(self, mean, var * (count / (count - 1)))
         return y
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        part = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-            running.mul_(1 - part).add_(new, alpha=part)
+
+@torch.no_grad()
+def track_statistics(norm: Any, mean: Tensor, unbiased_var: Tensor) -> None:
+    """Moves the running statistics, rounded as nn.BatchNorm2d does in training; the batch is counted already."""
+    part = norm.momentum
+    if part is None:  # of all batches so far
+        part = 1 / norm.num_batches_tracked.to(mean.dtype)
+    for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased_var)):
+        running.mul_(1 - part).add_(part * new)  # no lerp, which makes NaN of what is infinite
 
 
 def is_joined(norm: Any) -> bool:
@@ -110,13 +116,8 @@ def joined_scale_and_shift(norm: Any, y: Tensor, total: Tensor, squares: Tensor)
     total, squares, count = _AllReduce.apply(own, norm.process_group).split((y.shape[1], y.shape[1], 1))
     if values <= 1 and count <= 1:  # a look that waits for the device, so only where this process can't know
         raise ValueError(f"Expected more than 1 value per channel when training, got {int(count)} in all processes")
-    mean = total / count
-    var = (squares / count - mean.square()).clamp_min(0)
-    scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-    shift = (0 if norm.bias is None else norm.bias) - mean * scale
-    unbiased = var * (count / (count - 1))
-    dtype = torch.promote_types(y.dtype, torch.float32)
-    return scale.to(dtype), shift.to(dtype), mean.detach().to(dtype), unbiased.detach().to(dtype)
+    rows = reference.batch_norm_scale_shift(y, total, squares, norm.weight, norm.bias, norm.eps, count)
+    return tuple(row.to(torch.promote_types(y.dtype, torch.float32)) for row in rows)
 
 
 class _AllReduce(torch.autograd.Function):

@@ -16,7 +16,13 @@ from cnnfast import ops
 from cnnfast.nn.fused import NotFusable, only_calls
 from cnnfast.nn.fusion import activation_name, check_depthwise, check_pointwise, check_stage, pooling
 from cnnfast.nn.layers import Conv2dSame, DropPath, PointwiseConv2d
-from cnnfast.nn.sync_batch_norm import BATCH_NORMS, SyncBatchNorm2d, is_joined, joined_scale_and_shift
+from cnnfast.nn.sync_batch_norm import (
+    BATCH_NORMS,
+    SyncBatchNorm2d,
+    is_joined,
+    joined_scale_and_shift,
+    track_statistics,
+)
 from cnnfast.ops import activations, backends
 
 Layer = Any  # an nn.Module whose attributes are read by name
@@ -158,16 +164,6 @@ def check_device(device: torch.device, backend: str) -> None:
     """Raises NotFusable unless `backend` has the ops of a chain there."""
     if reasons := backends.can_run("scale_shift", backend, device):
         raise NotFusable("; ".join(reasons))
-
-
-@torch.no_grad()
-def track_statistics(norm: Layer, mean: Tensor, unbiased_var: Tensor) -> None:
-    """Moves the running statistics, as nn.BatchNorm2d does in training."""
-    part = norm.momentum
-    if part is None:  # of all batches so far, the last of which is counted already
-        part = 1 / norm.num_batches_tracked.to(mean.dtype)
-    for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased_var)):
-        running.lerp_(new.to(running.dtype), part if isinstance(part, float) else part.to(running.dtype))
 
 
 def _scale_and_shift(bn: Layer, y: Tensor, sums: Sequence[Tensor], backend: str) -> tuple[Tensor, Tensor]:

@@ -47,14 +47,21 @@ def scale_shift_max_pool(
 
 
 def batch_norm_scale_shift(
-    y: Tensor, sum: Tensor, squares: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    y: Tensor,
+    sum: Tensor,
+    squares: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Batch normalisation from sums; see cnnfast.ops.batch_norm."""
-    count = y.numel() // y.shape[1]
-    mean = sum.double() / count
-    var = (squares.double() / count - mean.square()).clamp_min(0)
+    """Batch normalisation from sums; see cnnfast.ops.batch_norm. count: of what is in a sum, above 1; None: y's."""
+    values: Tensor | int = y.numel() // y.shape[1] if count is None else count
+    mean = sum.double() / values
+    var = (squares.double() / values - mean.square()).clamp_min(0)
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
     shift = -mean * scale if bias is None else bias - mean * scale
-    unbiased = var * (count / (count - 1)) if count > 1 else torch.full_like(var, torch.nan)
+    defined = count is not None or values > 1
+    unbiased = var * (values / (values - 1)) if defined else torch.full_like(var, torch.nan)
     dtype = sum.dtype
     return scale.to(dtype), shift.to(dtype), mean.detach().to(dtype), unbiased.detach().to(dtype)

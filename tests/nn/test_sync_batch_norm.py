@@ -14,6 +14,7 @@ from torch import nn
 
 import cnnfast
 from cnnfast.nn import SyncBatchNorm2d, convert_sync_batchnorm
+from cnnfast.nn.sync_batch_norm import track_statistics
 
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
 
@@ -41,6 +42,24 @@ def test_as_one_process(sizes, shape, options, layout):
         else:
             for results in got:
                 assert relative(results[name].double(), value.double()) <= 1e-12, name
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_running_statistics_are_moved_as_batch_norm_moves_them(dtype, momentum):
+    """Means bitwise, variances but for the batch's, which ATen hasn't rounded; what is infinite stays infinite."""
+    x = torch.randn(3, 500, 4, 5, dtype=dtype) * 3 + 1
+    theirs = nn.BatchNorm2d(500, momentum=momentum, dtype=dtype)
+    draw_batch_norms(theirs, x)
+    theirs.running_var[0] = torch.inf
+    theirs.num_batches_tracked.fill_(6)
+    ours, of_batch = copy.deepcopy(theirs), nn.BatchNorm2d(500, momentum=1.0, dtype=dtype)
+    theirs(x), of_batch(x)
+    ours.num_batches_tracked.add_(1)
+    track_statistics(ours, of_batch.running_mean, of_batch.running_var)
+    assert theirs.running_var[0] == ours.running_var[0] == torch.inf
+    assert torch.equal(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
