@@ -152,19 +152,6 @@ def test_gradcheck(op, layout, activation):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("activation", (None, "relu"))
-def test_only_what_is_wanted(op, activation):
-    """Each gradient alone is the one that comes among all, bitwise; the others are None."""
-    case = make(op, fresh_generator(), activation=activation)
-    grad = draw(fresh_generator(), case.run().shape)
-    together = gradients(case, grad, set(case.tensors))
-    for name in case.tensors:
-        alone = gradients(case, grad, {name})
-        assert [other for other, gradient in alone.items() if gradient is not None] == [name]
-        assert torch.equal(alone[name], together[name]), name
-
-
-@pytest.mark.parametrize("op", OPS)
 def test_memory_formats(op):
     """grad_x follows x; parameters' gradients are contiguous; a gradient that isn't contiguous is accepted."""
     case = make_away_from_kinks(op, fresh_generator(), c=20, layout="channels_last")
