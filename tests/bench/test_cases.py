@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cnnfast.bench import models, ops
+from cnnfast.bench import conv_ops, models, ops
 from cnnfast.bench.measure import Settings, measure
 
 SETTINGS = Settings(threads=1, rounds=1, sample_seconds=1e-4, gemm_size=128, peers=("eager",))
@@ -56,8 +56,8 @@ def test_counts():
 
 def test_same_padding():
     """TensorFlow's rule: the odd zero comes after."""
-    assert ops.same_padding(112, 3, 2) == (0, 1) and ops.same_padding(7, 5, 1) == (2, 2)
-    assert ops.same_padding(19, 3, 2) == (1, 1) and ops.same_padding(4, 1, 2) == (0, 0)
+    assert conv_ops.same_padding(112, 3, 2) == (0, 1) and conv_ops.same_padding(7, 5, 1) == (2, 2)
+    assert conv_ops.same_padding(19, 3, 2) == (1, 1) and conv_ops.same_padding(4, 1, 2) == (0, 0)
 
 
 def test_selection():

@@ -62,7 +62,7 @@ def test_the_calls(monkeypatch):
         works = dict(tune.op_works(args, cpu))
         assert all(name.startswith("pointwise_conv2d ") for name in works) and len(works) == 5
         monkeypatch.setattr(
-            "cnnfast.bench.ops.OpCase.op", lambda case, plain, backend: plain if backend == "triton" else 0
+            "cnnfast.bench.conv_ops.ConvCase.op", lambda case, plain, backend: plain if backend == "triton" else 0
         )
         y, *gradients = works["pointwise_conv2d 576-96 @14 (mobilenetv2)"]()()
         assert y.shape == (2, 96, 14, 14) and len(gradients) == (3 if train else 0)
