@@ -12,7 +12,8 @@ from cnnfast.models.features import FeatureInfo
 from cnnfast.models.network import Network
 from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_model
 from cnnfast.nn import PointwiseConv2d
-from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d
+from cnnfast.nn.fusable import activation_name
+from cnnfast.nn.fusion import fuse_pointwise_conv2d
 
 
 class ResidualBranches(Branches):

@@ -12,8 +12,9 @@ from cnnfast.models.mobilenet_v1 import check_positive
 from cnnfast.models.network import Network, make_divisible, renamed
 from cnnfast.models.registry import register_model
 from cnnfast.nn import DepthwiseConv2d, DropPath, FusedModule, FusedSequential, PointwiseConv2d
+from cnnfast.nn.fusable import activation_name
 from cnnfast.nn.fused import NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
+from cnnfast.nn.fusion import fuse_inverted_residual, fuse_separable_conv2d
 from cnnfast.nn.training import block
 
 # expand ratio, channels, blocks, stride of the first of them

@@ -13,8 +13,9 @@ from cnnfast.models.network import Network
 from cnnfast.models.registry import register_model
 from cnnfast.models.residual import ResidualBlock, conv3x3, projection
 from cnnfast.nn import FusedSequential, PointwiseConv2d
+from cnnfast.nn.fusable import activation_name
 from cnnfast.nn.fused import NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_squeeze_excite
+from cnnfast.nn.fusion import fuse_squeeze_excite
 from cnnfast.nn.sequential import fuse_run
 
 

@@ -12,8 +12,9 @@ from cnnfast.models.features import FeatureInfo, strided_stages
 from cnnfast.models.network import Network
 from cnnfast.models.registry import INCEPTION_MEAN, INCEPTION_STD, register_model
 from cnnfast.nn import DepthwiseConv2d, FusedModule, GlobalPool, PointwiseConv2d
+from cnnfast.nn.fusable import activation_name
 from cnnfast.nn.fused import NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d, fuse_separable_conv2d
+from cnnfast.nn.fusion import fuse_pointwise_conv2d, fuse_separable_conv2d
 from cnnfast.nn.training import Pending, check_device, in_layout_of, separable_step, step
 
 

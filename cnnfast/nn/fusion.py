@@ -2,31 +2,28 @@
 returns the call that replaces them, every option normalised beforehand. On a GPU, where kernels take plain weights, the
 call holds the folded ones.
 
-Each raises NotFusable where a layer isn't of the kind that the op computes.
+Each raises NotFusable where a layer isn't of the kind that the op computes (fusable.py).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnnfast import _library, ops
-from cnnfast.nn.folding import fold, fold_apart
-from cnnfast.nn.fused import FusedModule, NotFusable
-from cnnfast.nn.layers import Conv2dSame, PointwiseConv2d
+from cnnfast.nn.folding import fold_apart
+from cnnfast.nn.fusable import Layer, Stage, activation_name, check_depthwise, check_pointwise, check_stage, pooling
+from cnnfast.nn.fused import NotFusable
+from cnnfast.nn.layers import Conv2dSame
+from cnnfast.nn.packed_call import Call, packed_call
 from cnnfast.nn.recording import Value
-from cnnfast.nn.sync_batch_norm import BATCH_NORMS, SyncBatchNorm2d
-from cnnfast.ops import _registration, activations, arguments, backends
+from cnnfast.ops import activations, backends
 
-Call = Callable[..., Tensor]
-Layer = Any  # an nn.Module whose attributes are read by name; `_stage` and `_pooling` refuse what doesn't fit
-
-_CONV_FORWARDS = (nn.Conv2d.forward, Conv2dSame.forward, PointwiseConv2d.forward, FusedModule.forward)
 _IN_PLACE: dict[str | None, Call] = {
     "relu": Tensor.relu_,
     "relu6": lambda y: y.clamp_(0, 6),
@@ -44,46 +41,6 @@ _TAKES_SCALES = (
     "separable_conv2d",
     "inverted_residual",
 )  # whose bfloat16 is packed as such
-_ACTIVATIONS: dict[type[nn.Module], str | None] = {
-    nn.Identity: None,
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.Sigmoid: "sigmoid",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.Tanh: "tanh",
-}
-
-
-class _Stage(NamedTuple):
-    """A convolution, the batch normalisation after it and a factor: what is folded, as the op's form wants it."""
-
-    conv: Layer
-    bn: Layer | None = None
-    factor: float = 1.0
-
-    def fold(self) -> tuple[Tensor, Tensor | None]:
-        weight, bias = fold(self.conv, self.bn)
-        if self.factor == 1:
-            return weight, bias
-        return weight * self.factor, None if bias is None else bias * self.factor
-
-
-def activation_name(module: nn.Module) -> str | None:
-    """The ops' name of an activation module."""
-    if type(module) not in _ACTIVATIONS:
-        raise NotFusable(f"the kernels don't fuse {type(module).__name__}")
-    if isinstance(module, nn.GELU) and module.approximate != "none":
-        raise NotFusable(f"the kernels don't fuse GELU's approximation by {module.approximate}")
-    return _ACTIVATIONS[type(module)]
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether the kernels fuse `module` as an activation."""
-    try:
-        return activation_name(module) is not None
-    except NotFusable:
-        return False
 
 
 def fuse_depthwise_conv2d(conv: Layer, bn: Layer | None = None, **options: Any) -> Call:
@@ -165,7 +122,7 @@ def fuse_pool_and_linear(linear: Layer, backend: str) -> Call:
         raise NotFusable("the packed form runs on a CPU only")
     packed = ops.pack_pointwise_conv2d(weight, None if bias is None else bias.detach())
     options = dict(out_channels=linear.out_features, stride=(1, 1), backend=backend)
-    call = _packed_call("pointwise_conv2d", packed, options, linear.in_features, weight.dtype)
+    call = packed_call("pointwise_conv2d", packed, options, linear.in_features, weight.dtype)
     return lambda x: call(x.mean_of_pixels() if type(x) is Value else x.mean((2, 3), keepdim=True))
 
 
@@ -244,7 +201,7 @@ def _by_winograd(conv: Layer) -> bool:
 def _fuse(
     op: str,
     convs: list[Layer],
-    stages: Sequence[_Stage | None],
+    stages: Sequence[Stage | None],
     shape: dict[str, Any],
     options: dict[str, Any],
     more: dict[str, Tensor | None] | None = None,
@@ -271,70 +228,12 @@ def _fuse(
         options = dict(shape, **options)
         if op != "squeeze_excite":
             options["out_channels"] = convs[-1].out_channels
-        return _packed_call(op, packed, options, first.in_channels, dtype)
+        return packed_call(op, packed, options, first.in_channels, dtype)
     low = [(None, None) if stage is None else _low_precision(*stage.fold(), dtype) for stage in stages]
     weights, biases = zip(*low, strict=True)
     named = {name: _low_precision(tensor, None, dtype)[0] for name, tensor in named.items()}
     plain = getattr(ops, op)
     return lambda x, **residual: plain(x, *weights, *biases, **named, **residual, **options)
-
-
-def _packed_call(op: str, packed: Tensor, options: dict[str, Any], in_channels: int, dtype: torch.dtype) -> Call:
-    """<op>_packed with its options converted and checked once, not at every call (half of the call's time).
-
-    An x that doesn't fit is refused by the C++ op; only then is it looked at here, to say why in one sentence.
-    """
-    checked = functools.partial(getattr(ops, f"{op}_packed"), packed=packed, **options)
-    if torch.compiler.is_compiling():
-        return checked
-    overload = getattr(torch.ops.cnnfast, f"{op}_packed").default
-    names = [argument.name for argument in overload._schema.arguments]
-    converted = dict(
-        options,
-        padding=arguments.edges(options.get("padding", 0)),
-        max_pool=options.get("max_pool", arguments.NO_POOL),
-        pointwise_first=options.get("order") == "pointwise_first",
-        gate=None,
-        backend=backends.code(f"{op}_packed", options["backend"], packed.device.type),
-        **{name: activations.code(name, options.get(name)) for name in names if name.endswith("activation")},
-    )
-    takes_residual = "residual" in names
-    residual_at = names.index("residual") if takes_residual else 1
-    head = [converted[name] for name in names[2:residual_at]]
-    tail = [converted[name] for name in names[residual_at + 1 :]]
-
-    step = _registration.PACKED_OPS[op] if packed.device.type == "cpu" else None
-    out_channels = options.get("out_channels", in_channels)
-
-    def call(x: Tensor) -> Tensor:
-        if type(x) is Value:
-            return x.recorder.add(step, [x, *tail], packed, out_channels)
-        try:
-            return overload(x, packed, *tail)
-        except (RuntimeError, TypeError):
-            _check_fits(x, in_channels, dtype)
-            return checked(x)
-
-    def call_with_residual(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if type(x) is Value:
-            return x.recorder.add(step, [x, *head, residual, *tail], packed, out_channels)
-        try:
-            return overload(x, packed, *head, residual, *tail)
-        except (RuntimeError, TypeError):
-            _check_fits(x, in_channels, dtype)
-            return checked(x, residual=residual)
-
-    return call_with_residual if takes_residual else call
-
-
-def _check_fits(x: Tensor, in_channels: int, dtype: torch.dtype) -> None:
-    """What <op>_packed can't say, because only the kernels read a packing's header."""
-    arguments.check_x(x)
-    if x.shape[1] != in_channels:
-        raise ValueError(f"x must have shape (N, {in_channels}, H, W), got {tuple(x.shape)}")
-    if (x.dtype == torch.float64) != (dtype == torch.float64):
-        wanted = torch.float64 if dtype == torch.float64 else torch.float32
-        raise TypeError(f"x must have the dtype of the weights, {wanted} or lower, got {x.dtype}")
 
 
 def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
@@ -347,40 +246,8 @@ def _takes_packed(op: str, device: torch.device, backend: str) -> bool:
     return False  # where a backend that the user named can't run, the op itself says why
 
 
-def pooling(pool: Layer) -> tuple[int, int, int]:
-    """(kernel, stride, padding)"""
-    kernel, stride, padding = (getattr(pool, name, None) for name in ("kernel_size", "stride", "padding"))
-    if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):
-        raise NotFusable(f"{pool} isn't a square max pooling")
-    if type(pool) is not nn.MaxPool2d or pool.dilation != 1 or pool.ceil_mode or pool.return_indices:
-        raise NotFusable(f"{pool} isn't a plain max pooling")
-    return kernel, stride, padding
-
-
 def _geometry(conv: Layer) -> dict[str, Any]:
     return dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation)
-
-
-def check_stage(conv: Layer, bn: Layer | None = None) -> _Stage:
-    if getattr(type(conv), "forward", None) not in _CONV_FORWARDS or conv.padding_mode != "zeros":
-        raise NotFusable(f"{type(conv).__name__} isn't a zero-padded nn.Conv2d")
-    if bn is not None and type(bn) not in (*BATCH_NORMS, SyncBatchNorm2d):
-        raise NotFusable(f"{type(bn).__name__} isn't batch normalisation")
-    return _Stage(conv, bn)
-
-
-def check_depthwise(conv: Layer, bn: Layer | None = None) -> _Stage:
-    stage = check_stage(conv, bn)
-    if conv.groups != conv.in_channels:
-        raise NotFusable(f"{type(conv).__name__} isn't a depthwise convolution")
-    return stage
-
-
-def check_pointwise(conv: Layer, bn: Layer | None = None, strided: bool = False) -> _Stage:
-    stage = check_stage(conv, bn)
-    if (conv.kernel_size, conv.padding, conv.groups) != ((1, 1), (0, 0), 1) or (conv.stride != (1, 1) and not strided):
-        raise NotFusable(f"{type(conv).__name__} isn't a 1x1 convolution")
-    return stage
 
 
 def _low_precision(

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cnnfast.nn.fusable import activation_name
 from cnnfast.nn.fused import FusedModule
-from cnnfast.nn.fusion import activation_name, fuse_pointwise_conv2d
+from cnnfast.nn.fusion import fuse_pointwise_conv2d
 from cnnfast.nn.layers import PointwiseConv2d, activation_module
 from cnnfast.nn.training import check_device, in_layout_of, step
 

@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from cnnfast.nn.depthwise_conv2d import DepthwiseConv2d
+from cnnfast.nn.fusable import activation_name
 from cnnfast.nn.fused import FusedModule, NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_inverted_residual, fuse_separable_conv2d
+from cnnfast.nn.fusion import fuse_inverted_residual, fuse_separable_conv2d
 from cnnfast.nn.layers import DropPath, PointwiseConv2d, activation_module
 from cnnfast.nn.squeeze_excite import SqueezeExcite, excite_module, fusable_excite
 from cnnfast.nn.training import block

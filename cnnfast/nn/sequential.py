@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cnnfast.nn.fusable import activation_name, is_activation
 from cnnfast.nn.fused import FusedModule, NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_conv2d, fuse_pointwise_conv2d, is_activation
+from cnnfast.nn.fusion import fuse_conv2d, fuse_pointwise_conv2d
 from cnnfast.nn.layers import PointwiseConv2d
 from cnnfast.nn.sync_batch_norm import BATCH_NORMS
 from cnnfast.nn.training import block

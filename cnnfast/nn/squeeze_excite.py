@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cnnfast.nn.fusable import activation_name
 from cnnfast.nn.fused import FusedModule, NotFusable
-from cnnfast.nn.fusion import activation_name, fuse_squeeze_excite
+from cnnfast.nn.fusion import fuse_squeeze_excite
 from cnnfast.nn.layers import PointwiseConv2d, activation_module
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnfast import ops
+from cnnfast.nn.fusable import Layer, activation_name, check_depthwise, check_pointwise, check_stage, pooling
 from cnnfast.nn.fused import NotFusable, only_calls
-from cnnfast.nn.fusion import activation_name, check_depthwise, check_pointwise, check_stage, pooling
 from cnnfast.nn.layers import Conv2dSame, DropPath, PointwiseConv2d
 from cnnfast.nn.sync_batch_norm import (
     BATCH_NORMS,
@@ -24,8 +24,6 @@ from cnnfast.nn.sync_batch_norm import (
     track_statistics,
 )
 from cnnfast.ops import activations, backends
-
-Layer = Any  # an nn.Module whose attributes are read by name
 
 
 class Pending(NamedTuple):
