@@ -34,6 +34,8 @@ ROWS = {
     "outputs between which there are inputs": {"c": 33, "size": (13, 12), "k": (3, 3), "stride": (5, 4), "padding": 1},
     "wide strips": {"n": 1, "c": 16, "size": (5, 43), "k": (5, 5)},
     "wide strips, stride 2": {"n": 1, "c": 16, "size": (6, 44), "stride": 2, "padding": (1, 0, 0, 1)},
+    "rows that no output meets": {"c": 32, "size": (8, 9), "k": (1, 3), "stride": (2, 1)},
+    "windows of more rows than columns": {"c": 32, "size": (9, 12), "k": (5, 3)},
     "dilated": {"c": 24, "size": (12, 13), "dilation": (3, 2)},
 }
 

@@ -19,7 +19,7 @@
 // Sums     of a row along the row, then added to those of the rows before: short chains, the same bits whatever the
 //          threads, and whichever gradients are asked for.
 // Padding  taps outside the image are skipped, not multiplied by zero.
-// Limits   broken panels and other types than the compute type pass through scratch.
+// Limits   broken panels pass through scratch; bfloat16 and float16, too, unless nothing is to be done on the way in or out.
 #pragma once
 #include "activations.h"
 

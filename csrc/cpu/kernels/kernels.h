@@ -91,6 +91,12 @@ struct DepthwiseTapsTile {
   int64_t grad_ahead, ahead;              // as above, from the row of taps[0], and of a and dx
   Window window;
 };
+// Whether g, a and dx may be bfloat16 or float16 where the table has that: all rows of the window are taken at once, so
+// that dx is rounded once.
+constexpr bool depthwise_taps_at_once(const Window& w) {
+  return w.kernel_w == 3 && w.dilation_w == 1 && w.stride_w <= 2 &&
+         (w.kernel_h - 1) * w.dilation_h / w.stride_h + 1 <= (w.stride_w == 1 ? 3 : 2);
+}
 
 // Of float32 products on AMX: bfloat16 that a float is the sum of; bytes of them, of a panel, for a scalar of the depth.
 constexpr int64_t kPlanes = 3, kPlanesOfDepth = kPlanes * kPanel * 2;
@@ -349,7 +355,7 @@ struct KernelTable {
   bool (*split_panels)(const PanelsTile&);   // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
-  void (*depthwise_taps[2])(const DepthwiseTapsTile&);
+  void (*depthwise_taps[kStorages])(const DepthwiseTapsTile&);  // of g, a and dx; those but S may be null
   void (*activation_grad[2])(const ActivationGradTile&);
   void (*operand[kStorages])(const OperandTile&);
   void (*grad_input[kStorages])(const GradInputTile&);
