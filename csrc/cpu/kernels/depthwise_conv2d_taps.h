@@ -8,7 +8,7 @@ namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kTapStrip = 5, kTapRows = 3;  // rows of 7, 14, 28 and so on, less their two ends, are fives
+constexpr int kTapStrip = 5, kTapRows = 3;  // rows of 28, 56 and so on, less their two ends, are mostly fives
 #elif defined(__AVX2__)
 constexpr int kTapStrip = 4, kTapRows = 1;
 #else
@@ -92,6 +92,7 @@ void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, 
   using S = typename Compute<T>::type;
   constexpr int kStrip = (kTapStrip + Stride - 1) / Stride * Stride;
   const int64_t pad = t.window.pad_left, width = t.width, out_width = t.out_width;
+  const int64_t sevens = pad == 1 && width == out_width && width % 7 == 0 ? width / 7 : 0;
   for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
     const int64_t panel = channel / kPanel * t.panel;
     TapsRow<T, R> row{{},
@@ -116,13 +117,31 @@ void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, 
       depthwise_taps_strip<S, T, K, Stride, R, Strip, Dx, Dw, Edge>(
           row, ow, iw, w, dw, Edge ? bits(-ow, out_width - ow) : 0, Edge ? bits(-iw, width - iw) : 0);
     };
-    using Inner = Columns<K, Stride, kStrip>;
-    int64_t iw = -(pad % Stride);
-    for (; iw < width && (iw < 0 || (iw + pad) / Stride < Inner::kBefore); iw += Stride)
-      strip.template operator()<Stride, true>(iw);
-    const int64_t last = smaller(width - kStrip, (out_width - Inner::kCount + Inner::kBefore) * Stride - pad);
-    for (; iw <= last; iw += kStrip) strip.template operator()<kStrip, false>(iw);
-    for (; iw < width; iw += Stride) strip.template operator()<Stride, true>(iw);
+    const auto strips = [&]() CNNFAST_INLINE_LAMBDA {
+      using Inner = Columns<K, Stride, kStrip>;
+      int64_t iw = -(pad % Stride);
+      for (; iw < width && (iw < 0 || (iw + pad) / Stride < Inner::kBefore); iw += Stride)
+        strip.template operator()<Stride, true>(iw);
+      const int64_t last = smaller(width - kStrip, (out_width - Inner::kCount + Inner::kBefore) * Stride - pad);
+      for (; iw <= last; iw += kStrip) strip.template operator()<kStrip, false>(iw);
+      for (; iw < width; iw += Stride) strip.template operator()<Stride, true>(iw);
+    };
+    // Of these, mostly small and many, the edges are known beforehand.
+    const auto seven = [&](int64_t iw, uint32_t outputs) CNNFAST_INLINE_LAMBDA {
+      depthwise_taps_strip<S, T, K, Stride, R, 7, Dx, Dw, true>(row, iw - 1, iw, w, dw, outputs, 0b1111111);
+    };
+    if constexpr (K == 3 && Stride == 1 && R > 1) {
+      if (sevens == 1) {
+        seven(0, 0b011111110);
+      } else if (sevens == 2) {
+        seven(0, 0b111111110);
+        seven(7, 0b011111111);
+      } else {
+        strips();
+      }
+    } else {
+      strips();
+    }
     if constexpr (Dw) {
 #pragma GCC unroll 16
       for (int i = 0; i < R * K; ++i) {
