@@ -7,13 +7,17 @@ namespace cnnfast::cpu {
 
 namespace {
 
-// Whether whole panels of rows, being of the compute type, can be used where they lie: as g, or as a and da.
-bool grad_in_place(const DepthwiseBackward& op) {
-  return op.storage == compute_storage(op.storage) && op.multiplier == 1 && !op.around.add &&
-         op.around.activation == 0 && !op.wants(2);
-}
-bool x_in_place(const DepthwiseBackward& op) {
-  return op.storage == compute_storage(op.storage) && !op.around.scale && op.around.pre_activation == 0;
+// Which whole panels of rows are used where they lie: of grad as g, of x and dx as a and da.
+struct InPlace {
+  bool grad, x;
+};
+InPlace in_place(const DepthwiseBackward& op) {
+  const bool grad = op.multiplier == 1 && !op.around.add && op.around.activation == 0 && !op.wants(2);
+  const bool x = !op.around.scale && op.around.pre_activation == 0;
+  if (op.storage == compute_storage(op.storage)) return {grad, x};
+  const bool both =
+      grad && x && op.table.depthwise_taps[static_cast<int>(op.storage)] && depthwise_taps_at_once(op.conv.window);
+  return {both, both};
 }
 
 // Channels of a task; it owns rows in scratch, panel after panel.
@@ -68,8 +72,8 @@ Walk::Walk(const DepthwiseBackward& op, int64_t share, int64_t channel, int64_t 
       first_image_(share / op.parts.bands * op.parts.images),
       last_image_(std::min(first_image_ + op.parts.images, op.conv.n)),
       dense_(op.conv.c - channels < kPanel && op.multiplier == 1),
-      g_in_place_(grad_in_place(op) && channels % kPanel == 0),
-      x_in_place_(x_in_place(op) && channels % kPanel == 0) {
+      g_in_place_(in_place(op).grad && channels % kPanel == 0),
+      x_in_place_(in_place(op).x && channels % kPanel == 0) {
   const int64_t pixel = padded_ * op.scalar, width = op.conv.w * pixel, out = op.conv.out_w * pixel * op.multiplier;
   g_ = scratch(Slot::depthwise, op.ring * out + out + 3 * width);
   z_ = g_ + op.ring * out;
@@ -202,7 +206,7 @@ void Walk::input_row(int64_t n, int64_t row) {
   taps.ahead = x_in_place_ ? t.ahead : 0;
   taps.channels = padded_;
   taps.window = w;
-  op_.table.depthwise_taps[compute_index(op_.storage)](taps);
+  op_.table.depthwise_taps[static_cast<int>(x_in_place_ ? op_.storage : compute_storage(op_.storage))](taps);
   if (!x_in_place_ && op_.wants_input()) op_.table.depthwise_input_gradient[static_cast<int>(op_.storage)](t);
 }
 
@@ -212,7 +216,7 @@ void walk(const DepthwiseBackward& op, int64_t task) {
   const int64_t share = task / op.parts.blocks, begin = task % op.parts.blocks * op.parts.block;
   const int64_t channels = std::min(op.parts.block, op.conv.c - begin);
   // A broken panel keeps the others from being used where they lie, so it goes by itself.
-  const int64_t broken = grad_in_place(op) || x_in_place(op) ? channels % kPanel : 0;
+  const int64_t broken = in_place(op).grad || in_place(op).x ? channels % kPanel : 0;
   if (channels > broken) Walk(op, share, begin, channels - broken).run();
   if (broken) Walk(op, share, begin + channels - broken, broken).run();
 }

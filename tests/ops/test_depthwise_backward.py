@@ -32,8 +32,12 @@ ROWS = {
     "rows of one": {"c": 40, "size": (11, 1), "k": (3, 3)},
     "windows of padding": {"c": 16, "size": (3, 2), "padding": (4, 0, 0, 5)},
     "outputs between which there are inputs": {"c": 33, "size": (13, 12), "k": (3, 3), "stride": (5, 4), "padding": 1},
+    "rows of seven": {"c": 35, "size": (7, 7), "k": (3, 3), "padding": 1},
+    "rows of two sevens": {"c": 32, "size": (4, 14), "k": (3, 3), "padding": 1},
     "wide strips": {"n": 1, "c": 16, "size": (5, 43), "k": (5, 5)},
     "wide strips, stride 2": {"n": 1, "c": 16, "size": (6, 44), "stride": 2, "padding": (1, 0, 0, 1)},
+    "rows that no output meets": {"c": 32, "size": (8, 9), "k": (1, 3), "stride": (2, 1)},
+    "windows of more rows than columns": {"c": 32, "size": (9, 12), "k": (5, 3)},
     "dilated": {"c": 24, "size": (12, 13), "dilation": (3, 2)},
 }
 
@@ -108,13 +112,14 @@ def by_taps(grad, x, weight, stride, padding):
     return dx, dweight
 
 
+@pytest.mark.parametrize("width", (7, 14, 23))
 @pytest.mark.parametrize("stride", (1, 2))
 @pytest.mark.parametrize("k", (3, 5, 2))
 @pytest.mark.parametrize("where", ("weight", "grad", "x"))
-def test_special_values(where, k, stride):
+def test_special_values(where, k, stride, width):
     """Taps outside the image are skipped: an infinity there meets no zero."""
     generator = fresh_generator()
-    x = draw(generator, (2, 40, 12, 23)).to(memory_format=torch.channels_last)
+    x = draw(generator, (2, 40, 12, width)).to(memory_format=torch.channels_last)
     weight = draw(generator, (40, 1, k, k))
     grad = draw(generator, cnnfast.ops.depthwise_conv2d(x, weight, None, stride, k // 2).shape)
     for value, channel in ((torch.inf, 3), (-torch.inf, 17), (torch.nan, 39)):

@@ -12,14 +12,14 @@
 // Tile     kPanel channels x a strip of 5 (stride 2: 6) pixels of x's row, for up to 3 rows of the window: 18 registers of
 //          weights and their gradients, which stay for the whole row, 3 of da, 3 of a, 1 of g. 3 and 5 taps side by side
 //          at stride 1 and 2, dilation 1, are unrolled (5, and AVX2: one row of the window at once); the ends of a row go
-//          pixel by pixel. Anything else, and everything in the generic kernels, goes tap by tap over the row.
+//          pixel by pixel (7 and 14 wide: with strips of 7). Anything else, and all of the generic kernels', goes tap by tap.
 // Grid     a block of channels, mostly all, of an image; rows of it in L2, the next row asked for meanwhile.
 // Bytes    grad (and y) and x are read once from memory, dx written once: 3 (4) vectors for 18 FMAs of 3 x 3, so that
 //          memory is the limit, not arithmetic; from L1 a vector of g, a and da for 6 to 18 FMAs.
 // Sums     of a row along the row, then added to those of the rows before: short chains, the same bits whatever the
 //          threads, and whichever gradients are asked for.
 // Padding  taps outside the image are skipped, not multiplied by zero.
-// Limits   broken panels and other types than the compute type pass through scratch.
+// Limits   broken panels pass through scratch; bfloat16 and float16, too, unless nothing is to be done on the way in or out.
 #pragma once
 #include "activations.h"
 

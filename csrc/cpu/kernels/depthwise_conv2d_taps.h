@@ -1,12 +1,14 @@
 // The sums over the window of depthwise_conv2d_backward.h, a row of the input at a time.
 #pragma once
+#include <type_traits>
+
 #include "depthwise_conv2d_backward.h"
 
 namespace cnnfast::CNNFAST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kTapStrip = 5, kTapRows = 3;  // rows of 7, 14, 28 and so on, less their two ends, are fives
+constexpr int kTapStrip = 5, kTapRows = 3;  // rows of 28, 56 and so on, less their two ends, are mostly fives
 #elif defined(__AVX2__)
 constexpr int kTapStrip = 4, kTapRows = 1;
 #else
@@ -31,24 +33,24 @@ struct Columns {
 };
 
 // What stays the same along a row; copies, which stores can't change.
-template <class S, int R>
+template <class T, int R>
 struct TapsRow {
-  const S* grad[R];
-  const S* a;
-  S* dx;
+  const T* grad[R];
+  const T* a;
+  T* dx;
   int64_t grad_pixel, pixel;
   bool added;
-  Ahead<S> grad_ahead, a_ahead, dx_ahead;
+  Ahead<T> grad_ahead, a_ahead, dx_ahead;
 };
 
 // R rows of the window over a strip, from pixel iw and output ow on. Edge: a bit for each output column and each pixel
 // that is there.
-template <class S, int K, int Stride, int R, int Strip, bool Dx, bool Dw, bool Edge>
-CNNFAST_INLINE void depthwise_taps_strip(const TapsRow<S, R>& row, int64_t ow, int64_t iw, const Vec<S> (&w)[R * K],
+template <class S, class T, int K, int Stride, int R, int Strip, bool Dx, bool Dw, bool Edge>
+CNNFAST_INLINE void depthwise_taps_strip(const TapsRow<T, R>& row, int64_t ow, int64_t iw, const Vec<S> (&w)[R * K],
                                          Vec<S> (&dw)[R * K], uint32_t outputs, uint32_t inputs) {
   using C = Columns<K, Stride, Strip>;
-  const S* a = row.a + iw * row.pixel;
-  S* dx = Dx ? row.dx + iw * row.pixel : nullptr;
+  const T* a = row.a + iw * row.pixel;
+  T* dx = Dx ? row.dx + iw * row.pixel : nullptr;
   Vec<S> x[Strip], sum[Strip];
 #pragma GCC unroll 16
   for (int o = 0; o < Strip; ++o) {
@@ -85,15 +87,17 @@ CNNFAST_INLINE void depthwise_taps_strip(const TapsRow<S, R>& row, int64_t ow, i
   }
 }
 
-template <class S, int K, int Stride, int R, bool Dx, bool Dw>
+template <class T, int K, int Stride, int R, bool Dx, bool Dw>
 void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, bool added) {
+  using S = typename Compute<T>::type;
   constexpr int kStrip = (kTapStrip + Stride - 1) / Stride * Stride;
   const int64_t pad = t.window.pad_left, width = t.width, out_width = t.out_width;
+  const int64_t sevens = pad == 1 && width == out_width && width % 7 == 0 ? width / 7 : 0;
   for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
     const int64_t panel = channel / kPanel * t.panel;
-    TapsRow<S, R> row{{},
-                      static_cast<const S*>(t.a) + panel,
-                      Dx ? static_cast<S*>(t.dx) + panel : nullptr,
+    TapsRow<T, R> row{{},
+                      static_cast<const T*>(t.a) + panel,
+                      Dx ? static_cast<T*>(t.dx) + panel : nullptr,
                       t.grad_pixel,
                       t.pixel,
                       added,
@@ -103,23 +107,41 @@ void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, 
     Vec<S> w[R * K], dw[R * K];
 #pragma GCC unroll 16
     for (int i = 0; i < R * K; ++i) {
-      row.grad[i / K] = static_cast<const S*>(taps[i / K].grad) + channel / kPanel * t.grad_panel;
+      row.grad[i / K] = static_cast<const T*>(taps[i / K].grad) + channel / kPanel * t.grad_panel;
       if constexpr (Dx) w[i] = load<S>(static_cast<const S*>(taps[i / K].weight) + i % K * t.weight_tap + channel);
       dw[i] = Vec<S>::zero();
     }
-    const auto strip = [&]<int Strip, bool Edge>(int64_t iw) {
+    const auto strip = [&]<int Strip, bool Edge>(int64_t iw) CNNFAST_INLINE_LAMBDA {
       using C = Columns<K, Stride, Strip>;
       const int64_t ow = (iw + pad) / Stride - C::kBefore;
-      depthwise_taps_strip<S, K, Stride, R, Strip, Dx, Dw, Edge>(
+      depthwise_taps_strip<S, T, K, Stride, R, Strip, Dx, Dw, Edge>(
           row, ow, iw, w, dw, Edge ? bits(-ow, out_width - ow) : 0, Edge ? bits(-iw, width - iw) : 0);
     };
-    using Inner = Columns<K, Stride, kStrip>;
-    int64_t iw = -(pad % Stride);
-    for (; iw < width && (iw < 0 || (iw + pad) / Stride < Inner::kBefore); iw += Stride)
-      strip.template operator()<Stride, true>(iw);
-    const int64_t last = smaller(width - kStrip, (out_width - Inner::kCount + Inner::kBefore) * Stride - pad);
-    for (; iw <= last; iw += kStrip) strip.template operator()<kStrip, false>(iw);
-    for (; iw < width; iw += Stride) strip.template operator()<Stride, true>(iw);
+    const auto strips = [&]() CNNFAST_INLINE_LAMBDA {
+      using Inner = Columns<K, Stride, kStrip>;
+      int64_t iw = -(pad % Stride);
+      for (; iw < width && (iw < 0 || (iw + pad) / Stride < Inner::kBefore); iw += Stride)
+        strip.template operator()<Stride, true>(iw);
+      const int64_t last = smaller(width - kStrip, (out_width - Inner::kCount + Inner::kBefore) * Stride - pad);
+      for (; iw <= last; iw += kStrip) strip.template operator()<kStrip, false>(iw);
+      for (; iw < width; iw += Stride) strip.template operator()<Stride, true>(iw);
+    };
+    // Of these, mostly small and many, the edges are known beforehand.
+    const auto seven = [&](int64_t iw, uint32_t outputs) CNNFAST_INLINE_LAMBDA {
+      depthwise_taps_strip<S, T, K, Stride, R, 7, Dx, Dw, true>(row, iw - 1, iw, w, dw, outputs, 0b1111111);
+    };
+    if constexpr (K == 3 && Stride == 1 && R > 1) {
+      if (sevens == 1) {
+        seven(0, 0b011111110);
+      } else if (sevens == 2) {
+        seven(0, 0b111111110);
+        seven(7, 0b011111111);
+      } else {
+        strips();
+      }
+    } else {
+      strips();
+    }
     if constexpr (Dw) {
 #pragma GCC unroll 16
       for (int i = 0; i < R * K; ++i) {
@@ -131,23 +153,23 @@ void depthwise_taps_rows(const DepthwiseTapsTile& t, const DepthwiseTaps* taps, 
 }
 
 // Rows of the window, as many at once as have registers.
-template <class S, int K, int Stride, bool Dx, bool Dw>
+template <class T, int K, int Stride, bool Dx, bool Dw>
 void depthwise_taps_rows(const DepthwiseTapsTile& t) {
   constexpr int kMost = K == 3 ? smaller(kTapRows, Stride == 1 ? 3 : 2) : 1;
   int64_t row = 0;
   if constexpr (kMost >= 3)
-    for (; row + 3 <= t.rows; row += 3) depthwise_taps_rows<S, K, Stride, 3, Dx, Dw>(t, t.taps + row, row > 0);
+    for (; row + 3 <= t.rows; row += 3) depthwise_taps_rows<T, K, Stride, 3, Dx, Dw>(t, t.taps + row, row > 0);
   if constexpr (kMost >= 2)
-    for (; row + 2 <= t.rows; row += 2) depthwise_taps_rows<S, K, Stride, 2, Dx, Dw>(t, t.taps + row, row > 0);
-  for (; row < t.rows; ++row) depthwise_taps_rows<S, K, Stride, 1, Dx, Dw>(t, t.taps + row, row > 0);
+    for (; row + 2 <= t.rows; row += 2) depthwise_taps_rows<T, K, Stride, 2, Dx, Dw>(t, t.taps + row, row > 0);
+  for (; row < t.rows; ++row) depthwise_taps_rows<T, K, Stride, 1, Dx, Dw>(t, t.taps + row, row > 0);
 }
 
-template <class S, int K, int Stride>
+template <class T, int K, int Stride>
 void depthwise_taps_rows(const DepthwiseTapsTile& t) {
   const bool dweight = t.taps[0].dweight;
-  if (t.dx && dweight) return depthwise_taps_rows<S, K, Stride, true, true>(t);
-  if (t.dx) return depthwise_taps_rows<S, K, Stride, true, false>(t);
-  if (dweight) depthwise_taps_rows<S, K, Stride, false, true>(t);
+  if (t.dx && dweight) return depthwise_taps_rows<T, K, Stride, true, true>(t);
+  if (t.dx) return depthwise_taps_rows<T, K, Stride, true, false>(t);
+  if (dweight) depthwise_taps_rows<T, K, Stride, false, true>(t);
 }
 
 // One tap of any window over the row.
@@ -173,21 +195,24 @@ CNNFAST_INLINE void depthwise_tap(const DepthwiseTapsTile& t, const DepthwiseTap
   store(to, add(load<S>(to), sum));
 }
 
-template <class S>
+template <class T>
 void depthwise_taps(const DepthwiseTapsTile& t) {
+  using S = typename Compute<T>::type;
   const Window& win = t.window;
   if constexpr (kTapStrip > 0) {
     if (t.rows > 0 && win.dilation_w == 1 && win.stride_w <= 2) {
       const bool two = win.stride_w == 2;
-      if (win.kernel_w == 3) return two ? depthwise_taps_rows<S, 3, 2>(t) : depthwise_taps_rows<S, 3, 1>(t);
-      if (win.kernel_w == 5) return two ? depthwise_taps_rows<S, 5, 2>(t) : depthwise_taps_rows<S, 5, 1>(t);
+      if (win.kernel_w == 3) return two ? depthwise_taps_rows<T, 3, 2>(t) : depthwise_taps_rows<T, 3, 1>(t);
+      if constexpr (std::is_same_v<T, S>)
+        if (win.kernel_w == 5) return two ? depthwise_taps_rows<T, 5, 2>(t) : depthwise_taps_rows<T, 5, 1>(t);
     }
   }
   for (int64_t channel = 0; channel < t.channels; channel += kPanel) {
     for (int64_t iw = 0; t.dx && iw < t.width; ++iw)
-      store(static_cast<S*>(t.dx) + iw * t.pixel + channel / kPanel * t.panel, Vec<S>::zero());
-    for (int64_t row = 0; row < t.rows; ++row)
-      for (int64_t j = 0; j < win.kernel_w; ++j) depthwise_tap<S>(t, t.taps[row], j, channel);
+      store(static_cast<T*>(t.dx) + iw * t.pixel + channel / kPanel * t.panel, Vec<S>::zero());
+    if constexpr (std::is_same_v<T, S>)
+      for (int64_t row = 0; row < t.rows; ++row)
+        for (int64_t j = 0; j < win.kernel_w; ++j) depthwise_tap<S>(t, t.taps[row], j, channel);
   }
 }
 

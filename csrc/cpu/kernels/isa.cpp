@@ -49,7 +49,11 @@ const KernelTable table = {
     .operand_bf16 = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
-    .depthwise_taps = {depthwise_taps<float>, nullptr},
+#if defined(__AVX512F__)
+    .depthwise_taps = {depthwise_taps<float>, nullptr, depthwise_taps<bf16>, depthwise_taps<f16>},
+#else
+    .depthwise_taps = {depthwise_taps<float>, nullptr, nullptr, nullptr},
+#endif
     .activation_grad = {activation_grad<float>, nullptr},
     .operand = {operand<float>, nullptr, operand<bf16>, operand<f16>},
     .grad_input = {grad_input<float>, nullptr, grad_input<bf16>, grad_input<f16>},
@@ -87,7 +91,7 @@ const KernelTable table = {
     .operand_bf16 = nullptr,
     .split_panels = nullptr,
     .gemm_planes = nullptr,
-    .depthwise_taps = {depthwise_taps<float>, depthwise_taps<double>},
+    .depthwise_taps = {depthwise_taps<float>, depthwise_taps<double>, nullptr, nullptr},
     .activation_grad = {activation_grad<float>, activation_grad<double>},
     .operand = {operand<float>, operand<double>, operand<bf16>, operand<f16>},
     .grad_input = {grad_input<float>, grad_input<double>, grad_input<bf16>, grad_input<f16>},

@@ -40,7 +40,7 @@ struct KernelTable {
   bool (*split_panels)(const PanelsTile&);   // false: something in them is odd
   // The product of one or two panels and, beside it, what split_panels does for those that come next (or a count of 0).
   bool (*gemm_planes)(const GemmTile&, const PanelsTile& next);
-  void (*depthwise_taps[2])(const DepthwiseTapsTile&);
+  void (*depthwise_taps[kStorages])(const DepthwiseTapsTile&);  // of g, a and dx; those but S may be null
   void (*activation_grad[2])(const ActivationGradTile&);
   void (*operand[kStorages])(const OperandTile&);
   void (*grad_input[kStorages])(const GradInputTile&);

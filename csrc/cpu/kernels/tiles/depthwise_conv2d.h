@@ -72,5 +72,11 @@ struct DepthwiseTapsTile {
   int64_t grad_ahead, ahead;              // as above, from the row of taps[0], and of a and dx
   Window window;
 };
+// Whether g, a and dx may be bfloat16 or float16 where the table has that: all rows of the window are taken at once, so
+// that dx is rounded once.
+constexpr bool depthwise_taps_at_once(const Window& w) {
+  return w.kernel_w == 3 && w.dilation_w == 1 && w.stride_w <= 2 &&
+         (w.kernel_h - 1) * w.dilation_h / w.stride_h + 1 <= (w.stride_w == 1 ? 3 : 2);
+}
 
 }  // namespace cnnfast
