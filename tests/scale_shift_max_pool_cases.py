@@ -16,15 +16,16 @@ from cnnfast.ops import activations
 # panels.
 GEOMETRIES = (
     ((2, 19, 13, 11), (3, 2, 1)),
-    ((1, 16, 9, 40), (2, 2, 0)),
+    ((1, 16, 9, 28), (2, 2, 0)),
     ((3, 33, 7, 8), (3, 1, 1)),
     ((2, 5, 8, 9), (1, 2, 0)),
     ((1, 48, 11, 5), (2, 3, 1)),
     ((1, 7, 15, 15), (15, 1, 7)),
     ((2, 3, 1, 1), (2, 1, 1)),
-    ((1, 160, 70, 40), (3, 2, 0)),
     ((0, 4, 6, 6), (3, 2, 1)),
 )
+# Of normal numbers: where a curve is flat, two may be equal in one dtype and not in another.
+LARGE = (1, 160, 70, 40), (3, 2, 0)
 
 
 def make(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from numerics import LAYOUTS, draw, fresh_generator, threads
 from op_cases import DTYPES
-from scale_shift_max_pool_cases import GEOMETRIES, check_gradients, check_output, make
+from scale_shift_max_pool_cases import GEOMETRIES, LARGE, check_gradients, check_output, make
 
 from cnnfast.ops import scale_shift_max_pool
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("nan_outputs")
 @pytest.mark.parametrize("activation", (None, "relu6", "silu"))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_results_and_gradients(layout, activation, dtype):
-    for size, pool in GEOMETRIES:
+    for size, pool in (*GEOMETRIES, LARGE):
         case = make(size, pool, dtype, layout, activation)
         leaves = {name: t.clone().requires_grad_() for name, t in case.tensors.items()}
         y = case.run(**leaves)
