@@ -1,5 +1,5 @@
 """Cases of `cnnfast bench ops` for the ops over channels: squeeze_excite, local_response_norm, scale_shift,
-scale_shift_excite."""
+scale_shift_excite, scale_shift_max_pool."""
 
 from __future__ import annotations
 
@@ -96,21 +96,30 @@ class LocalResponseNormCase:
 
 
 class PlainScaleShift(nn.Module):
-    """Batch normalisation by running statistics, by layers, and what follows it: relu6, x as the residual, or SiLU and
-    squeeze-and-excitation. Its statistics are 0 and 1, so that weight and bias are scale and shift, in float32."""
+    """Batch normalisation by running statistics, by layers, and what follows it: relu6, the residual x, a max pooling,
+    or SiLU and squeeze-and-excitation. Its statistics are 0 and 1, so that weight and bias are scale and shift, in
+    float32."""
 
-    def __init__(self, channels: int, squeezed: int, activation: Callable[[torch.Tensor], torch.Tensor] | None):
+    def __init__(
+        self,
+        channels: int,
+        squeezed: int,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None,
+        max_pool: tuple[int, int, int] | None,
+    ):
         super().__init__()
         self.bn = nn.BatchNorm2d(channels, eps=0.0).eval()
         nn.init.normal_(self.bn.weight)
         nn.init.normal_(self.bn.bias)
-        self.activation = activation
+        self.activation, self.max_pool = activation, max_pool
         if squeezed:
             self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
         self.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = self.bn(x)
+        if self.max_pool:
+            return nn.functional.max_pool2d(z, *self.max_pool)
         if self.activation is None:
             return z + x
         z = self.activation(z)
@@ -121,26 +130,31 @@ class PlainScaleShift(nn.Module):
 
 @dataclass(frozen=True)
 class ScaleShiftCase:
-    """The end of a layer that is trained. squeezed: channels of scale_shift_excite's hidden layer."""
+    """The end of a layer that is trained. squeezed: channels of scale_shift_excite's hidden layer; max_pool: kernel,
+    stride, padding of a pooling without an activation before it."""
 
     network: str
     channels: int
     size: int
     activation: str | None = None
     squeezed: int = 0
+    max_pool: tuple[int, int, int] | None = None
 
     @property
     def group(self) -> str:
-        return "scale_shift_excite" if self.squeezed else "scale_shift"
+        return "scale_shift_max_pool" if self.max_pool else "scale_shift_excite" if self.squeezed else "scale_shift"
 
     @property
     def name(self) -> str:
-        return f"{self.channels} @{self.size} {self.activation or 'residual'} ({self.network})"
+        after = "pool" if self.max_pool else self.activation or "residual"
+        return f"{self.channels} @{self.size} {after} ({self.network})"
 
     def op(self, plain: Any, backend: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """The op with the weights of the module that `build` made."""
         rows = plain.bn.weight, plain.bn.bias
         options: dict[str, Any] = dict(activation=self.activation, backend=backend)
+        if pool := self.max_pool:
+            return lambda x: ops.scale_shift_max_pool(x, *rows, pool, **options)
         if not self.squeezed:
             return lambda x: ops.scale_shift(x, *rows, None if self.activation else x, **options)
         weights = plain.fc1.weight, plain.fc2.weight, plain.fc1.bias, plain.fc2.bias
@@ -148,14 +162,15 @@ class ScaleShiftCase:
 
     def build(self, settings: Settings) -> Problem:
         activation = getattr(nn.functional, self.activation) if self.activation else None
-        plain: Any = PlainScaleShift(self.channels, self.squeezed, activation).to(settings.dtype)
+        plain: Any = PlainScaleShift(self.channels, self.squeezed, activation, self.max_pool).to(settings.dtype)
         plain.bn.to(torch.promote_types(settings.dtype, torch.float32))
         x = torch.randn(settings.batch, self.channels, self.size, self.size).to(settings.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         weights = sum(parameter.numel() for parameter in plain.parameters())
+        results = x.numel() // self.max_pool[1] ** 2 if self.max_pool else x.numel()
         flops = (5 if self.squeezed else 3) * x.numel() + 2 * settings.batch * weights * bool(self.squeezed)
         call = self.op(plain, "auto")
-        return Problem(lambda: lambda: call(x), plain, x, flops, (2 * x.numel() + weights) * x.element_size())
+        return Problem(lambda: lambda: call(x), plain, x, flops, (x.numel() + results + weights) * x.element_size())
 
 
 SCALE_SHIFTS = (
@@ -165,4 +180,6 @@ SCALE_SHIFTS = (
     ScaleShiftCase("efficientnet_b0", 32, 112, "silu", 8),
     ScaleShiftCase("efficientnet_b0", 240, 28, "silu", 10),
     ScaleShiftCase("efficientnet_b0", 1152, 7, "silu", 48),
+    ScaleShiftCase("xception", 128, 147, max_pool=(3, 2, 1)),
+    ScaleShiftCase("xception", 728, 37, max_pool=(3, 2, 1)),
 )

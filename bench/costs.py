@@ -278,6 +278,11 @@ def squeeze_product(launch: Launch) -> Work:
     return Work(bytes=tensor_bytes(a), flops=flops, instructions=4 * flops, busy=busy(launch))
 
 
+def scale_shift_gradient(launch: Launch) -> Work:
+    pooled = launch.arguments["taps"] is not None  # of each number four windows
+    return each_number(125, 175)(launch) if pooled else each_number(60, 100)(launch)
+
+
 WORK: dict[str, Callable[[Launch], Work]] = {
     "add_up_kernel": each_number(3),
     "batch_norm_scale_shift_bwd_kernel": each_number(370),
@@ -296,7 +301,8 @@ WORK: dict[str, Callable[[Launch], Work]] = {
     "pointwise_conv2d_bwd_weight_kernel": pointwise_weight,
     "pointwise_conv2d_fwd_kernel": pointwise_forward,
     "pointwise_depthwise_fwd_kernel": pointwise_depthwise,
-    "scale_shift_bwd_kernel": each_number(60, 100),
+    "scale_shift_bwd_kernel": scale_shift_gradient,
+    "scale_shift_max_pool_fwd_kernel": each_number(34, 44),  # of x: three steps of three pixels for a quarter as many
     "separable_conv2d_fwd_kernel": separable,
     "squeeze_excite_bwd_weight_kernel": squeeze_product,
     "squeeze_excite_product_kernel": squeeze_product,

@@ -114,7 +114,7 @@ OPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in (*CASES, *back
 _QUICK = {"728-728 @19 k3 (xception)", "728-1024 @19 s2 (xception)", "32-16 @112 k3 (lite0)"}
 _QUICK |= {"24-144-24 @56 k3 (lite0)", "112-672-112 @14 k5 (lite0)", "96 @55 (alexnet)", "512 @28 (seresnet50)"}
 _QUICK |= {"728 @19 k3 (xception)", "3-32 @224 k3 s2 (lite0)", "64-64 @56 k3 (seresnet50)"}
-_QUICK |= {"728 @19 residual (xception)", "240 @28 silu (efficientnet_b0)"}
+_QUICK |= {"728 @19 residual (xception)", "240 @28 silu (efficientnet_b0)", "728 @37 pool (xception)"}
 
 
 def select(names: list[str] | None = None, quick: bool = False) -> list[AnyCase | backward.DepthwiseBackwardCase]:

@@ -22,6 +22,7 @@ def pytest_cmdline_main(config):
     if all_of_them and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
         config.option.numprocesses = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
         config.option.dist = "worksteal"
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # their threads would spin on each other's cores
 
 
 def pytest_configure():

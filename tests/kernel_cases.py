@@ -26,6 +26,7 @@ from kernel_launches import (
     pointwise_depthwise,
     scale_shift,
     scale_shift_excite,
+    scale_shift_max_pool,
     separable_conv2d,
     squeeze,
     squeeze_excite,
@@ -64,6 +65,7 @@ POINTWISE = functools.partial(case, pointwise_conv2d)
 EXCITE = functools.partial(case, squeeze_excite)
 SENET = functools.partial(EXCITE, residual=True, post_activation=1)
 SCALE_SHIFT = functools.partial(case, scale_shift)
+SCALED_POOL = functools.partial(case, scale_shift_max_pool)
 SCALED_EXCITE = functools.partial(case, scale_shift_excite)
 RESPONSE_NORM = functools.partial(case, local_response_norm)
 DEPTHWISE_STATS = functools.partial(case, stats, "depthwise_conv2d")
@@ -253,6 +255,17 @@ CASES = {
     "scale, shift, tanh, 240 @ 28, excite, fp64": SCALED_EXCITE((4, 240, 28, 28), 10, dtype=FLOAT64, activation=6),
     "scale, shift, silu, 240 @ 28, excite, fp32, NCHW": SCALED_EXCITE(
         (32, 240, 28, 28), 10, dtype=FLOAT32, memory_format=NCHW
+    ),
+    "scale, shift, 3x3 max pool / 2, 128 @ 147, bf16": SCALED_POOL(
+        (32, 128, 147, 147), dtype=BFLOAT16, activation=0, quick=True
+    ),
+    "scale, shift, 3x3 max pool / 2, 728 @ 37, fp32": SCALED_POOL((32, 728, 37, 37), dtype=FLOAT32, activation=0),
+    "scale, shift, relu, 2x2 max pool / 2, 64 @ 56, fp16": SCALED_POOL(
+        (32, 64, 56, 56), dtype=FLOAT16, max_pool=(2, 2, 0)
+    ),
+    "scale, shift, silu, 3x3 max pool / 2, 64 @ 112, fp64": SCALED_POOL((4, 64, 112, 112), dtype=FLOAT64, activation=4),
+    "scale, shift, relu, 3x3 max pool / 2, 64 @ 112, bf16, NCHW": SCALED_POOL(
+        (32, 64, 112, 112), dtype=BFLOAT16, memory_format=NCHW
     ),
     "batch norm of sums, 960, bf16": case(batch_norm_scale_shift, (32, 960, 7, 7), dtype=BFLOAT16, quick=True),
     "batch norm of sums, 960, fp64": case(batch_norm_scale_shift, (4, 960, 7, 7), dtype=FLOAT64),

@@ -136,6 +136,14 @@ def scale_shift(shape, dtype, memory_format=NHWC, residual=False, activation=2):
     kernels.scale_shift_backward(torch.empty_like(y), *args, 0b1111)
 
 
+def scale_shift_max_pool(shape, dtype, memory_format=NHWC, max_pool=(3, 2, 1), activation=1):
+    kernels = importlib.import_module("cnnfast.kernels.scale_shift_max_pool")
+    x = empty(*shape, dtype=dtype, memory_format=memory_format)
+    rows = [empty(shape[1], dtype=torch.promote_types(dtype, FLOAT32)) for _ in range(2)]
+    y, taps = kernels.scale_shift_max_pool(x, *rows, max_pool, activation)
+    kernels.scale_shift_max_pool_backward(torch.empty_like(y), x, *rows, taps, max_pool, activation, 0b111)
+
+
 def scale_shift_excite(shape, squeezed, dtype, memory_format=NHWC, activation=4):
     kernels = importlib.import_module("cnnfast.kernels.scale_shift_excite")
     x, channels = empty(*shape, dtype=dtype, memory_format=memory_format), shape[1]

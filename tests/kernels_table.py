@@ -55,7 +55,8 @@ def wanted_load(case: str, kernel: str, target: str) -> int:
     threads = launch.kwargs["num_warps"] * TARGETS[target].warp_size
     # For gfx942 Triton loads blocks that it transposes by 8 bytes, and a gate number by number in every thread.
     most = 4 if target == "gfx942" and kernel in PRODUCTS else 8 if kernel in WITH_TAPS else 16
-    return min(elements_of_a_load(launch.kwargs) // threads * CASES[case].dtype.itemsize, most)
+    reads_taps = "grad" in launch.arguments and launch.arguments.get("taps") is not None  # bytes
+    return min(elements_of_a_load(launch.kwargs) // threads * (1 if reads_taps else CASES[case].dtype.itemsize), most)
 
 
 def elements_of_a_load(options: dict) -> int:

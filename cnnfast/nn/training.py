@@ -43,9 +43,7 @@ class Pending(NamedTuple):
         return ops.scale_shift(*self[:3], residual, activation=self.activation, backend=self.backend)
 
     def max_pooled(self, pool: Layer) -> Tensor:
-        """pool(activation(y * scale + shift)), a max pooling; in one pass where the backend has it."""
-        if backends.can_run("scale_shift_max_pool", self.backend, self.y.device):
-            return pool(self.tensor())
+        """pool(activation(y * scale + shift)), a max pooling."""
         return ops.scale_shift_max_pool(*self[:3], pooling(pool), activation=self.activation, backend=self.backend)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cnnfast import reference
 from cnnfast.ops import activations, backends
-from cnnfast.ops._registration import empty_gradients, empty_image, fake, register_gradients
+from cnnfast.ops._registration import empty_gradients, empty_image, fake, register_cuda, register_gradients
 from cnnfast.ops.arguments import check_max_pool, check_scale_shift, check_x
 
 _op = torch.ops.cnnfast.scale_shift_max_pool.default
@@ -40,7 +40,7 @@ def scale_shift_max_pool(
             it.
         activation: None, "identity", "relu", "relu6", "sigmoid", "silu", "gelu" (exact, by the error function) or
             "tanh".
-        backend: "auto", "cpu" or "reference" (plain torch).
+        backend: "auto", "cpu", "triton" or "reference" (plain torch).
 
     Returns:
         (N, C, (H + 2 padding - kernel) // stride + 1, likewise of W), of x's dtype.
@@ -77,3 +77,4 @@ def _(grad, x, scale, shift, taps, max_pool, activation, output_mask, backend=0)
 
 
 register_gradients("scale_shift_max_pool")
+register_cuda("scale_shift_max_pool")

@@ -201,10 +201,10 @@ def test_wrong_results_and_gradients_are_seen(what, monkeypatch):
 def test_a_deadline_leaves_the_rest_out(monkeypatch):
     monkeypatch.setattr(gpu, "op_runs", lambda quick: [depthwise(), depthwise(gradients=True)])
     left_out = []
-    deadline = gpu_tests.Deadline(0.005)
+    deadline = gpu_tests.Deadline(3600)
 
     def measured(run, settings, device):
-        time.sleep(0.01)
+        deadline.end = 0
         return Measurement(run.group, run.case.name)
 
     monkeypatch.setattr(gpu, "measure_op", measured)

@@ -9,106 +9,28 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import (
-    LAYOUTS,
-    activations_as_bounds,
-    assert_gradients_by_policy,
-    assert_within,
-    draw,
-    fresh_generator,
-    threads,
-)
+from numerics import LAYOUTS, draw, fresh_generator, threads
 from op_cases import DTYPES
+from scale_shift_max_pool_cases import GEOMETRIES, LARGE, check_gradients, check_output, make
 
-import cnnfast.ops
-import cnnfast.reference
-from cnnfast.ops import activations, scale_shift_max_pool
+from cnnfast.ops import scale_shift_max_pool
 
 pytestmark = pytest.mark.usefixtures("nan_outputs")
 
-# size of x, (kernel, stride, padding): windows that overlap, meet, leave pixels out, are the image; whole and broken
-# panels.
-GEOMETRIES = (
-    ((2, 19, 13, 11), (3, 2, 1)),
-    ((1, 16, 9, 40), (2, 2, 0)),
-    ((3, 33, 7, 8), (3, 1, 1)),
-    ((2, 5, 8, 9), (1, 2, 0)),
-    ((1, 48, 11, 5), (2, 3, 1)),
-    ((1, 7, 15, 15), (15, 1, 7)),
-    ((2, 3, 1, 1), (2, 1, 1)),
-    ((1, 160, 70, 40), (3, 2, 0)),
-    ((0, 4, 6, 6), (3, 2, 1)),
-)
-
-
-def make(size=(2, 19, 13, 11), dtype=torch.float32, layout="channels_last"):
-    """Of a small image all values are different, and results too, in any dtype, away from the kinks of ReLU6: so it is
-    told which pixel of a window is the largest."""
-    generator, wide = fresh_generator(), torch.promote_types(dtype, torch.float32)
-    n, c, h, w = size
-    order = torch.rand((n, c, h * w), generator=generator).argsort(-1).reshape(size)
-    x = ((order + 0.5) / 128 - h * w / 256) if h * w <= 256 else draw(generator, size, torch.float32)
-    scale = 2.0 ** torch.randint(-1, 3, (c,), generator=generator) * draw(generator, (c,), torch.float32).sign()
-    return {
-        "x": LAYOUTS[layout](x.to(dtype)),
-        "scale": scale.to(wide),
-        "shift": (scale / 512 * draw(generator, (c,), torch.float32).sign()).to(wide),
-    }
-
-
-def reference(tensors, pool, activation, change=torch.Tensor.double):
-    tensors = {name: change(t) for name, t in tensors.items()}
-    return cnnfast.reference.scale_shift_max_pool(**tensors, max_pool=pool, activation=activation)
-
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", (None, "relu6", "silu"))
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_results(layout, activation, dtype):
-    for size, pool in GEOMETRIES:
-        tensors = make(size, dtype, layout)
-        y = scale_shift_max_pool(**tensors, max_pool=pool, activation=activation)
-        with activations_as_bounds():
-            bound = reference(tensors, pool, activation, lambda t: t.double().abs())
-        assert_within(y, reference(tensors, pool, activation), bound, terms=3, name=f"{size} {pool}")
-        meta = scale_shift_max_pool(**{k: t.to("meta") for k, t in tensors.items()}, max_pool=pool)
-        assert (y.shape, y.stride(), y.dtype) == (meta.shape, meta.stride(), meta.dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", (None, "relu6", "silu"))
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients(layout, activation, dtype):
-    """S of a gradient by what its sums are made of: differentiating the reference on absolute values would move the
-    largest of a window to another pixel."""
-    for size, pool in GEOMETRIES:
-        tensors = make(size, dtype, layout)
-        leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
-        y = scale_shift_max_pool(**leaves, max_pool=pool, activation=activation)
+def test_results_and_gradients(layout, activation, dtype):
+    for size, pool in (*GEOMETRIES, LARGE):
+        case = make(size, pool, dtype, layout, activation)
+        leaves = {name: t.clone().requires_grad_() for name, t in case.tensors.items()}
+        y = case.run(**leaves)
+        check_output(case, y.detach())
         grad = draw(fresh_generator(), y.shape, dtype)
         y.backward(grad)
-        for name, leaf in leaves.items():
-            assert leaf.grad.dtype is leaf.dtype and leaf.grad.stride() == leaf.stride(), name
-        # The same pooling as a product with a tensor of ones and zeros, of which an absolute value can be taken.
-        x, scale, shift = (t.double() for t in tensors.values())
-        z = activations.FUNCTIONS[activation](x * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1))
-        if z.numel() == 0:
-            continue
-        _, at = F.max_pool2d(z, *pool, return_indices=True)
-
-        def gathered(x, scale, shift, activation=activation, at=at):
-            z = cnnfast.reference.scale_shift(x, scale, shift, activation=activation)
-            return z.flatten(2).gather(2, at.flatten(2)).reshape(at.shape)
-
-        assert torch.equal(gathered(x, scale, shift), F.max_pool2d(z, *pool))
-        assert_gradients_by_policy(
-            {name: leaf.grad.to(dtype) for name, leaf in leaves.items()},
-            gathered,
-            grad,
-            tensors,
-            {},
-            terms=dict.fromkeys(tensors, max(y.numel(), 4)),
-        )
+        check_gradients(case, grad, {name: leaf.grad for name, leaf in leaves.items()})
+        assert all(leaf.grad.stride() == leaf.stride() for leaf in leaves.values())
 
 
 def test_ties_and_special_values():
@@ -130,14 +52,14 @@ def test_ties_and_special_values():
 
 
 def test_gradcheck():
-    leaves = [t.requires_grad_() for t in make((2, 3, 5, 4), torch.float64).values()]
+    leaves = [t.requires_grad_() for t in make((2, 3, 5, 4), dtype=torch.float64).tensors.values()]
     torch.autograd.gradcheck(lambda *t: scale_shift_max_pool(*t, (3, 2, 1), activation="silu"), leaves)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_repeatable(dtype):
     """Bitwise, on any number of threads; only what is wanted is computed, to the same bits."""
-    tensors = make((3, 40, 37, 23), dtype)
+    tensors = make((3, 40, 37, 23), dtype=dtype).tensors
 
     def everything(wanted=tuple(tensors)):
         leaves = {name: t.clone().requires_grad_(name in wanted) for name, t in tensors.items()}
@@ -163,13 +85,13 @@ def test_compile_and_opcheck():
         backend="aot_eager",
     )
     for size in ((2, 19, 13, 11), (4, 19, 9, 10)):
-        eager, traced = ([t.clone().requires_grad_() for t in make(size).values()] for _ in range(2))
+        eager, traced = ([t.clone().requires_grad_() for t in make(size).tensors.values()] for _ in range(2))
         traced = [t.detach().clone().requires_grad_() for t in eager]
         scale_shift_max_pool(*eager, (3, 2, 1), activation="relu").square().sum().backward()
         compiled(*traced).square().sum().backward()
         for a, b in zip(eager, traced, strict=True):
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-6, atol=1e-6)
-    leaves = [t.requires_grad_() for t in make().values()]
+    leaves = [t.requires_grad_() for t in make().tensors.values()]
     torch.library.opcheck(torch.ops.cnnfast.scale_shift_max_pool.default, (*leaves, [3, 2, 1], 1, 0))
     with torch.no_grad():
         y, taps = torch.ops.cnnfast.scale_shift_max_pool(*leaves, [3, 2, 1], 1, 0)
@@ -178,7 +100,7 @@ def test_compile_and_opcheck():
 
 
 def test_mistakes():
-    tensors = make()
+    tensors = make().tensors
     for pool, error, said in (
         (None, TypeError, "max_pool must be three ints"),
         ((3, 2), TypeError, "max_pool must be None or three ints"),

@@ -25,6 +25,7 @@ from kernel_launches import (
     pointwise_conv2d,
     scale_shift,
     scale_shift_excite,
+    scale_shift_max_pool,
 )
 from kernel_launches import squeeze_excite as excite
 from launchers import survivors
@@ -126,6 +127,7 @@ def drawn_launch(generator):
         lambda: local_response_norm(shape, pick(3, 5, 19), **common),
         lambda: scale_shift(shape, residual=pick(True, False), activation=activation, **common),
         lambda: scale_shift_excite(shape, 16, activation=activation, **common),
+        lambda: scale_shift_max_pool(shape, max_pool=(3, pick(1, 2), 1), activation=activation, **common),
     )  # fmt: skip
 
 
