@@ -43,13 +43,21 @@ Tensor channel_sums(const Tensor& x, const Maybe& by, double factor) {
   Tensor sums = torch::stable::empty(size, x.scalar_type(), std::nullopt, x.device());
   for_each(sums.numel() ? x.size(0) : 0, [&](const Worker& worker, int64_t n) {
     const int64_t image = n * rows.height * rows.bytes();
-    char* const row_sums = scratch(Slot::sums, rows.height * rows.channels * rows.itemsize);
+    char* const row_sums = scratch(Slot::sums, (rows.height + 1) * rows.channels * compute_size(storage));
+    char* const image_sums = row_sums + rows.height * rows.channels * compute_size(storage);
     worker.each_part(rows.parts(), [&](int64_t k) {
       const auto [begin, end] = rows[k];
       sum_rows(table, storage, rows, bytes_of(x) + image, by ? bytes_of(*by) + image : nullptr, begin, end, row_sums);
     });
-    add_rows(table, storage, row_sums, rows.height, rows.channels, factor,
-             mutable_bytes_of(sums) + n * rows.channels * rows.itemsize);
+    add_rows(table, storage, row_sums, rows.height, rows.channels, factor, image_sums);
+    ScaleTile stored{};
+    stored.x = image_sums;
+    stored.y = mutable_bytes_of(sums) + n * rows.channels * rows.itemsize;
+    stored.x_pixel = stored.y_pixel = stored.channels = rows.channels;
+    stored.y_storage = storage;
+    stored.pixels = 1;
+    stored.activation = activation(0);
+    table.scale_channels[static_cast<int>(compute_storage(storage))](stored);
   });
   return sums;
 }

@@ -28,7 +28,7 @@ void add_rows(const KernelTable& table, Storage storage, const char* row_sums, i
               double factor, char* sums);
 
 // Of whole tensors, channels_last.
-// Sums over the pixels of each image of x (* by), times factor: (N, C, 1, 1).
+// Sums over the pixels of each image of x (* by), times factor: (N, C, 1, 1), rounded to x's dtype once.
 Tensor channel_sums(const Tensor& x, const Maybe& by, double factor);
 // activation(x * scale + shift + residual); scale and shift (N, C, 1, 1), or (1, C, 1, 1) for all images.
 Tensor scaled_channels(const Tensor& x, const Maybe& scale, const Maybe& shift, const Maybe& residual,

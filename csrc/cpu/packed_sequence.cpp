@@ -108,9 +108,8 @@ struct Machine {
     switch (code) {
       case kChannelsLast: return channels_last(image());
       case kMean: {
-        BandSums sums(channels_last(image()), false);
-        for_each(sums.count(), [&](int64_t band) { sums.add(band); });
-        return sums.means();
+        const Tensor x = channels_last(image());
+        return channel_sums(x, std::nullopt, 1.0 / static_cast<double>(x.size(2) * x.size(3)));
       }
       case kConcatenate: return concatenate();
       case kMaxPool: return run_unpacked(&max_pool2d);
