@@ -207,12 +207,11 @@ CNNFAST_INLINE void with_activation(const Activation& a, F f) {
   with_curve(a.code, [&](auto curve) { f(Curved<S, decltype(curve)>{}); });
 }
 
-// A register tile through the activation.
+// A register tile through the activation, whose bounds are `clamp`.
 template <class S, int N>
-CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {
+CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a, const Clamp<S>& clamp) {
   if (a.code == 0) return;
   if (is_clamp(a)) {
-    const Clamp<S> clamp(a);
 #pragma GCC unroll 32
     for (int i = 0; i < N; ++i) tile[i] = clamp(tile[i]);
     return;
@@ -223,6 +222,10 @@ CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {
   curve(values, N, a.code);
 #pragma GCC unroll 32
   for (int i = 0; i < N; ++i) tile[i] = load<S>(values + i * kPanel);
+}
+template <class S, int N>
+CNNFAST_INLINE void activate(Vec<S> (&tile)[N], const Activation& a) {
+  activate(tile, a, Clamp<S>(a));
 }
 
 // One panel, for slow paths.

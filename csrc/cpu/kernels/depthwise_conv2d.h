@@ -69,11 +69,13 @@ CNNFAST_INLINE Vec<S> pre_activate(Vec<S> x, const Clamp<S>& clamp) {
   return clamp(x);
 }
 
-// Where a block's rows lie, of any channel.
+// Where a block's rows lie, and the bounds of clamps, of any channel.
 template <class T, int K, int Stride, int Rows>
 struct BlockRows {
   BlockRows(const DepthwiseTile& t, int64_t oh, int64_t ow)
-      : y((oh - t.row_begin) * t.y_row + ow * t.y_pixel),
+      : before(t.pre_activation),
+        after(t.activation),
+        y((oh - t.row_begin) * t.y_row + ow * t.y_pixel),
         prefetched(t.height * t.x_row * static_cast<int64_t>(sizeof(T)) > kCached) {
     const int64_t first = oh * Stride - t.window.pad_top, column = ow * Stride - t.window.pad_left;
     for (int i = 0; i < kCount; ++i) x[i] = first + i < 0 || first + i >= t.height ? nullptr : at(t, first + i, column);
@@ -84,6 +86,7 @@ struct BlockRows {
   }
 
   static constexpr int kCount = Rows + K - 1;
+  Clamp<typename Compute<T>::type> before, after;
   const T* x[kCount];  // null: outside the image
   const T* next;       // the first that the rows below will read
   int64_t y;
@@ -98,7 +101,6 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, const BlockRows<T, K
   static_assert(Rows == 1 || (Rows == 2 && Stride == 1));
   const int64_t count = Full ? kPanel : t.channels - channel;
   const int64_t x_pixel = t.x_pixel, y_pixel = t.y_pixel, weight_tap = t.weight_tap;
-  const Clamp<S> pre(t.pre_activation);
   // The loops over registers must unroll, or the accumulators live on the stack.
   Vec<S> acc[Rows * Strip];
 #pragma GCC unroll 16
@@ -120,7 +122,7 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, const BlockRows<T, K
     const auto weight = [&](int r, int j) {
       return load<S>(static_cast<const S*>(t.weight) + ((i - r) * K + j) * weight_tap + channel, count);
     };
-    const auto input = [&](int c) { return pre_activate<P>(load<S>(row + c * x_pixel, count), pre); };
+    const auto input = [&](int c) { return pre_activate<P>(load<S>(row + c * x_pixel, count), rows.before); };
     if constexpr (kHoldsRow && !Edge) {
       // A tap after the other: Rows * Strip products before one waits for another's sum.
       constexpr int kColumns = (Strip - 1) * Stride + K;
@@ -177,15 +179,20 @@ CNNFAST_INLINE void depthwise_block(const DepthwiseTile& t, const BlockRows<T, K
 #pragma GCC unroll 16
     for (int i = 0; i < Rows * Strip; ++i) acc[i] = add(acc[i], bias);
   }
-  activate(acc, t.activation);
+  activate(acc, t.activation, rows.after);
   // Which storage is asked once, not at every store.
   const auto store_as = [&](Storage storage) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const int64_t y = rows.y + r * t.y_row + channel;
 #pragma GCC unroll 8
-      for (int o = 0; o < Strip; ++o)
-        if (!Edge || ow + o < t.out_width) store_storage(t.y, y + o * y_pixel, acc[r * Strip + o], count, storage);
+      for (int o = 0; o < Strip; o += 2) {
+        const int64_t at = y + o * y_pixel;
+        if (o + 1 < Strip && (!Edge || ow + o + 1 < t.out_width))
+          store_two_storage(t.y, at, acc[r * Strip + o], at + y_pixel, acc[r * Strip + o + 1], count, storage);
+        else if (!Edge || ow + o < t.out_width)
+          store_storage(t.y, at, acc[r * Strip + o], count, storage);
+      }
     }
   };
   if (t.y_storage == Storage::f32)

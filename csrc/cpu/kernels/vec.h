@@ -209,6 +209,13 @@ CNNFAST_INLINE void store(T* p, Vec<S> x, int64_t count = kPanel) {
     for (int64_t i = 0; i < count; ++i) p[i] = narrow<T>(lanes[i]);
 }
 
+// The same, of two.
+template <class S, class T>
+CNNFAST_INLINE void store_two(T* p, Vec<S> x, T* q, Vec<S> y, int64_t count = kPanel) {
+  store(p, x, count);
+  store(q, y, count);
+}
+
 }  // namespace
 }  // namespace cnnfast::CNNFAST_ISA
 
@@ -259,6 +266,16 @@ CNNFAST_INLINE void store_storage(void* p, int64_t index, Vec<S> x, int64_t coun
     if (storage == Storage::f16) return store(static_cast<f16*>(p) + index, x, count);
     store(static_cast<float*>(p) + index, x, count);
   }
+}
+
+template <class S>
+CNNFAST_INLINE void store_two_storage(void* p, int64_t index, Vec<S> x, int64_t other, Vec<S> y, int64_t count,
+                                      Storage storage) {
+  if constexpr (sizeof(S) == sizeof(float))
+    if (storage == Storage::bf16)
+      return store_two(static_cast<bf16*>(p) + index, x, static_cast<bf16*>(p) + other, y, count);
+  store_storage(p, index, x, count, storage);
+  store_storage(p, other, y, count, storage);
 }
 
 }  // namespace

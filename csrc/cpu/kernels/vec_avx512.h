@@ -135,6 +135,20 @@ CNNFAST_INLINE void store<float, bf16>(bf16* p, Vec<float> x, int64_t count) {
   else
     _mm256_mask_storeu_epi16(p, mask(count), words);
 }
+#if defined(__AVX512BF16__)
+// One instruction rounds both, in the time that it takes for one.
+template <>
+CNNFAST_INLINE void store_two<float, bf16>(bf16* p, Vec<float> x, bf16* q, Vec<float> y, int64_t count) {
+  if (!__builtin_constant_p(count) || count < kPanel) {
+    store(p, x, count);
+    store(q, y, count);
+    return;
+  }
+  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(y.v, x.v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(both));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm512_extracti64x4_epi64(both, 1));
+}
+#endif
 template <>
 CNNFAST_INLINE void store<float, f16>(f16* p, Vec<float> x, int64_t count) {
   _mm256_mask_storeu_epi16(p, mask(count), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
