@@ -113,13 +113,13 @@ def check_call_on_side_stream(call, source):
     assert_equal(result, expected)
 
 
-def check_device_that_is_not_the_current_one(case, backend):
-    """case: on cuda:1."""
+def check_device_that_is_not_the_current_one(case, backend, check=None):
+    """case: on cuda:1. check: of its result, if not the case's own."""
     assert torch.cuda.current_device() == 0
     y = run(case, backend)
     computed = gradients(case, torch.randn_like(y), backend)
     assert all(tensor.device == torch.device("cuda:1") for tensor in (y, *computed.values()))
-    case.check(y)
+    (check or case.check)(y)
     with torch.cuda.device(1):
         assert torch.equal(run(case, backend), y)
 
@@ -128,6 +128,18 @@ def check_cuda_graph(case, backend):
     check_call_in_cuda_graph(
         lambda x: case.run(x=x, backend=backend), case.x.clone(memory_format=torch.preserve_format)
     )
+
+
+def check_step_in_cuda_graph(case, backend):
+    """Forward and backward."""
+    grad = torch.randn_like(run(case, backend))
+
+    def step(x):
+        leaves = {name: t.detach().requires_grad_() for name, t in (case.tensors | {"x": x}).items()}
+        y = case.run(**leaves, backend=backend)
+        return y.detach(), *torch.autograd.grad(y, leaves.values(), grad)
+
+    check_call_in_cuda_graph(step, case.x.clone(memory_format=torch.preserve_format))
 
 
 def check_call_in_cuda_graph(call, x):

@@ -123,26 +123,15 @@ def test_side_stream(op, backend):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("op", OPS)
 def test_device_that_is_not_the_current_one(op, backend):
-    assert torch.cuda.current_device() == 0
     case = on_gpu(op, device="cuda:1")
-    y = run(case, backend)
-    computed = calls.gradients(case, torch.randn_like(y), backend)
-    assert all(tensor.device == torch.device("cuda:1") for tensor in (y, *computed.values()))
-    check_output(op, case.tensors, case.options, y)
+    calls.check_device_that_is_not_the_current_one(
+        case, backend, lambda y: check_output(op, case.tensors, case.options, y)
+    )
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_cuda_graph(op, backend):
-    """Forward and backward."""
-    case = on_gpu(op, (4, 64, 28, 28), activation="silu")
-    grad = torch.randn_like(case.x)
-
-    def step(x):
-        leaves = {name: t.detach().requires_grad_() for name, t in (case.tensors | {"x": x}).items()}
-        y = case.run(**leaves, backend=backend)
-        return y.detach(), *torch.autograd.grad(y, leaves.values(), grad)
-
-    calls.check_call_in_cuda_graph(step, case.x.clone(memory_format=torch.preserve_format))
+    calls.check_step_in_cuda_graph(on_gpu(op, (4, 64, 28, 28), activation="silu"), backend)
 
 
 @pytest.mark.parametrize("dynamic", (False, True))
